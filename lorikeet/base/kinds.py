@@ -1,0 +1,105 @@
+"""A kind is a file: `adapter: {kind: lora}` is the options class in lorikeet/adapters/lora.py.
+
+There is no registry. The file's name is the kind; a path (`kind: ./mine.py`) is someone else's kind. A plug-in
+folder has a `_contract.py`; its files without an underscore are its kinds.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import pkgutil
+from functools import lru_cache, reduce
+from pathlib import Path
+from types import ModuleType
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BeforeValidator, create_model
+
+from lorikeet.base.errors import RecipeError, nearest
+from lorikeet.base.options import Options
+
+OptionsType = TypeVar("OptionsType", bound=Options)
+
+
+def kinds(package: str) -> list[str]:
+    """The names of the kinds in a plug-in folder, e.g. kinds("lorikeet.adapters")."""
+    folder = importlib.import_module(package).__path__
+    return sorted(module.name for module in pkgutil.iter_modules(folder) if not module.name.startswith("_"))
+
+
+@lru_cache
+def kind_class(package: str, contract: type[OptionsType], name: str) -> type[OptionsType]:
+    """The subclass of `contract` in the file that `name` stands for.
+
+    Raises RecipeError for a name that is no file of the folder, or a path without exactly one such class.
+    """
+    if name.endswith(".py"):
+        return _only_class(_module_at(Path(name)), contract)
+    known = kinds(package)
+    if name not in known:
+        folder = package.rsplit(".", 1)[-1]
+        raise RecipeError(
+            f"{folder}: there is no kind '{name}'",
+            given=name,
+            allowed=" ".join(known) + "  (or a path to your own .py file)",
+            try_=nearest(name, known),
+        )
+    return _only_class(importlib.import_module(f"{package}.{name}"), contract)
+
+
+def kind_field(package: str, contract: type[OptionsType], shorthand: bool = True) -> Any:
+    """The type annotation of a recipe field that holds one kind: validates `{kind: name, ...}` or just `name`.
+
+    The JSON schema is the union of the folder's kinds.
+    """
+    # annotated without `from __future__` strings: pydantic needs the real objects
+    classes = tuple(_with_kind(kind_class(package, contract, name), name) for name in kinds(package))
+    union: Any = reduce(lambda left, right: left | right, (*classes, contract))
+
+    def resolve(value: Any) -> Any:
+        if isinstance(value, contract):
+            return value
+        if isinstance(value, str) and shorthand:
+            value = {"kind": value}
+        if not isinstance(value, dict) or "kind" not in value:
+            raise ValueError(f"needs a mapping with a 'kind' (one of: {' '.join(kinds(package))})")
+        name = str(value["kind"])
+        chosen = kind_class(package, contract, name)
+        if not name.endswith(".py"):
+            return _with_kind(chosen, name).model_validate(value)
+        return create_model(chosen.__name__, __base__=chosen, kind=(Literal[name], name)).model_validate(value)
+
+    return Annotated[union, BeforeValidator(resolve)]
+
+
+def _with_kind(chosen: type[OptionsType], name: str) -> type[OptionsType]:
+    field = chosen.model_fields.get("kind")
+    if field is None or field.default != name:
+        raise AssertionError(f"{chosen.__module__}: needs the field  kind: Literal[{name!r}] = {name!r}")
+    return chosen
+
+
+def _module_at(path: Path) -> ModuleType:
+    if not path.is_file():
+        raise RecipeError(f"kind: no such file '{path}'", given=str(path), try_="a path relative to where you run lorikeet")
+    spec = importlib.util.spec_from_file_location(f"lorikeet_kind_{path.stem}", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _only_class(module: ModuleType, contract: type[OptionsType]) -> type[OptionsType]:
+    found = [
+        value
+        for value in vars(module).values()
+        if inspect.isclass(value) and issubclass(value, contract) and value.__module__ == module.__name__
+    ]
+    if len(found) != 1:
+        raise RecipeError(
+            f"{module.__name__} must define exactly one subclass of {contract.__name__}",
+            given=f"{len(found)}: {' '.join(value.__name__ for value in found)}",
+        )
+    return found[0]

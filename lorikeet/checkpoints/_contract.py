@@ -1,0 +1,34 @@
+"""What every model file or folder answers: what is in it, and one dense tensor at a time.
+
+A kind is a file of this folder with a module function `recognises(path) -> bool` and `open(path, ...) -> Checkpoint`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import Tensor
+
+
+class Checkpoint(Protocol):
+    path: Path
+    layout: str  # the kind's name: "hf", "gguf"; decides which names and config keys a model family expects
+    config: dict[str, Any]  # hf: config.json; gguf: the file's metadata, e.g. {"general.architecture": "llama", ...}
+
+    def names(self) -> list[str]:
+        """Tensor names as stored."""
+        ...
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """[out, in] order for matrices, without reading the tensor."""
+        ...
+
+    def read(self, name: str) -> Tensor:
+        """The tensor, dense and on the CPU. Stored dtype for float formats; float32 for what GGUF dequantises.
+        Raises CheckpointError for a missing name or a truncated file."""
+        ...
+
+    def fingerprint(self) -> str:
+        """sha256 that identifies the weights: over names, shapes and contents (cached beside file size and mtime)."""
+        ...

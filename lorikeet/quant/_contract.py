@@ -1,0 +1,42 @@
+"""How a frozen weight is kept: anything that can produce its `[out, in]` matrix.
+
+This one method, `dense`, is where adapters and quantisation meet: N adapters and M kinds of storage are N + M files.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from lorikeet.base.options import Options
+
+
+class FrozenWeight(nn.Module):
+    """A weight [out, in] that does not train. Stored rows lie on dim 0 of its tensors."""
+
+    out_features: int
+    in_features: int
+
+    def dense(self, dtype: torch.dtype) -> Tensor:
+        """The matrix [out, in] in `dtype`. May alias storage: callers never write to it."""
+        raise NotImplementedError
+
+    def linear(self, x: Tensor) -> Tensor:
+        """x [T, in] -> x W^T [T, out]. A kind may bring a fused kernel."""
+        return x @ self.dense(x.dtype).T
+
+    def backward(self, dy: Tensor) -> Tensor:
+        """dy [T, out] -> dy W [T, in], the gradient of `linear` with respect to x."""
+        return dy @ self.dense(dy.dtype)
+
+
+class Quant(Options):
+    """Base of the quantisation kinds; fields are `quant`'s options."""
+
+    def freeze(self, weight: Tensor) -> FrozenWeight:
+        """Keep a dense `weight` [out, in] this way."""
+        raise NotImplementedError
+
+    def empty(self, out_features: int, in_features: int, dtype: torch.dtype, device: torch.device) -> FrozenWeight:
+        """The same storage without contents, for planning."""
+        raise NotImplementedError

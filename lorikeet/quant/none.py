@@ -1,0 +1,34 @@
+"""No quantisation: the weight is kept dense, in the model's own dtype."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from lorikeet.quant._contract import FrozenWeight, Quant
+
+
+class NoQuant(Quant):
+    """Weights stay dense in `model.dtype`."""
+
+    kind: Literal["none"] = "none"
+
+    def freeze(self, weight: Tensor) -> FrozenWeight:
+        return DenseWeight(weight)
+
+    def empty(self, out_features: int, in_features: int, dtype: torch.dtype, device: torch.device) -> FrozenWeight:
+        return DenseWeight(torch.empty(out_features, in_features, dtype=dtype, device=device))
+
+
+class DenseWeight(FrozenWeight):
+    """[out, in] as it is."""
+
+    def __init__(self, weight: Tensor):
+        super().__init__()
+        self.out_features, self.in_features = weight.shape
+        self.weight = nn.Parameter(weight, requires_grad=False)
+
+    def dense(self, dtype: torch.dtype) -> Tensor:
+        return self.weight.to(dtype)

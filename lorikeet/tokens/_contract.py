@@ -1,0 +1,35 @@
+"""What every tokenizer does: plain text to ids with character offsets, and back.
+
+Control strings are never recognised in plain text: `encode("<|im_end|>")` gives the ids of those characters, never
+the control token. Control tokens come only from a template, by name, through `control`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+
+class Tokenizer(Protocol):
+    """Ids are ints in [0, vocab_size)."""
+
+    vocab_size: int
+    control: dict[str, int]  # control (special) token string -> id
+    bos_token: str | None  # None: the model has none, or does not want one added
+    eos_token: str | None
+    pad_id: int  # eos where the model names none
+    chat_template: str | None  # jinja source, from the model
+    fingerprint: str  # sha256 of everything that decides ids
+
+    def encode(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """Ids of plain text and, for each, its (start, end) character span in `text`. Adds nothing."""
+        ...
+
+    def decode(self, ids: Sequence[int], *, skip_control: bool = True) -> str:
+        """The text of `ids`; incomplete UTF-8 at the end becomes U+FFFD."""
+        ...
+
+    def save(self, folder: Path) -> None:
+        """Write tokenizer.json and tokenizer_config.json (with the chat template) as Hugging Face folders have them."""
+        ...
