@@ -21,6 +21,7 @@ from lorikeet.base.errors import RecipeError, nearest
 from lorikeet.base.options import Options
 
 OptionsType = TypeVar("OptionsType", bound=Options)
+AnyType = TypeVar("AnyType")
 
 
 def kinds(package: str) -> list[str]:
@@ -91,7 +92,7 @@ def _module_at(path: Path) -> ModuleType:
     return module
 
 
-def _only_class(module: ModuleType, contract: type[OptionsType]) -> type[OptionsType]:
+def _only_class(module: ModuleType, contract: type[AnyType]) -> type[AnyType]:
     found = [
         value
         for value in vars(module).values()
@@ -103,3 +104,8 @@ def _only_class(module: ModuleType, contract: type[OptionsType]) -> type[Options
             given=f"{len(found)}: {' '.join(value.__name__ for value in found)}",
         )
     return found[0]
+
+
+def family_files(package: str, contract: type[AnyType]) -> list[type[AnyType]]:
+    """The one subclass of `contract` in each file of a plug-in folder whose classes are not options."""
+    return [_only_class(importlib.import_module(f"{package}.{name}"), contract) for name in kinds(package)]

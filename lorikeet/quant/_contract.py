@@ -21,6 +21,11 @@ class FrozenWeight(nn.Module):
         """The matrix [out, in] in `dtype`. May alias storage: callers never write to it."""
         raise NotImplementedError
 
+    def write(self, start: int, weight: Tensor) -> None:
+        """Keep a dense `weight` [n, in] as rows start..start+n. Loading fills a group's storage member by member, so
+        that one dense tensor is in memory at a time."""
+        raise NotImplementedError
+
     def linear(self, x: Tensor) -> Tensor:
         """x [T, in] -> x W^T [T, out]. A kind may bring a fused kernel."""
         return x @ self.dense(x.dtype).T
@@ -33,10 +38,12 @@ class FrozenWeight(nn.Module):
 class Quant(Options):
     """Base of the quantisation kinds; fields are `quant`'s options."""
 
-    def freeze(self, weight: Tensor) -> FrozenWeight:
-        """Keep a dense `weight` [out, in] this way."""
+    def empty(self, out_features: int, in_features: int, dtype: torch.dtype, device: torch.device) -> FrozenWeight:
+        """Storage for a weight [out, in], without contents: loading writes rows into it, planning leaves it empty."""
         raise NotImplementedError
 
-    def empty(self, out_features: int, in_features: int, dtype: torch.dtype, device: torch.device) -> FrozenWeight:
-        """The same storage without contents, for planning."""
-        raise NotImplementedError
+    def freeze(self, weight: Tensor) -> FrozenWeight:
+        """Keep a dense `weight` [out, in] this way."""
+        kept = self.empty(*weight.shape, dtype=weight.dtype, device=weight.device)
+        kept.write(0, weight)
+        return kept

@@ -15,9 +15,6 @@ class NoQuant(Quant):
 
     kind: Literal["none"] = "none"
 
-    def freeze(self, weight: Tensor) -> FrozenWeight:
-        return DenseWeight(weight)
-
     def empty(self, out_features: int, in_features: int, dtype: torch.dtype, device: torch.device) -> FrozenWeight:
         return DenseWeight(torch.empty(out_features, in_features, dtype=dtype, device=device))
 
@@ -29,6 +26,10 @@ class DenseWeight(FrozenWeight):
         super().__init__()
         self.out_features, self.in_features = weight.shape
         self.weight = nn.Parameter(weight, requires_grad=False)
+
+    @torch.no_grad()
+    def write(self, start: int, weight: Tensor) -> None:
+        self.weight[start : start + len(weight)].copy_(weight)
 
     def dense(self, dtype: torch.dtype) -> Tensor:
         return self.weight.to(dtype)

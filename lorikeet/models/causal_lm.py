@@ -1,0 +1,83 @@
+"""The contract of a network: hidden states from tokens, a head that is never applied whole, and named linears.
+
+The training step, the adapters and the engine know a model only through this class.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lorikeet.models.linear import FrozenLinear, LinearGroup
+from lorikeet.ops.attention import View
+from lorikeet.ops.linear_cross_entropy import HeadLoss, full_logits, linear_cross_entropy
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The sizes that everyone needs. `config` is the Hugging Face config.json the network came with."""
+
+    vocab_size: int
+    width: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    ffn_width: int
+    max_position: int
+    config: dict[str, Any]
+
+
+class Head(nn.Module):
+    """Logits: scale * (hidden W^T + bias), capped. `weight` [V, D] is the embedding's own tensor where tied."""
+
+    def __init__(self, weight: nn.Parameter, bias: nn.Parameter | None = None, *, scale: float = 1.0, softcap: float | None = None):  # fmt: skip
+        super().__init__()
+        self.weight, self.bias, self.scale, self.softcap = weight, bias, scale, softcap
+
+    def loss(self, hidden: Tensor, targets: Tensor, weights: Tensor) -> HeadLoss:
+        """hidden [N, D], targets [N], weights [N]: the weighted sum of token losses, in chunks."""
+        return linear_cross_entropy(
+            hidden, self.weight, targets, weights, bias=self.bias, scale=self.scale, softcap=self.softcap
+        )
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """hidden [N, D] -> [N, V] float32; for generation, where N is small."""
+        return full_logits(hidden, self.weight, bias=self.bias, scale=self.scale, softcap=self.softcap)
+
+
+class CausalLM(nn.Module):
+    """Base of all networks. Subclasses set `shape` and `head` and define `hidden`."""
+
+    shape: Shape
+    head: Head
+    gradient_checkpointing: bool = False
+
+    def hidden(self, tokens: Tensor, positions: Tensor, view: View) -> Tensor:
+        """tokens [T] int64, positions [T] int64 -> the last hidden states [T, D], after the final norm."""
+        raise NotImplementedError
+
+    def groups(self) -> Iterator[LinearGroup]:
+        """Every group of linears, in the order of the layers."""
+        return (module for module in self.modules() if isinstance(module, LinearGroup))
+
+    def linears(self) -> Iterator[tuple[str, FrozenLinear]]:
+        """(checkpoint name, linear) of every linear but the head."""
+        return ((linear.name, linear) for group in self.groups() for linear in group.linears)
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """(checkpoint name, dense tensor) of everything a Hugging Face folder holds, one at a time."""
+        raise NotImplementedError
+
+    @property
+    def device(self) -> torch.device:
+        return self.head.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of activations."""
+        return self.head.weight.dtype

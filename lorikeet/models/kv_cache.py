@@ -1,0 +1,97 @@
+"""Keys and values of what was already read, so that each new token costs one token's work.
+
+`Prefill` and `Decode` are two more views: the same network reads a packed row of prompts into the cache, then one
+token per conversation, without a branch for either.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lorikeet.models.causal_lm import Shape
+from lorikeet.ops.attention import PackedView
+
+
+class KvCache:
+    """B rows of up to S tokens: keys and values [layers, B, K, S, E]."""
+
+    def __init__(self, shape: Shape, rows: int, capacity: int, dtype: torch.dtype, device: torch.device):
+        sizes = (shape.layers, rows, shape.kv_heads, capacity, shape.head_dim)
+        self.keys = torch.zeros(sizes, dtype=dtype, device=device)
+        self.values = torch.zeros(sizes, dtype=dtype, device=device)
+        self.lengths = torch.zeros(rows, dtype=torch.int64, device=device)
+        self.capacity = capacity
+
+    def keep(self, rows: Tensor) -> None:
+        """Go on with these rows only (int64 indices): finished conversations leave."""
+        self.keys, self.values = self.keys[:, rows].contiguous(), self.values[:, rows].contiguous()
+        self.lengths = self.lengths[rows]
+
+
+class Prefill:
+    """Reads prompts laid out one after the other, each from position 0, and stores them in the cache's rows."""
+
+    def __init__(self, cache: KvCache, lengths: list[int]):
+        device = cache.keys.device
+        self.cache = cache
+        self.rows = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths)).to(device)
+        self.positions = torch.cat([torch.arange(length) for length in lengths]).to(device)
+        ends = torch.tensor(lengths).cumsum(0)
+        until = torch.repeat_interleave(ends, torch.tensor(lengths)).int()
+        self.last = (ends - 1).to(device)  # [B], where each prompt's next token is predicted
+        self._packed = PackedView(until, self.positions.cpu())
+        cache.lengths.copy_(torch.tensor(lengths))
+
+    def attend(
+        self, layer: int, q: Tensor, k: Tensor, v: Tensor, *, scale: float, window: int | None = None,
+        softcap: float | None = None,
+    ) -> Tensor:  # fmt: skip
+        """See `View.attend`."""
+        self.cache.keys[layer, self.rows, :, self.positions] = k
+        self.cache.values[layer, self.rows, :, self.positions] = v
+        return self._packed.attend(layer, q, k, v, scale=scale, window=window, softcap=softcap)
+
+
+class Decode:
+    """One new token per row; call `advance` after each."""
+
+    def __init__(self, cache: KvCache):
+        self.cache = cache
+        self._plan()
+
+    @property
+    def positions(self) -> Tensor:
+        """[B] rotary positions of the new tokens."""
+        return self.cache.lengths
+
+    def advance(self) -> None:
+        """The new tokens are now part of what was read."""
+        self.cache.lengths += 1
+        self._plan()
+
+    def _plan(self) -> None:
+        lengths = self.cache.lengths
+        self._rows = torch.arange(len(lengths), device=lengths.device)
+        self._longest = int(lengths.max()) + 1 if len(lengths) else 0
+        index = torch.arange(self._longest, device=lengths.device)
+        self._distance = lengths[:, None] - index  # [B, S], how far back each key is; negative: not written
+        self._masks: dict[int | None, Tensor] = {}
+
+    def attend(
+        self, layer: int, q: Tensor, k: Tensor, v: Tensor, *, scale: float, window: int | None = None,
+        softcap: float | None = None,
+    ) -> Tensor:  # fmt: skip
+        """See `View.attend`; here T = B."""
+        cache, (rows, heads, width) = self.cache, q.shape
+        cache.keys[layer, self._rows, :, cache.lengths] = k
+        cache.values[layer, self._rows, :, cache.lengths] = v
+        keys, values = cache.keys[layer, :, :, : self._longest], cache.values[layer, :, :, : self._longest]
+        if window not in self._masks:
+            hidden = self._distance < 0
+            self._masks[window] = (hidden if window is None else hidden | (self._distance >= window))[:, None, None]
+        scores = (q.view(rows, k.shape[1], -1, width) @ keys.mT).mul_(scale)  # [B, K, G, S]
+        if softcap is not None:
+            scores = softcap * torch.tanh(scores / softcap)
+        probabilities = scores.masked_fill_(self._masks[window], float("-inf")).softmax(-1)
+        return (probabilities @ values).reshape(rows, heads, width)

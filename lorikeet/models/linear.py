@@ -1,0 +1,84 @@
+"""The frozen linears of a network, in groups that read the same input.
+
+q, k and v (or gate and up) are one matmul: a `LinearGroup` owns their weights in one storage, and its members stay
+named slices of it, each with its own bias and its own place for an adapter. A lone linear is a group of one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from lorikeet.ops.lora_linear import lora_linear
+from lorikeet.quant._contract import FrozenWeight
+
+
+class FrozenLinear(nn.Module):
+    """One named linear: rows `rows` of its group's weight. `name` is the checkpoint's, without `.weight`."""
+
+    def __init__(self, name: str, rows: slice, weight: FrozenWeight, bias: Tensor | None):
+        super().__init__()
+        self.name, self.rows = name, rows
+        self._weight = [weight]  # in a list: the group owns the module, the member only looks
+        self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
+
+    @property
+    def out_features(self) -> int:
+        return self.rows.stop - self.rows.start
+
+    @property
+    def in_features(self) -> int:
+        return self._weight[0].in_features
+
+    @property
+    def device(self) -> torch.device:
+        return next(self._weight[0].parameters()).device
+
+    def dense(self, dtype: torch.dtype) -> Tensor:
+        """The frozen weight [out, in]; may alias storage."""
+        return self._weight[0].dense(dtype)[self.rows]
+
+    def write(self, weight: Tensor) -> None:
+        """Keep a dense weight [out, in] in the group's storage."""
+        self._weight[0].write(self.rows.start, weight)
+
+
+class LinearGroup(nn.Module):
+    """Linears over one input, computed together. `attached` is what an adapter put there: it computes instead."""
+
+    attached: Callable[[Tensor], Tensor] | None
+
+    def __init__(self, names: Sequence[str], sizes: Sequence[int], weight: FrozenWeight, biases: Sequence[Tensor | None]):  # fmt: skip
+        super().__init__()
+        assert sum(sizes) == weight.out_features and len(names) == len(sizes) == len(biases)
+        self.weight = weight
+        self.sizes = tuple(sizes)
+        starts = [sum(sizes[:i]) for i in range(len(sizes))]
+        self.members = nn.ModuleList(
+            FrozenLinear(name, slice(start, start + size), weight, bias)
+            for name, start, size, bias in zip(names, starts, sizes, biases)
+        )
+        self.attached = None
+
+    @property
+    def linears(self) -> list[FrozenLinear]:
+        return [member for member in self.members if isinstance(member, FrozenLinear)]
+
+    def bias(self) -> Tensor | None:
+        """The members' biases side by side [out], or None where no member has one."""
+        biases = [member.bias for member in self.linears]
+        if all(bias is None for bias in biases):
+            return None
+        parts = [
+            torch.zeros(member.out_features, device=member.device) if bias is None else bias
+            for member, bias in zip(self.linears, biases)
+        ]
+        return torch.cat([part.float() if part.dtype != torch.float64 else part for part in parts])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [T, in] -> [T, sum of the members' out]."""
+        if self.attached is not None:
+            return self.attached(x)
+        return lora_linear(x, self.weight, self.bias())

@@ -1,0 +1,122 @@
+"""From a checkpoint to a network: build it empty, then read, freeze and place one tensor at a time.
+
+The peak is the network as kept plus one dense tensor, whatever the file's own dtype or layout.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Literal
+
+import torch
+from pydantic import Field
+
+from lorikeet.base.errors import CheckpointError, ModelError
+from lorikeet.base.kinds import family_files
+from lorikeet.base.options import Options
+from lorikeet.checkpoints._contract import Checkpoint
+from lorikeet.models.decoder import Decoder
+from lorikeet.models.families._contract import DecoderSpec, Family
+from lorikeet.quant._contract import Quant
+
+Dtype = Literal["auto", "bfloat16", "float16", "float32", "float64"]
+
+
+class ModelOptions(Options):
+    """The recipe's `model` section."""
+
+    path: str = Field(description="What to fine-tune: an alias (smollm2-135m), a folder, a .gguf file, or a hub name.")
+    dtype: Dtype = Field(
+        "auto", description="Of frozen weights and activations; auto takes bfloat16 where it is fast, else float32."
+    )
+    device: str = Field("auto", description="auto takes a CUDA device where there is one, else the CPU.")
+    allow_pickle: bool = Field(False, description="Read pytorch_model.bin (weights only) where there is no safetensors.")
+    threads: int | None = Field(None, ge=1, description="CPU threads; by default as many as the machine has cores.")
+
+
+def pick_device(device: str) -> torch.device:
+    """The device `model.device` stands for. Raises ModelError for one that is not there."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+        torch.empty(1, device=chosen)
+    except (RuntimeError, AssertionError) as error:
+        raise ModelError(f"no device '{device}' here", given=device, allowed="auto cpu cuda cuda:N", try_="model.device=cpu") from error  # fmt: skip
+    return chosen
+
+
+def pick_dtype(dtype: Dtype, device: torch.device) -> torch.dtype:
+    """The dtype `model.dtype` stands for; auto times a matmul on the CPU and asks a GPU."""
+    if dtype != "auto":
+        return getattr(torch, dtype)  # type: ignore[no-any-return]
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    if device.type != "cpu":
+        return torch.float32
+    return torch.bfloat16 if _matmul_seconds(torch.bfloat16) < 0.8 * _matmul_seconds(torch.float32) else torch.float32
+
+
+def _matmul_seconds(dtype: torch.dtype) -> float:
+    a, b = torch.ones(1024, 768, dtype=dtype), torch.ones(768, 1024, dtype=dtype)
+    times = []
+    for _ in range(4):
+        start = time.perf_counter()
+        a @ b
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def families() -> Iterator[Family]:
+    """Every family of the folder."""
+    for family in family_files("lorikeet.models.families", Family):
+        yield family()
+
+
+def identify(checkpoint: Checkpoint) -> tuple[Family, DecoderSpec]:
+    """The family of a checkpoint and what it says about the network. Raises ModelError for an unknown one."""
+    config, known = checkpoint.config, []
+    for family in families():
+        known.append(family.kind)
+        if checkpoint.layout == "gguf":
+            if config.get("general.architecture") == family.gguf_architecture:
+                shapes = {name: checkpoint.shape(name) for name in checkpoint.names()}
+                return family, family.spec(family.config_from_gguf(config, shapes))
+        elif config.get("model_type") == family.model_type:
+            return family, family.spec(config)
+    raise ModelError(
+        f"unknown kind of network in {checkpoint.path}",
+        given=config.get("model_type") or config.get("general.architecture"),
+        allowed=" ".join(known),
+    )
+
+
+def load(checkpoint: Checkpoint, quant: Quant, *, dtype: torch.dtype, device: torch.device) -> Decoder:
+    """The checkpoint's network with its weights, frozen. Raises CheckpointError for a missing or odd tensor."""
+    family, spec = identify(checkpoint)
+    model = Decoder(spec, quant, dtype, device)
+    gguf = checkpoint.layout == "gguf"
+    present = set(checkpoint.names())
+    for name, tensor, group, member in model.slots():
+        source = family.gguf_name(name) if gguf else name
+        if source not in present:
+            raise CheckpointError(f"tensor '{source}' is missing", given=f"{len(present)} tensors in {checkpoint.path}")
+        dense = checkpoint.read(source)
+        if gguf:
+            dense = family.from_gguf(name, dense, spec)
+        expected = tuple(tensor.shape) if tensor is not None else _member_shape(group, member)
+        if tuple(dense.shape) != expected:
+            raise CheckpointError(f"tensor '{source}' has another shape than the config says", given=tuple(dense.shape), allowed=expected)  # fmt: skip
+        if group is not None:
+            group.linears[member].write(dense.to(device=device, dtype=dtype))
+        elif tensor is not None:
+            with torch.no_grad():
+                tensor.copy_(dense)
+        del dense
+    return model
+
+
+def _member_shape(group: object, member: int) -> tuple[int, int]:
+    linear = group.linears[member]  # type: ignore[attr-defined]
+    return linear.out_features, linear.in_features
