@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from lorikeet.base.nouns import Conversation, Origin
@@ -12,11 +13,18 @@ class Format(Options):
     """Base of the format kinds; fields are `data.format`'s options."""
 
     expects: ClassVar[str] = ""  # one line for error messages: the columns a row needs
+    precedence: ClassVar[int] = 0  # where several formats recognise a row, the highest reads it
 
     def recognises(self, row: dict[str, Any]) -> bool:
         """Whether a row has this format's columns; used when `data.format` is auto."""
         raise NotImplementedError
 
-    def read(self, row: dict[str, Any], origin: Origin) -> Conversation:
-        """The row's conversation. Raises DataError that names origin and column."""
+    def settle(self, rows: Sequence[dict[str, Any]], file: str) -> Format:
+        """The format to read `file` with, knowing its first rows; kinds that detect something override this."""
+        return self
+
+    def read(self, row: dict[str, Any], origin: Origin, *, reply: bool = True) -> Conversation:
+        """The row's conversation. Raises DataError that names origin and column.
+
+        `reply=False` (predict): the row may end with the question, without an answer."""
         raise NotImplementedError

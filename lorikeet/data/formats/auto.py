@@ -1,0 +1,57 @@
+"""The format found by looking at a file's first rows; what was found is said, never guessed in silence."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from pydantic import Field
+
+from lorikeet.base.errors import DataError, nearest
+from lorikeet.base.kinds import kind_class, kinds
+from lorikeet.base.log import note
+from lorikeet.base.nouns import Conversation, Origin
+from lorikeet.data.formats import _row
+from lorikeet.data.formats._contract import Format
+
+PACKAGE = "lorikeet.data.formats"
+
+
+class Auto(Format):
+    """Asks every other format whether it recognises the first rows."""
+
+    kind: Literal["auto"] = Field("auto", description="Found from the first rows, and said.")
+
+    def recognises(self, row: dict[str, Any]) -> bool:
+        return False  # it is never the answer to its own question
+
+    def settle(self, rows: Sequence[dict[str, Any]], file: str) -> Format:
+        """The most specific format that recognises the first row; it is printed. Raises DataError for none."""
+        for row in rows[:1]:
+            _row.refuse_preferences(row, file)
+        candidates = [kind_class(PACKAGE, Format, name)() for name in kinds(PACKAGE) if name != "auto"]
+        found = sorted(
+            (format_ for format_ in candidates if any(format_.recognises(row) for row in rows)),
+            key=lambda format_: (sum(format_.recognises(row) for row in rows), format_.precedence),
+        )
+        if not found:
+            raise _unknown(rows, file, candidates)
+        note(f"{file}: format {found[-1].model_dump()['kind']}")
+        return found[-1].settle(rows, file)
+
+    def read(self, row: dict[str, Any], origin: Origin, *, reply: bool = True) -> Conversation:
+        return self.settle([row], str(origin)).read(row, origin, reply=reply)
+
+
+def _unknown(rows: Sequence[dict[str, Any]], file: str, candidates: Sequence[Format]) -> DataError:
+    columns = list(rows[0]) if rows else []
+    known = ("instruction", "output", "conversations", "messages", "prompt", "response", "question", "answer", "text")
+    near = [(column, close) for column in map(str, columns) if (close := nearest(column, known)) and close != column]
+    return DataError(
+        f"{file}: no format recognises these columns",
+        given=f"columns {' '.join(map(str, columns)) or '(none)'}",
+        allowed="; ".join(f"{format_.model_dump()['kind']}: {format_.expects}" for format_ in candidates),
+        try_=f"rename the column '{near[0][0]}' to '{near[0][1]}'"
+        if near
+        else "data.format='{kind: columns, prompt: NAME, response: NAME}'",
+    )

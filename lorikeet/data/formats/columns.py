@@ -1,0 +1,78 @@
+"""Rows with one column for the question and one for the answer, whatever they are called."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field
+
+from lorikeet.base.errors import DataError
+from lorikeet.base.log import note
+from lorikeet.base.nouns import Conversation, Message, Origin
+from lorikeet.data.formats import _row
+from lorikeet.data.formats._contract import Format
+
+PAIRS = (
+    ("prompt", "response"),
+    ("prompt", "completion"),
+    ("question", "answer"),
+    ("question", "response"),
+    ("instruction", "response"),
+    ("query", "response"),
+    ("input", "output"),
+    ("source", "target"),
+)
+
+
+class Columns(Format):
+    """A question column and an answer column."""
+
+    kind: Literal["columns"] = Field("columns", description="Rows with a question column and an answer column.")
+    prompt: str | None = Field(None, description="The question's column; by default found among common names.")
+    response: str | None = Field(None, description="The answer's column; by default found among common names.")
+    system: str | None = Field(None, description="The column of the system prompt, if there is one.")
+    expects: ClassVar[str] = "a pair of columns such as " + ", ".join("/".join(pair) for pair in PAIRS)
+    precedence: ClassVar[int] = 1
+
+    def _pair(self, row: dict[str, Any]) -> tuple[str, str] | None:
+        """The question's and the answer's column in `row`; None where there is no such pair."""
+        for prompt, response in PAIRS:
+            pair = (self.prompt or prompt, self.response or response)
+            if pair[0] != pair[1] and pair[0] in row and pair[1] in row:
+                return pair
+        return None
+
+    def recognises(self, row: dict[str, Any]) -> bool:
+        # a lone question is recognised too: predict reads such files, and training names the missing answer
+        return self._pair(row) is not None or any(column in row for column in ("prompt", "question", "query"))
+
+    def settle(self, rows: Sequence[dict[str, Any]], file: str) -> Format:
+        pair = self._pair(rows[0]) if rows else None
+        if pair is None or (self.prompt and self.response):
+            return self
+        note(f"{file}: questions from the column '{pair[0]}', answers from '{pair[1]}'")
+        return self.model_copy(update={"prompt": pair[0], "response": pair[1]})
+
+    def read(self, row: dict[str, Any], origin: Origin, *, reply: bool = True) -> Conversation:
+        prompt, response = self._pair(row) or (self.prompt, self.response)
+        if prompt is None and not reply:  # a file of questions alone
+            prompt = next((column for column, _ in PAIRS if column in row), None)
+        if prompt is None or (response is None and reply):
+            raise DataError(
+                f"{origin}: cannot tell which column is the question and which the answer",
+                given=f"columns {' '.join(map(str, row))}",
+                allowed=self.expects,
+                try_="data.format='{kind: columns, prompt: NAME, response: NAME}'",
+            )
+        expects = f"{prompt} {response or ''} (data.format names them)"
+        for column in (prompt, response if reply else None, self.system):
+            if column is not None and column not in row:
+                _row.wrong_columns(row, column, origin, expects, (prompt, response or ""))
+        messages = []
+        if self.system and (system := _row.text(row, self.system, origin, empty=True)):
+            messages.append(Message("system", system))
+        messages.append(Message("user", _row.text(row, prompt, origin)))
+        if response is not None and (reply or row.get(response)):
+            messages.append(Message("assistant", _row.text(row, response, origin)))
+        return _row.conversation(messages, origin, reply=reply)
