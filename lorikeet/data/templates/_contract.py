@@ -29,11 +29,13 @@ class Segment:
     control: bool = False
     message: int | None = None  # index into conversation.messages this belongs to, for content and end
     part: Part = "structure"
+    reply: bool = False  # the model writes this itself at inference: its text starts on a fresh token (data/layout.py)
 
 
 class Template(Protocol):
     """A template bound to a tokenizer."""
 
+    tokenizer: Tokenizer
     stop_ids: tuple[int, ...]  # a reply ends at any of these
     stop_strings: tuple[str, ...]  # for templates whose end of turn is not a control token
     fingerprint: str

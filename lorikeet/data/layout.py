@@ -1,0 +1,180 @@
+"""Which part of a rendered conversation the model writes itself, and what it saw before: the replies.
+
+A reply begins where the prompt ends that an inference engine would build for it (`render(..., reply=True)` of the
+messages before it), not where its text begins: a template may put an empty thought or a line end between the two, and
+then the model has to write those too. Where that prompt is a prefix of the whole rendering for every trained reply,
+the conversation is laid out once. Where it is not (a template that drops earlier thinking), it is laid out once per
+trained reply, exactly as at inference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+
+from lorikeet.base.errors import TemplateError
+from lorikeet.base.nouns import Conversation
+from lorikeet.data.templates._contract import Segment, Template
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Segments to train on. `conversation` is the one they are of (its messages may be fewer than the source's);
+    messages before `first` were already trained by an earlier layout of the same conversation."""
+
+    conversation: Conversation
+    segments: list[Segment]
+    first: int = 0
+
+
+def lay_out(conversation: Conversation, template: Template, trained: Collection[int]) -> list[Layout]:
+    """The layouts of a conversation whose replies `trained` (indices of messages) are learned.
+
+    Raises TemplateError where a trained reply has no end: the model would never learn to stop.
+    """
+    full = template.render(conversation)
+    replies = _replies(conversation)
+    starts = {index: _start(conversation, template, full, index) for index in replies}
+    if all(starts[index] is not None for index in trained if index in starts):
+        segments = _mark(full, starts, template)
+        _need_end(conversation, segments, trained)
+        return [Layout(conversation, segments)]
+    layouts = []
+    first = 0
+    for index in sorted(trained):
+        layouts.append(_one_reply(conversation, template, index, first))
+        first = index + 1
+    return layouts
+
+
+def prompt_segments(conversation: Conversation, template: Template) -> list[Segment]:
+    """The prompt after which the model answers, with earlier replies marked, so that they encode as they did then."""
+    prompt = template.render(conversation, reply=True)
+    starts = {index: _start(conversation, template, prompt, index) for index in _replies(conversation)}
+    return _mark(prompt, starts, template)
+
+
+def _replies(conversation: Conversation) -> list[int]:
+    return [index for index, message in enumerate(conversation.messages) if message.role == "assistant"]
+
+
+def _before(conversation: Conversation, index: int) -> Conversation:
+    return replace(conversation, messages=conversation.messages[:index])
+
+
+def _one_reply(conversation: Conversation, template: Template, index: int, first: int) -> Layout:
+    """The prompt as at inference, then this one reply and its end."""
+    shorter = _before(conversation, index + 1)
+    before = _before(conversation, index)
+    full = template.render(shorter)
+    prompt = prompt_segments(before, template)
+    start = match_prefix(prompt, full)
+    tail = _from(full, start) if start is not None else full
+    wanted = [number for number, segment in enumerate(tail) if segment.message == index]
+    if not wanted:
+        raise TemplateError(
+            f"{conversation.origin}: the template leaves out message {index} (assistant)",
+            given="an assistant message without text",
+            try_="another data.template, or data.bad_rows=skip",
+        )
+    begin = 0 if start is not None else wanted[0]
+    tail = tail[begin : wanted[-1] + 1]
+    marked = [*prompt, *(_as_reply(segment, index) for segment in tail)]
+    _need_end(shorter, marked, {index})
+    return Layout(shorter, marked, first)
+
+
+Place = tuple[int, int]  # (segment, character in it)
+
+
+def _start(conversation: Conversation, template: Template, full: list[Segment], index: int) -> Place | None:
+    try:
+        prompt = template.render(_before(conversation, index), reply=True)
+    except TemplateError:
+        return None  # nothing this template can say comes before the reply: it starts where its text does
+    return match_prefix(prompt, full)
+
+
+def match_prefix(prompt: list[Segment], full: list[Segment]) -> Place | None:
+    """Where in `full` the rendering `prompt` ends, if it is a prefix (same text, same control tokens); else None."""
+    at, offset = 0, 0
+    for segment in prompt:
+        text = segment.text
+        while text:
+            while at < len(full) and offset == len(full[at].text):
+                at, offset = at + 1, 0
+            if at == len(full) or full[at].control != segment.control:
+                return None
+            length = len(text) if segment.control else min(len(text), len(full[at].text) - offset)
+            if not full[at].text.startswith(text[:length], offset) or (segment.control and full[at].text != text):
+                return None
+            text, offset = text[length:], offset + length
+    return at, offset
+
+
+def _from(segments: list[Segment], place: Place) -> list[Segment]:
+    at, offset = place
+    if at == len(segments):
+        return []
+    rest = replace(segments[at], text=segments[at].text[offset:])
+    return [rest, *segments[at + 1 :]] if rest.text else segments[at + 1 :]
+
+
+def _as_reply(segment: Segment, index: int) -> Segment:
+    part = segment.part if segment.message == index else "content"
+    return replace(segment, message=index, part="end" if part == "end" else "content", reply=True)
+
+
+def _mark(segments: list[Segment], starts: dict[int, Place | None], template: Template) -> list[Segment]:
+    """Segments with `reply=True` from where each reply starts to the end that closes it."""
+    marked = list(segments)
+    # from the last to the first, so that a cut does not move the places still to come
+    for index in sorted(starts, reverse=True):
+        start = starts[index]
+        if start is not None:
+            at, offset = start
+            if at < len(marked) and 0 < offset < len(marked[at].text):
+                whole = marked[at]
+                marked[at : at + 1] = [
+                    replace(whole, text=whole.text[:offset]),
+                    replace(whole, text=whole.text[offset:]),
+                ]
+                at += 1
+            elif at < len(marked) and offset:
+                at += 1
+        else:
+            at = next((number for number, segment in enumerate(marked) if segment.message == index), len(marked))
+        end = _end_of(marked, index, at, template)
+        marked[at:end] = [_as_reply(segment, index) for segment in marked[at:end]]
+        if at < end and marked[end - 1].control:
+            marked[end - 1] = replace(marked[end - 1], part="end")
+    return marked
+
+
+def _end_of(segments: list[Segment], index: int, at: int, template: Template) -> int:
+    """One past the last segment of the reply that starts at segment `at`."""
+    own = [number for number in range(at, len(segments)) if segments[number].message == index]
+    if own:
+        closed = [number for number in own if segments[number].part == "end"]
+        return 1 + (closed or own)[-1]
+    # a reply of tool calls alone has no text to stand at: it goes up to the first token that stops
+    for number in range(at, len(segments)):
+        segment = segments[number]
+        if segment.message is not None:
+            break
+        if segment.control and template.tokenizer.control[segment.text] in template.stop_ids:
+            return number + 1
+    return at
+
+
+def _need_end(conversation: Conversation, segments: list[Segment], trained: Collection[int]) -> None:
+    closed = {segment.message for segment in segments if segment.part == "end"}
+    for index in trained:
+        if index not in closed and conversation.messages[index].role == "assistant":
+            raise TemplateError(
+                f"{conversation.origin}: the template closes message {index} (assistant) with no end-of-turn token, "
+                "so replies would never learn to stop",
+                given="".join(segment.text for segment in segments)[-80:],
+                allowed="EOS or an end-of-turn control token behind each reply",
+                try_="data.template=chatml, or a template of your own: data.template='{kind: jinja, path: ...}'",
+            )

@@ -1,0 +1,99 @@
+"""What all templates share once bound to a tokenizer: BOS exactly once, documents, stops, the fingerprint.
+
+A template says only how turns look (`turns`). A document (role `text`) looks the same under every template:
+BOS, the text, EOS.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable
+
+import orjson
+
+from lorikeet.base.errors import TemplateError
+from lorikeet.base.nouns import Conversation
+from lorikeet.data.templates._contract import Segment, TemplateOptions
+from lorikeet.tokens._contract import Tokenizer
+
+# raised when the same options begin to render differently: prepared data made before is then made again
+_VERSION = 1
+
+
+class BoundTemplate:
+    """A template and its tokenizer; subclasses write `turns`."""
+
+    def __init__(self, options: TemplateOptions, tokenizer: Tokenizer, *, end: str | None, source: str = ""):
+        """`end` is the token or text that closes a reply; EOS always stops too."""
+        self.options, self.tokenizer = options, tokenizer
+        control = tokenizer.control
+        ends = [token for token in dict.fromkeys((tokenizer.eos_token, end)) if token]
+        self.stop_ids: tuple[int, ...] = tuple(dict.fromkeys(control[token] for token in ends if token in control))
+        self.stop_tokens = frozenset(token for token in ends if token in control)
+        self.stop_strings: tuple[str, ...] = (end,) if end and end not in control else ()
+        ours = orjson.dumps([_VERSION, options.model_dump(mode="json"), source, tokenizer.fingerprint, end])
+        self.fingerprint = hashlib.sha256(ours).hexdigest()
+
+    def turns(self, conversation: Conversation, reply: bool) -> list[Segment]:
+        """The segments of a conversation of turns."""
+        raise NotImplementedError
+
+    def render(self, conversation: Conversation, *, reply: bool = False) -> list[Segment]:
+        """Segments of the conversation, with BOS exactly once in front where the tokenizer has one."""
+        if any(message.role == "text" for message in conversation.messages):
+            segments = self._document(conversation, reply)
+        else:
+            segments = [segment for segment in self.turns(conversation, reply) if segment.text]
+        bos = self.tokenizer.bos_token
+        if bos is None or bos not in self.tokenizer.control or segments[:1] == [Segment(bos, control=True)]:
+            return segments
+        return [Segment(bos, control=True), *segments]
+
+    def _document(self, conversation: Conversation, reply: bool) -> list[Segment]:
+        if len(conversation.messages) != 1:
+            raise self.cannot(conversation, "a document stands alone, it cannot be one of several messages")
+        eos = self.tokenizer.eos_token
+        segments = [Segment(conversation.messages[0].content, message=0, part="content")]
+        if eos is not None and eos in self.tokenizer.control and not reply:
+            segments.append(Segment(eos, control=True, message=0, part="end"))
+        return segments
+
+    def token(self, text: str, *, message: int | None = None, end: bool = False) -> Segment:
+        """`text` as a control token where the tokenizer has it, else as plain text."""
+        return Segment(text, text in self.tokenizer.control, message, "end" if end else "structure")
+
+    def cannot(self, conversation: Conversation, why: str, *, allowed: str | None = None) -> TemplateError:
+        """The error of a conversation this template cannot say."""
+        kind = self.options.model_dump().get("kind", "template")
+        where = f"{conversation.origin}: " if conversation.origin else ""
+        return TemplateError(
+            f"{where}template {kind}: {why}",
+            given=f"roles {' '.join(message.role for message in conversation.messages)}"[:200],
+            allowed=allowed,
+            try_="another data.template, or data.bad_rows=skip to leave such rows out",
+        )
+
+    def plain(self, conversation: Conversation, roles: Iterable[str]) -> None:
+        """Raise TemplateError for roles this template has no words for, or for tools."""
+        allowed = tuple(roles)
+        for index, message in enumerate(conversation.messages):
+            if message.role not in allowed:
+                raise self.cannot(
+                    conversation, f"it has no words for the role '{message.role}'", allowed=" ".join(allowed)
+                )
+            if message.role == "system" and index:
+                raise self.cannot(conversation, "a system message can only come first")
+        if conversation.tools or any(message.tool_calls for message in conversation.messages):
+            raise self.cannot(
+                conversation, "it has no words for tools", allowed="data.template=jinja with a model that has"
+            )
+
+
+def split_control(text: str, tokenizer: Tokenizer) -> list[Segment]:
+    """A template's OWN text, cut where it names control tokens; never call this on what a message says."""
+    names = sorted((name for name in tokenizer.control if name in text), key=len, reverse=True)
+    if not names:
+        return [Segment(text)] if text else []
+    pieces = re.split("(" + "|".join(map(re.escape, names)) + ")", text)
+    return [Segment(piece, control=bool(number % 2)) for number, piece in enumerate(pieces) if piece]
