@@ -1,0 +1,136 @@
+"""Conversations longer than `max_length`: three named policies, never in silence.
+
+    drop         the conversation is left out
+    cut          the tokens past max_length are left out, as most tools do: a long question then loses its answer
+    keep_reply   the oldest turns go first, then the start of the question, so that the last reply survives; a reply
+                 that alone is too long is cut at its end
+
+Nothing is cut inside the template's own text by `keep_reply`: a shorter conversation is rendered again, so what is
+trained on is always what an inference engine would build for that shorter conversation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+
+from lorikeet.base.nouns import Conversation
+from lorikeet.data.encode import encode_conversation
+from lorikeet.data.layout import Layout
+from lorikeet.data.loss import LossOptions, message_weights
+from lorikeet.data.templates._contract import Template
+from lorikeet.tokens._contract import Tokenizer
+
+Truncation = Literal["drop", "cut", "keep_reply"]
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """One example to be, or the reason why there is none."""
+
+    tokens: np.ndarray  # [L] int32
+    weights: np.ndarray  # [L] float32
+    cut: bool = False
+    dropped: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Encoder:
+    """Everything that decides a conversation's ids and weights."""
+
+    template: Template
+    tokenizer: Tokenizer
+    loss: LossOptions
+    max_length: int
+    truncation: Truncation
+
+    def pieces(self, conversation: Conversation) -> Iterator[Piece]:
+        """The conversation's examples. One without any trained token before truncation is yielded with
+        `dropped="no trained token"`; the caller decides whether that is an error."""
+        for layout, tokens, weights in encode_conversation(conversation, self.template, self.tokenizer, self.loss):
+            if not weights.any():
+                yield Piece(tokens, weights, dropped="no trained token")
+            elif len(tokens) <= self.max_length:
+                yield Piece(tokens, weights)
+            elif self.truncation == "drop":
+                yield Piece(tokens, weights, dropped="longer than max_length")
+            else:
+                if self.truncation == "keep_reply":
+                    tokens, weights = self._keep_reply(layout, tokens, weights)
+                tokens, weights = tokens[: self.max_length], weights[: self.max_length]
+                lost = None if weights.any() else "no trained token within max_length"
+                yield Piece(tokens, weights, cut=True, dropped=lost)
+
+    def _keep_reply(self, layout: Layout, tokens: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Ids and weights of a shorter conversation; longer than max_length only where the reply itself is."""
+        conversation = layout.conversation
+        if conversation.messages[0].role == "text":
+            return tokens, weights
+        # replies that an earlier layout trained must not train again
+        messages = tuple(
+            replace(message, trained=False) if index < layout.first else message
+            for index, message in enumerate(conversation.messages)
+        )
+        conversation = _up_to_last_trained(replace(conversation, messages=messages), self.loss)
+        low, high = 0, len(_turn_starts(conversation)) - 1
+        # the fewest oldest turns to leave out: bisection, because each look renders the conversation again
+        while low < high:
+            middle = (low + high) // 2
+            if len(self._encode(_without_turns(conversation, middle))[0]) <= self.max_length:
+                high = middle
+            else:
+                low = middle + 1
+        shorter = _without_turns(conversation, max(low, 0))
+        return self._shorten_question(shorter, *self._encode(shorter))
+
+    def _encode(self, conversation: Conversation) -> tuple[np.ndarray, np.ndarray]:
+        """The last layout's ids and weights: the one with the last trained reply."""
+        _, tokens, weights = encode_conversation(conversation, self.template, self.tokenizer, self.loss)[-1]
+        return tokens, weights
+
+    def _shorten_question(
+        self, conversation: Conversation, tokens: np.ndarray, weights: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Take tokens off the start of the longest question until the conversation fits; a few remain."""
+        messages = list(conversation.messages)
+        questions = [index for index, message in enumerate(messages) if message.role in ("user", "tool")]
+        if not questions:
+            return tokens, weights
+        index = max(questions, key=lambda question: len(messages[question].content))
+        for _ in range(8):  # the ids of a shorter text can differ by one or two at the new start: look again
+            excess = len(tokens) - self.max_length
+            offsets = self.tokenizer.encode(messages[index].content)[1]
+            if excess <= 0 or len(offsets) <= 1:
+                break
+            start = offsets[min(excess, len(offsets) - 1)][0]
+            rest = messages[index].content[max(start, 1) :].lstrip()
+            if not rest:
+                break
+            messages[index] = replace(messages[index], content=rest)
+            tokens, weights = self._encode(replace(conversation, messages=tuple(messages)))
+        return tokens, weights
+
+
+def _up_to_last_trained(conversation: Conversation, loss: LossOptions) -> Conversation:
+    """Without what comes after the last learned message: it has no effect on any learned token."""
+    weights = message_weights(conversation, loss)
+    last = max((index for index, weight in enumerate(weights) if weight > 0), default=len(weights) - 1)
+    return replace(conversation, messages=conversation.messages[: last + 1])
+
+
+def _turn_starts(conversation: Conversation) -> list[int]:
+    """Indices of user messages that start a turn (the first of several in a row)."""
+    roles = [message.role for message in conversation.messages]
+    return [index for index, role in enumerate(roles) if role == "user" and (index == 0 or roles[index - 1] != "user")]
+
+
+def _without_turns(conversation: Conversation, count: int) -> Conversation:
+    """The conversation without its `count` oldest turns; system messages in front stay."""
+    if count == 0:
+        return conversation
+    starts = _turn_starts(conversation)
+    head = tuple(message for message in conversation.messages[: starts[0]] if message.role == "system")
+    return replace(conversation, messages=head + conversation.messages[starts[count] :])
