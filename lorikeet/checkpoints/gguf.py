@@ -1,0 +1,152 @@
+"""GGUF: llama.cpp's single file with weights (usually quantised), settings and tokenizer.
+
+`read` gives what the `gguf` package dequantises, so a model trained from a GGUF file starts from exactly the numbers
+that llama.cpp computes with. Names and configuration keys stay GGUF's: translating them is the model family's work.
+"""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
+from gguf.quants import dequantize
+from torch import Tensor
+
+from lorikeet.base.errors import CheckpointError, nearest
+from lorikeet.checkpoints._fingerprint import cached_fingerprint
+from lorikeet.checkpoints._gguf_header import Header, TensorInfo
+
+FLOATS = {
+    GGMLQuantizationType.F64: torch.float64,
+    GGMLQuantizationType.F32: torch.float32,
+    GGMLQuantizationType.F16: torch.float16,
+    GGMLQuantizationType.BF16: torch.bfloat16,
+}
+DEQUANTISE_ELEMENTS = 1 << 22  # at a time: the package's temporaries are several times the size of its input
+
+
+def recognises(path: Path) -> bool:
+    """A file named .gguf or beginning with GGUF, or a folder with exactly one .gguf file and no config.json."""
+    if path.is_dir():
+        return len(list(path.glob("*.gguf"))) == 1 and not (path / "config.json").exists()
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return path.suffix == ".gguf" or file.read(4) == b"GGUF"
+
+
+def open(path: Path, *, allow_pickle: bool = False) -> GGUFCheckpoint:
+    """Open a GGUF file (it holds no pickles, whatever `allow_pickle` says). Raises CheckpointError."""
+    return GGUFCheckpoint(next(path.glob("*.gguf")) if path.is_dir() else path)
+
+
+class GGUFCheckpoint:
+    """A GGUF file, memory-mapped. `config` leaves out long arrays; `metadata(key)` has every key."""
+
+    layout = "gguf"
+
+    def __init__(self, path: Path):
+        self.path = path
+        with path.open("rb") as file:
+            if path.stat().st_size == 0:
+                raise CheckpointError(f"{path}: empty file", allowed="a GGUF file", try_="download the file again")
+            self._data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        self._header = Header(path, self._data)
+        self.config: dict[str, Any] = self._header.short()
+        if self.config.get("split.count", 1) > 1:
+            raise CheckpointError(
+                f"{path}: one of {self.config['split.count']} parts of a split GGUF",
+                allowed="a GGUF in one file",
+                try_="join the parts with llama.cpp's  llama-gguf-split --merge FIRST_PART OUTPUT",
+            )
+        for name, info in self._header.tensors.items():
+            end = self._start(info) + self._byte_shape(name, info)[0] * self._byte_shape(name, info)[1]
+            if end > len(self._data):
+                raise CheckpointError(
+                    f"{path}: cut off: tensor '{name}' ends at byte {end:,}",
+                    given=f"{len(self._data):,} bytes",
+                    allowed="a complete GGUF file",
+                    try_="download the file again",
+                )
+
+    def metadata(self, key: str) -> Any:
+        """The value of one metadata key, long arrays too, as plain Python; None when absent."""
+        return self._header.metadata(key)
+
+    def names(self) -> list[str]:
+        """Tensor names as stored, e.g. `blk.0.attn_q.weight`."""
+        return list(self._header.tensors)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """[out, in] for matrices."""
+        return self._info(name).shape
+
+    def read(self, name: str) -> Tensor:
+        """The tensor in its own float dtype, or float32 where it is quantised. Always a copy."""
+        info = self._info(name)
+        kind = GGMLQuantizationType(info.kind)
+        raw = self._raw(name)
+        if kind in FLOATS:
+            return torch.from_numpy(raw.copy()).view(FLOATS[kind]).reshape(info.shape)
+        out = np.empty((raw.shape[0], info.shape[-1]), np.float32)
+        step = max(1, DEQUANTISE_ELEMENTS // info.shape[-1])
+        try:
+            for start in range(0, len(raw), step):
+                out[start : start + step] = dequantize(raw[start : start + step], kind)
+        except NotImplementedError as error:
+            raise CheckpointError(
+                f"{self.path}: tensor '{name}' cannot be dequantised",
+                given=kind.name,
+                try_="a GGUF of another type, Q8_0 say",
+            ) from error
+        return torch.from_numpy(out).reshape(info.shape)
+
+    def fingerprint(self) -> str:
+        """sha256 over names, types, shapes and stored bytes."""
+        return cached_fingerprint([self.path], self._contents())
+
+    def _contents(self) -> Iterator[tuple[str, str, tuple[int, ...], memoryview]]:
+        for name in sorted(self._header.tensors):
+            info = self._header.tensors[name]
+            yield name, GGMLQuantizationType(info.kind).name, info.shape, memoryview(self._raw(name).reshape(-1))
+
+    def _raw(self, name: str) -> np.ndarray:
+        """The stored bytes, [rows, bytes of a row] uint8, a view of the file."""
+        info = self._info(name)
+        rows, width = self._byte_shape(name, info)
+        return np.frombuffer(self._data, np.uint8, rows * width, self._start(info)).reshape(rows, width)
+
+    def _start(self, info: TensorInfo) -> int:
+        return self._header.data_start + info.offset
+
+    def _info(self, name: str) -> TensorInfo:
+        if name not in self._header.tensors:
+            close = nearest(name, self._header.tensors)
+            raise CheckpointError(
+                f"{self.path}: no tensor '{name}'", given=f"{len(self._header.tensors)} tensors", try_=close
+            )
+        return self._header.tensors[name]
+
+    def _byte_shape(self, name: str, info: TensorInfo) -> tuple[int, int]:
+        try:
+            kind = GGMLQuantizationType(info.kind)
+        except ValueError as error:
+            raise CheckpointError(
+                f"{self.path}: tensor '{name}' is of a type that is not known",
+                given=f"type {info.kind}",
+                allowed=" ".join(kind.name for kind in GGMLQuantizationType),
+                try_="pip install -U gguf",
+            ) from error
+        block, size = GGML_QUANT_SIZES[kind]
+        width = info.shape[-1] if info.shape else 1
+        rows = int(np.prod(info.shape[:-1], dtype=np.int64)) if info.shape else 1
+        if width % block:
+            raise CheckpointError(
+                f"{self.path}: tensor '{name}' has rows that are no whole blocks", given=f"{info.shape} {kind.name}"
+            )
+        return rows, width // block * size
