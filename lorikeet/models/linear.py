@@ -23,6 +23,7 @@ class FrozenLinear(nn.Module):
         self.name, self.rows = name, rows
         self._weight = [weight]  # in a list: the group owns the module, the member only looks
         self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
+        self.adapter: nn.Module | None = None  # what an adapter keeps for this linear
 
     @property
     def out_features(self) -> int:
@@ -48,7 +49,7 @@ class FrozenLinear(nn.Module):
 class LinearGroup(nn.Module):
     """Linears over one input, computed together. `attached` is what an adapter put there: it computes instead."""
 
-    attached: Callable[[Tensor], Tensor] | None
+    attached: Callable[[Tensor], Tensor] | None  # set by an adapter
 
     def __init__(self, names: Sequence[str], sizes: Sequence[int], weight: FrozenWeight, biases: Sequence[Tensor | None]):  # fmt: skip
         super().__init__()

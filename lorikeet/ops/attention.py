@@ -161,10 +161,7 @@ class BucketedAttention(torch.autograd.Function):
         delta = (dout * out).sum(-1, keepdim=True)  # [T, H, 1]: sum over keys of dP * P
         for bucket in ctx.buckets:
             probabilities, capped = _probabilities(q, k, bucket, ctx.scale, ctx.softcap)
-            dmixed, drow = _gather_queries(dout, bucket, k.shape[1]), _gather_queries(delta, bucket, k.shape[1])
-            if bucket.padded_queries is not None:
-                split = (bucket.pieces, k.shape[1], -1, bucket.padded_queries.shape[3], q.shape[2])
-                dmixed = dmixed.view(split).masked_fill(bucket.padded_queries, 0).view(dmixed.shape)
+            dmixed, drow = _gather_grads(dout, bucket, k.shape[1]), _gather_grads(delta, bucket, k.shape[1])
             keys, values = _gather_keys(k, bucket), _gather_keys(v, bucket)
             _scatter_keys(dv, torch.bmm(probabilities.mT, dmixed), bucket)
             dscores = torch.bmm(dmixed, values.mT).sub_(drow).mul_(probabilities)
@@ -182,6 +179,15 @@ def _gather_queries(x: Tensor, bucket: Bucket, kv_heads: int) -> Tensor:
     n, heads, width = bucket.pieces, x.shape[1], x.shape[2]
     rows = x.index_select(0, bucket.read_queries).view(n, -1, kv_heads, heads // kv_heads, width)
     return rows.permute(0, 2, 3, 1, 4).reshape(n * kv_heads, -1, width)
+
+
+def _gather_grads(x: Tensor, bucket: Bucket, kv_heads: int) -> Tensor:
+    """As `_gather_queries`, with zeros where a query is padding: it must send nothing to its keys."""
+    rows = _gather_queries(x, bucket, kv_heads)
+    if bucket.padded_queries is None:
+        return rows
+    split = (bucket.pieces, kv_heads, -1, bucket.padded_queries.shape[3], x.shape[2])
+    return rows.view(split).masked_fill(bucket.padded_queries, 0).view(rows.shape)
 
 
 def _gather_keys(x: Tensor, bucket: Bucket) -> Tensor:

@@ -1,0 +1,46 @@
+"""What every adapter does: put something trainable into a frozen network, name it, and fold it back.
+
+An adapter meets the frozen weights only through `FrozenLinear.dense` and the groups' `attached` slot, so it works
+with every kind of storage. The options class is stateless; parameters live in the modules it attaches.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from lorikeet.base.options import Options
+from lorikeet.models.causal_lm import CausalLM
+from lorikeet.models.linear import FrozenLinear
+
+
+class Adapter(Options):
+    """Base of the adapter kinds; fields are `adapter`'s options."""
+
+    peft_type: ClassVar[str]  # adapter_config.json's peft_type
+
+    def attach(self, model: CausalLM, *, seed: int) -> None:
+        """Add the trainable parts, initialised from `seed`. Raises RecipeError where a target matches nothing."""
+        raise NotImplementedError
+
+    def parameters(self, model: CausalLM) -> dict[str, nn.Parameter]:
+        """What trains, under the names it has in adapter_model.safetensors (PEFT's layout)."""
+        raise NotImplementedError
+
+    def merged(self, linear: FrozenLinear) -> Tensor:
+        """The linear's weight [out, in] with the update folded in, float32 (float64 for float64 models)."""
+        raise NotImplementedError
+
+    def merged_bias(self, linear: FrozenLinear) -> Tensor | None:
+        """The linear's bias as trained."""
+        return linear.bias
+
+    def peft_config(self, model: CausalLM) -> dict[str, Any]:
+        """adapter_config.json, as PEFT reads it."""
+        raise NotImplementedError
+
+    @classmethod
+    def from_peft(cls, config: dict[str, Any]) -> Adapter:
+        """Options from an adapter_config.json. Raises RecipeError for a setting that we do not have."""
+        raise NotImplementedError

@@ -1,0 +1,211 @@
+"""LoRA (Hu et al. 2021): W x + s B A x, with A [R, in] and B [out, R] trained in float32 and W frozen.
+
+s = lora_alpha / r, or lora_alpha / sqrt(r) with rsLoRA (Kalajdzievski 2023), or given directly as `scaling`.
+Initialisation as in PEFT: A uniform in +-1/sqrt(in) (Kaiming, a = sqrt 5), B zero. Members of one group share
+dropout's mask. The arithmetic is in ops/lora_linear.py.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Any, ClassVar, Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+from typing_extensions import Self
+
+from lorikeet.adapters._contract import Adapter
+from lorikeet.base.errors import RecipeError, nearest
+from lorikeet.base.rng import torch_rng
+from lorikeet.models.causal_lm import CausalLM
+from lorikeet.models.linear import FrozenLinear, LinearGroup
+from lorikeet.ops.lora_linear import LowRank, lora_linear
+
+PREFIX = "base_model.model."
+
+
+class Lora(Adapter):
+    """Low-rank updates on chosen linears."""
+
+    kind: Literal["lora"] = "lora"
+    r: int = Field(8, ge=1, description="Rank of the update.")
+    lora_alpha: float | None = Field(None, gt=0, description="Numerator of the scaling; by default 2 r.")
+    scaling: float | None = Field(None, gt=0, description="The update's factor, given directly instead of lora_alpha.")
+    use_rslora: bool = Field(False, description="Divide lora_alpha by sqrt(r) instead of r.")
+    lora_dropout: float = Field(0.0, ge=0, lt=1, description="Probability to drop an input of the update.")
+    target_modules: Literal["all-linear"] | str | list[str] = Field(
+        "all-linear",
+        description="all-linear (every linear but the head), a list of names (q_proj or layers.3.mlp.up_proj), or a regex on the whole name.",
+    )  # fmt: skip
+    bias: Literal["none", "lora_only", "all"] = Field(
+        "none", description="Also train biases: none, those of the targeted linears, or all of them."
+    )
+    peft_type: ClassVar[str] = "LORA"
+
+    @model_validator(mode="after")
+    def _one_scaling(self) -> Self:
+        if self.scaling is not None and (self.lora_alpha is not None or self.use_rslora):
+            raise ValueError("scaling is given directly, so lora_alpha and use_rslora would have no effect")
+        return self
+
+    @property
+    def factor(self) -> float:
+        """s, what the update is multiplied with."""
+        if self.scaling is not None:
+            return self.scaling
+        return self.alpha / (math.sqrt(self.r) if self.use_rslora else self.r)
+
+    @property
+    def alpha(self) -> float:
+        if self.scaling is not None:
+            return self.scaling * self.r
+        return self.lora_alpha if self.lora_alpha is not None else 2.0 * self.r
+
+    def attach(self, model: CausalLM, *, seed: int) -> None:
+        """See `Adapter.attach`."""
+        names = self.targets([name for name, _ in model.linears()])
+        for group in model.groups():
+            for linear in group.linears:
+                if linear.name in names:
+                    linear.adapter = LoraPair(linear, self, model.dtype, seed)
+            if any(linear.adapter is not None for linear in group.linears):
+                group.attached = LoraGroup(group, self.lora_dropout)
+        self._free_biases(model, names)
+
+    def targets(self, names: list[str]) -> set[str]:
+        """Which of the linears are meant. Raises RecipeError for a word that matches none."""
+        words = [self.target_modules] if isinstance(self.target_modules, str) else self.target_modules
+        if words == ["all-linear"]:
+            return set(names)
+        chosen: set[str] = set()
+        for word in words:
+            if isinstance(self.target_modules, str):
+                found = {name for name in names if _regex(word).fullmatch(name)}
+                found |= {name for name in names if name.endswith(f".{word}")}
+            else:
+                found = {name for name in names if name == word or name.endswith(f".{word}")}
+            if not found:
+                leaves = list(dict.fromkeys(name.rsplit(".", 1)[-1] for name in names))
+                near = nearest(word, leaves)
+                raise RecipeError(
+                    f"adapter.target_modules: the model has no linear layer named '{word}'",
+                    given=self.target_modules, allowed=" ".join(leaves),
+                    try_=f"adapter.target_modules='[{near}]'" if near else "adapter.target_modules=all-linear",
+                )  # fmt: skip
+            chosen |= found
+        return chosen
+
+    def _free_biases(self, model: CausalLM, names: set[str]) -> None:
+        if self.bias == "none":
+            return
+        wanted = [linear for name, linear in model.linears() if self.bias == "all" or name in names]
+        biased = [linear for linear in wanted if linear.bias is not None]
+        if not biased:
+            raise RecipeError(
+                f"adapter.bias: {self.bias} has no effect, the model's linears have no biases",
+                given=self.bias, allowed="none", try_="adapter.bias=none",
+            )  # fmt: skip
+        for linear in biased:
+            assert linear.bias is not None
+            linear.bias = nn.Parameter(linear.bias.detach().to(_master(linear.bias.dtype)), requires_grad=True)
+
+    def parameters(self, model: CausalLM) -> dict[str, nn.Parameter]:
+        """See `Adapter.parameters`."""
+        found: dict[str, nn.Parameter] = {}
+        for name, linear in model.linears():
+            pair = linear.adapter
+            if isinstance(pair, LoraPair):
+                found[f"{PREFIX}{name}.lora_A.weight"] = pair.a
+                found[f"{PREFIX}{name}.lora_B.weight"] = pair.b
+            if linear.bias is not None and linear.bias.requires_grad:
+                owner = f"{name}.base_layer" if pair is not None else name
+                found[f"{PREFIX}{owner}.bias"] = linear.bias
+        return found
+
+    def merged(self, linear: FrozenLinear) -> Tensor:
+        """See `Adapter.merged`."""
+        pair = linear.adapter
+        if not isinstance(pair, LoraPair):
+            return linear.dense(torch.float32)
+        return linear.dense(pair.a.dtype) + self.factor * (pair.b.detach() @ pair.a.detach())
+
+    def peft_config(self, model: CausalLM) -> dict[str, Any]:
+        """See `Adapter.peft_config`. A direct `scaling` is written as the lora_alpha that gives it."""
+        names = [name for name, linear in model.linears() if linear.adapter is not None]
+        everything = len(names) == sum(1 for _ in model.linears())
+        leaves = sorted({name.rsplit(".", 1)[-1] for name in names})
+        whole = self.targets([name for name, _ in model.linears()]) == {
+            name for name, _ in model.linears() if name.rsplit(".", 1)[-1] in leaves
+        }
+        return {
+            "peft_type": self.peft_type,
+            "task_type": "CAUSAL_LM",
+            "r": self.r,
+            "lora_alpha": self.alpha,
+            "lora_dropout": self.lora_dropout,
+            "use_rslora": self.use_rslora,
+            "target_modules": leaves if everything or whole else sorted(names),
+            "bias": self.bias,
+            "fan_in_fan_out": False,
+            "inference_mode": True,
+            "init_lora_weights": True,
+        }
+
+    @classmethod
+    def from_peft(cls, config: dict[str, Any]) -> Lora:
+        """See `Adapter.from_peft`."""
+        unknown = ("use_dora", "modules_to_save", "rank_pattern", "alpha_pattern", "layers_to_transform", "lora_bias",
+                   "trainable_token_indices", "target_parameters", "fan_in_fan_out")  # fmt: skip
+        for name in unknown:
+            if config.get(name):
+                raise RecipeError(f"this adapter uses '{name}', which is not supported", given=config[name], allowed="plain LoRA")  # fmt: skip
+        return cls(
+            r=config["r"], lora_alpha=config["lora_alpha"], lora_dropout=config.get("lora_dropout", 0.0),
+            use_rslora=config.get("use_rslora", False), target_modules=config["target_modules"],
+            bias=config.get("bias", "none"),
+        )  # fmt: skip
+
+
+def _regex(pattern: str) -> re.Pattern[str]:
+    try:
+        return re.compile(pattern)
+    except re.error as error:
+        raise RecipeError("adapter.target_modules: not a valid regular expression", given=pattern, allowed="a Python regex, a list of names, or all-linear") from error  # fmt: skip
+
+
+def _master(dtype: torch.dtype) -> torch.dtype:
+    """Trainable tensors are float32, or wider where the model is."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+class LoraPair(nn.Module):
+    """A [R, in] and B [out, R] of one linear."""
+
+    def __init__(self, linear: FrozenLinear, options: Lora, dtype: torch.dtype, seed: int):
+        super().__init__()
+        dtype, bound = _master(dtype), 1 / math.sqrt(linear.in_features)
+        a = torch.empty(options.r, linear.in_features, dtype=dtype)
+        a.uniform_(-bound, bound, generator=torch_rng(seed, "lora_A", linear.name))
+        self.a = nn.Parameter(a.to(linear.device))
+        self.b = nn.Parameter(torch.zeros(linear.out_features, options.r, dtype=dtype, device=linear.device))
+        self.factor = options.factor
+
+
+class LoraGroup(nn.Module):
+    """Computes a group of linears with their members' updates."""
+
+    def __init__(self, group: LinearGroup, dropout: float):
+        super().__init__()
+        self._group, self.dropout = [group], dropout  # in a list: the group owns us, not we it
+        self._members = [linear for linear in group.linears if isinstance(linear.adapter, LoraPair)]
+        self._low_rank = [LowRank(linear.rows, linear.adapter.factor) for linear in self._members]  # type: ignore[union-attr]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [T, in] -> [T, sum of the members' out]."""
+        group = self._group[0]
+        pairs = [linear.adapter for linear in self._members]
+        factors = [factor for pair in pairs if isinstance(pair, LoraPair) for factor in (pair.a, pair.b)]
+        dropout = self.dropout if torch.is_grad_enabled() else 0.0
+        return lora_linear(x, group.weight, group.bias(), self._low_rank, factors, dropout)

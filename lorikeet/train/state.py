@@ -1,0 +1,99 @@
+"""A run's folder: its lock, its identity, its checkpoints.
+
+A checkpoint is a folder `checkpoint-N` that appears whole (written elsewhere, flushed, renamed) and says so in
+`complete.json`, with the sha256 of each file. Resuming needs the trained tensors, the optimizer's tensors and the
+step: learning rate, data order and dropout are pure functions of the step.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from lorikeet.base.errors import OutputError, RecipeError
+from lorikeet.base.files import new_folder, sha256_file, write_file
+from lorikeet.base.log import note
+from lorikeet.train.optim import Stepper
+
+COMPLETE = "complete.json"
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the folder; the lock dies with the process. Raises OutputError if another run holds it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise OutputError(f"another run is writing to {folder}", given=str(folder), try_="another output_dir, or wait") from error  # fmt: skip
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
+
+
+def save_checkpoint(run: Path, step: int, save_adapter: Callable[[Path], None], stepper: Stepper, state: dict[str, Any], keep: int | None) -> Path:  # fmt: skip
+    """Write checkpoint-`step` after `step` finished steps, then remove the oldest beyond `keep`."""
+    folder = run / f"checkpoint-{step}"
+    with new_folder(folder) as temporary:
+        save_adapter(temporary)
+        save_file(stepper.state_dict(), temporary / "optimizer.safetensors")
+        write_file(temporary / "state.json", json.dumps(state | {"step": step}, indent=2))
+        sums = {file.name: sha256_file(file) for file in sorted(temporary.iterdir())}
+        write_file(temporary / COMPLETE, json.dumps(sums, indent=2))
+    if keep is not None:
+        for old in sorted(checkpoints(run))[:-keep]:
+            shutil.rmtree(run / f"checkpoint-{old}")
+    return folder
+
+
+def checkpoints(run: Path) -> list[int]:
+    """Steps of the checkpoints in a run's folder, whole or not, ascending."""
+    found = (re.fullmatch(r"checkpoint-(\d+)", path.name) for path in run.glob("checkpoint-*"))
+    return sorted(int(match[1]) for match in found if match)
+
+
+def latest_checkpoint(run: Path) -> Path | None:
+    """The newest checkpoint whose files are as they were written; damaged ones are skipped with a line."""
+    for step in reversed(checkpoints(run)):
+        folder = run / f"checkpoint-{step}"
+        if intact(folder):
+            return folder
+        note(f"{folder} is damaged or incomplete: skipped")
+    return None
+
+
+def intact(folder: Path) -> bool:
+    """Whether every file of a checkpoint has the checksum it was written with."""
+    try:
+        sums = json.loads((folder / COMPLETE).read_text())
+        return all(sha256_file(folder / name) == digest for name, digest in sums.items())
+    except (OSError, json.JSONDecodeError, UnicodeDecodeError, AttributeError):
+        return False
+
+
+def read_state(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """(state.json, the optimizer's tensors) of a checkpoint."""
+    return json.loads((folder / "state.json").read_text()), load_file(folder / "optimizer.safetensors")
+
+
+def check_identity(saved: dict[str, Any], current: dict[str, Any], folder: Path) -> None:
+    """Raise RecipeError where a run would go on with something else than it began with."""
+    for key in sorted(saved.keys() | current.keys()):
+        if saved.get(key) != current.get(key):
+            raise RecipeError(
+                f"{key} differs from what {folder.name} was trained with, so the run cannot go on",
+                given=current.get(key),
+                allowed=saved.get(key),
+                try_="the recipe and data it began with, another output_dir, or --overwrite to start anew",
+            )
