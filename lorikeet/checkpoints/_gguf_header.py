@@ -1,7 +1,7 @@
 """The head of a GGUF file: its metadata and where each tensor lies.
 
-The `gguf` package's own reader makes one numpy array per array element: 4 seconds and 100 MB for a vocabulary of 49,152.
-This one walks the same bytes with `struct`, remembers where long arrays are, and decodes them when asked. Format:
+The `gguf` package's own reader makes one numpy array per array element: 4 seconds and 100 MB for a vocabulary of
+49,152. This one walks the same bytes with `struct`, remembers where long arrays are, and decodes them when asked. Format:
 https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
 

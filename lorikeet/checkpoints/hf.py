@@ -49,7 +49,7 @@ def open(path: Path, *, allow_pickle: bool = False) -> HuggingFaceCheckpoint:
             f"{path}: the weights are pickled, and a pickle can run code when it is loaded",
             given=" ".join(file.name for file in files[:4]),
             allowed=f"{SAFE}, or {SAFE}.index.json with its shards",
-            try_="a copy of the model with safetensors; or allow pickles if you trust the source (only tensors are read)",
+            try_="a copy of the model with safetensors; or allow pickles, if you trust the source",
         )
     tensors = {name: tensor for file in files for name, tensor in _unpickle(file).items()}
     return HuggingFaceCheckpoint(path, config, files, promised, tensors)
@@ -132,8 +132,8 @@ def save(
 ) -> None:
     """Write config.json and the weights into the existing `folder`: one file, or shards with an index.
 
-    Streams: no more than `max_shard_bytes` (or one tensor, if larger) is held. The caller makes it atomic by passing the
-    folder of `base.files.new_folder`. `tensors` must not repeat a name."""
+    Streams: no more than `max_shard_bytes` (or one tensor, if larger) is held. The caller makes it atomic by passing
+    the folder of `base.files.new_folder`. `tensors` must not repeat a name."""
     shards: list[list[str]] = []
     total_bytes = waiting_bytes = 0
     waiting: dict[str, Tensor] = {}

@@ -1,9 +1,9 @@
 """The tokenizer of a Hugging Face folder (tokenizer.json), over the `tokenizers` package.
 
 Ids are transformers' ids with two differences, both on purpose. Nothing is added: no BOS, no EOS. And a control token
-is never made from plain text. `tokenizers` has a switch for that (`encode_special_tokens`), but it only stops the search
-for added tokens; a Unigram or whole-word vocabulary still finds "</s>" as one of its pieces. So text is encoded by a copy
-whose control tokens carry names that no text can contain.
+is never made from plain text. `tokenizers` has a switch for that (`encode_special_tokens`), but it only stops the
+search for added tokens; a Unigram or whole-word vocabulary still finds "</s>" as one of its pieces. So text is encoded
+by a copy whose control tokens carry names that no text can contain.
 """
 
 from __future__ import annotations
