@@ -10,19 +10,21 @@ import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from lorikeet.base.files import cache_dir, write_file
 
 
-def hash_tensors(tensors: Iterable[tuple[str, str, Sequence[int], memoryview]]) -> str:
-    """sha256 over (name, type, shape, bytes) in the given order."""
+def hash_tensors(tensors: Iterable[tuple[str, str, Sequence[int], np.ndarray]]) -> str:
+    """sha256 over (name, type, shape, contiguous uint8 bytes) in the given order."""
     digest = hashlib.sha256()
     for name, kind, shape, content in tensors:
         digest.update(f"{name}\0{kind}\0{list(shape)}\0{content.nbytes}\0".encode())
-        digest.update(content)
+        digest.update(content.data)
     return digest.hexdigest()
 
 
-def cached_fingerprint(files: Iterable[Path], tensors: Iterator[tuple[str, str, Sequence[int], memoryview]]) -> str:
+def cached_fingerprint(files: Iterable[Path], tensors: Iterator[tuple[str, str, Sequence[int], np.ndarray]]) -> str:
     """`hash_tensors(tensors)`, remembered until one of `files` changes. `tensors` is not touched when remembered."""
     key = hashlib.sha256()
     for file in sorted(path.resolve() for path in files):

@@ -1,8 +1,8 @@
 """The head of a GGUF file: its metadata and where each tensor lies.
 
 The `gguf` package's own reader makes one numpy array per array element: 4 seconds and 100 MB for a vocabulary of
-49,152. This one walks the same bytes with `struct`, remembers where long arrays are, and decodes them when asked. Format:
-https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
+49,152. This one walks the same bytes with `struct`, remembers where long arrays are, and decodes them when asked.
+Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import numpy as np
 from lorikeet.base.errors import CheckpointError
 
 LONG = 1024  # arrays longer than this (vocabularies, merges) are decoded on request only
+MOST_DIMENSIONS = 8
 STRING, ARRAY, BOOL = 8, 9, 7
 SCALARS = {
     0: "<u1",
@@ -156,5 +157,8 @@ class Header:
 
     def _tensor(self) -> tuple[str, TensorInfo]:
         name = self._text()
-        dimensions = [self._number(8) for _ in range(self._number(4))]
+        rank = self._number(4)
+        dimensions = [self._number(8) for _ in range(rank)] if rank <= MOST_DIMENSIONS else []
+        if not dimensions or 0 in dimensions:
+            raise self._damaged(f"tensor '{name}' has {rank} dimensions: {dimensions}")
         return name, TensorInfo(shape=tuple(reversed(dimensions)), kind=self._number(4), offset=self._number(8))

@@ -6,6 +6,7 @@ that llama.cpp computes with. Names and configuration keys stay GGUF's: translat
 
 from __future__ import annotations
 
+import math
 import mmap
 from collections.abc import Iterator
 from pathlib import Path
@@ -58,14 +59,14 @@ class GGUFCheckpoint:
             self._data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         self._header = Header(path, self._data)
         self.config: dict[str, Any] = self._header.short()
-        if self.config.get("split.count", 1) > 1:
+        if self.config.get("split.count", 1) not in (0, 1):
             raise CheckpointError(
                 f"{path}: one of {self.config['split.count']} parts of a split GGUF",
                 allowed="a GGUF in one file",
                 try_="join the parts with llama.cpp's  llama-gguf-split --merge FIRST_PART OUTPUT",
             )
         for name, info in self._header.tensors.items():
-            end = self._start(info) + self._byte_shape(name, info)[0] * self._byte_shape(name, info)[1]
+            end = self._start(info) + math.prod(self._byte_shape(name, info))
             if end > len(self._data):
                 raise CheckpointError(
                     f"{path}: cut off: tensor '{name}' ends at byte {end:,}",
@@ -110,10 +111,10 @@ class GGUFCheckpoint:
         """sha256 over names, types, shapes and stored bytes."""
         return cached_fingerprint([self.path], self._contents())
 
-    def _contents(self) -> Iterator[tuple[str, str, tuple[int, ...], memoryview]]:
+    def _contents(self) -> Iterator[tuple[str, str, tuple[int, ...], np.ndarray]]:
         for name in sorted(self._header.tensors):
             info = self._header.tensors[name]
-            yield name, GGMLQuantizationType(info.kind).name, info.shape, memoryview(self._raw(name).reshape(-1))
+            yield name, GGMLQuantizationType(info.kind).name, info.shape, self._raw(name).reshape(-1)
 
     def _raw(self, name: str) -> np.ndarray:
         """The stored bytes, [rows, bytes of a row] uint8, a view of the file."""
@@ -143,8 +144,7 @@ class GGUFCheckpoint:
                 try_="pip install -U gguf",
             ) from error
         block, size = GGML_QUANT_SIZES[kind]
-        width = info.shape[-1] if info.shape else 1
-        rows = int(np.prod(info.shape[:-1], dtype=np.int64)) if info.shape else 1
+        width, rows = info.shape[-1], math.prod(info.shape[:-1])
         if width % block:
             raise CheckpointError(
                 f"{self.path}: tensor '{name}' has rows that are no whole blocks", given=f"{info.shape} {kind.name}"

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -109,10 +110,10 @@ class HuggingFaceCheckpoint:
         """sha256 over names, dtypes, shapes and contents; the same however the model is cut into shards."""
         return cached_fingerprint(self._files, self._contents())
 
-    def _contents(self) -> Iterator[tuple[str, str, tuple[int, ...], memoryview]]:
+    def _contents(self) -> Iterator[tuple[str, str, tuple[int, ...], np.ndarray]]:
         for name in sorted(self._shapes):
             tensor = self.read(name).contiguous()
-            yield name, str(tensor.dtype), self._shapes[name], memoryview(tensor.reshape(-1).view(torch.uint8).numpy())
+            yield name, str(tensor.dtype), self._shapes[name], tensor.reshape(-1).view(torch.uint8).numpy()
 
     def _need(self, name: str) -> None:
         if name not in self._shapes:
