@@ -27,6 +27,7 @@ Advance = Callable[[int], None]
 
 EXTENSIONS = (".json", ".jsonl", ".csv", ".parquet", ".txt")
 _BLOCK_BYTES = 1 << 20
+_ADVANCE_BYTES = 1 << 18  # a progress bar need not move for every row
 
 
 def read_rows(path: str | Path, advance: Advance | None = None) -> Iterator[tuple[Row, Origin]]:
@@ -46,9 +47,11 @@ def read_rows(path: str | Path, advance: Advance | None = None) -> Iterator[tupl
             for row, origin in readers[kind](plain, str(path)):
                 found = True
                 yield row, origin
-                if advance is not None and (position := raw.tell()) != seen:
+                if advance is not None and (position := raw.tell()) - seen >= _ADVANCE_BYTES:
                     advance(position - seen)
                     seen = position
+            if advance is not None:
+                advance(raw.tell() - seen)
         except (gzip.BadGzipFile, EOFError, zlib.error) as error:
             raise DataError(
                 f"{path}: not a whole gzip file", given=error, try_=f"gzip -t {path}   shows whether it is damaged"
@@ -157,6 +160,8 @@ def _csv(file: IO[bytes], name: str) -> Iterator[tuple[Row, Origin]]:
     while True:
         line = reader.line_num + 1
         try:
+            if reader.fieldnames and line == 1:  # the header was read just now
+                line = reader.line_num + 1
             value = next(reader, None)
         except csv.Error as error:
             raise DataError(
@@ -164,7 +169,7 @@ def _csv(file: IO[bytes], name: str) -> Iterator[tuple[Row, Origin]]:
             ) from error
         if value is None:
             return
-        origin = Origin(name, row, max(line, 2))
+        origin = Origin(name, row, line)
         if None in value or None in value.values():
             columns = list(reader.fieldnames or ())
             count = len(columns) + len(value.get(None) or ()) - sum(cell is None for cell in value.values())

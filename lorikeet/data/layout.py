@@ -2,9 +2,9 @@
 
 A reply begins where the prompt ends that an inference engine would build for it (`render(..., reply=True)` of the
 messages before it), not where its text begins: a template may put an empty thought or a line end between the two, and
-then the model has to write those too. Where that prompt is a prefix of the whole rendering for every trained reply,
-the conversation is laid out once. Where it is not (a template that drops earlier thinking), it is laid out once per
-trained reply, exactly as at inference.
+then the model has to write those too. Where for every trained reply that prompt, and the prompt with the reply, are
+prefixes of the whole rendering, the conversation is laid out once. Where they are not (a template that drops earlier
+thinking), it is laid out once per trained reply, exactly as at inference.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ def lay_out(conversation: Conversation, template: Template, trained: Collection[
 
     Raises TemplateError where a trained reply has no end: the model would never learn to stop.
     """
+    starts_of = _Starts(conversation, template)
     full = template.render(conversation)
-    replies = _replies(conversation)
-    starts = {index: _start(conversation, template, full, index) for index in replies}
-    if all(starts[index] is not None for index in trained if index in starts):
+    starts = {index: starts_of.start(full, index) for index in _replies(conversation)}
+    if all(starts[index] is not None and starts_of.is_stable(full, index) for index in trained):
         segments = _mark(full, starts, template)
         _need_end(conversation, segments, trained)
         return [Layout(conversation, segments)]
@@ -49,8 +49,9 @@ def lay_out(conversation: Conversation, template: Template, trained: Collection[
 
 def prompt_segments(conversation: Conversation, template: Template) -> list[Segment]:
     """The prompt after which the model answers, with earlier replies marked, so that they encode as they did then."""
+    starts_of = _Starts(conversation, template)
     prompt = template.render(conversation, reply=True)
-    starts = {index: _start(conversation, template, prompt, index) for index in _replies(conversation)}
+    starts = {index: starts_of.start(prompt, index) for index in _replies(conversation)}
     return _mark(prompt, starts, template)
 
 
@@ -87,12 +88,32 @@ def _one_reply(conversation: Conversation, template: Template, index: int, first
 Place = tuple[int, int]  # (segment, character in it)
 
 
-def _start(conversation: Conversation, template: Template, full: list[Segment], index: int) -> Place | None:
-    try:
-        prompt = template.render(_before(conversation, index), reply=True)
-    except TemplateError:
-        return None  # nothing this template can say comes before the reply: it starts where its text does
-    return match_prefix(prompt, full)
+class _Starts:
+    """Where replies start in a rendering; each reply's prompt is rendered once."""
+
+    def __init__(self, conversation: Conversation, template: Template):
+        self.conversation, self.template = conversation, template
+        self._prompts: dict[int, list[Segment] | None] = {}
+
+    def start(self, rendering: list[Segment], index: int) -> Place | None:
+        """Where the prompt of reply `index` ends in `rendering`; None if it is no prefix of it."""
+        if index not in self._prompts:
+            try:
+                self._prompts[index] = self.template.render(_before(self.conversation, index), reply=True)
+            except TemplateError:  # nothing this template can say comes before the reply: it starts where its text does
+                self._prompts[index] = None
+        prompt = self._prompts[index]
+        return None if prompt is None else match_prefix(prompt, rendering)
+
+    def is_stable(self, full: list[Segment], index: int) -> bool:
+        """Whether reply `index` stands in `full` as it does where it is the last: a template may write a thought
+        into the last reply alone."""
+        if index == len(self.conversation.messages) - 1:
+            return True
+        last = self.template.render(_before(self.conversation, index + 1))
+        marked = _mark(last, {index: self.start(last, index)}, self.template)
+        end = max((number for number, segment in enumerate(marked) if segment.message == index), default=-1)
+        return match_prefix(marked[: end + 1], full) is not None
 
 
 def match_prefix(prompt: list[Segment], full: list[Segment]) -> Place | None:

@@ -72,16 +72,14 @@ class DataOptions(LossOptions):
         True, description="Use examples prepared before from the same inputs; false prepares them again."
     )
 
-    @field_validator("validation")
+    @field_validator("validation", mode="before")
     @classmethod
     def _sensible_validation(cls, value: Any) -> Any:
-        if isinstance(value, float) and value >= 1 and value.is_integer():
-            value = int(value)
-        if isinstance(value, bool) or (isinstance(value, float) and not 0 < value < 1):
+        if isinstance(value, bool) or (isinstance(value, float) and not (0 < value < 1 or value.is_integer())):
             raise ValueError("must be a fraction between 0 and 1, a number of conversations, or a list of files")
-        if isinstance(value, int) and value < 1:
+        if isinstance(value, (int, float)) and value <= 0:
             raise ValueError("must be at least 1 conversation, a fraction between 0 and 1, or null for none")
-        return value
+        return int(value) if isinstance(value, float) and value >= 1 else value
 
 
 @dataclass(slots=True)

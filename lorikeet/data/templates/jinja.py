@@ -117,13 +117,18 @@ class _Jinja(BoundTemplate):
         return next((segment.text for segment in cut if segment.control), None)
 
     def _run(self, messages: list[dict[str, Any]], tools: list[Any], reply: bool) -> str:
-        return self.program.render(
-            messages=messages,
-            tools=tools or None,
-            add_generation_prompt=reply,
-            bos_token=self.tokenizer.bos_token or "",
-            eos_token=self.tokenizer.eos_token or "",
-        )
+        try:
+            return self.program.render(
+                messages=messages,
+                tools=tools or None,
+                add_generation_prompt=reply,
+                bos_token=self.tokenizer.bos_token or "",
+                eos_token=self.tokenizer.eos_token or "",
+            )
+        except jinja2.TemplateError:
+            raise
+        except Exception as error:  # a template is a program of someone else's and can fail in any way
+            raise jinja2.TemplateError(f"it fails: {error}") from error
 
     def turns(self, conversation: Conversation, reply: bool) -> list[Segment]:
         messages = list(enumerate(conversation.messages))
@@ -143,8 +148,6 @@ class _Jinja(BoundTemplate):
                     return self._segments(parts, texts, slots)
         except jinja2.TemplateError as error:
             raise self.cannot(conversation, str(error)) from error
-        except (TypeError, ValueError, KeyError, AttributeError) as error:
-            raise self.cannot(conversation, f"it fails: {error}") from error
         raise self.cannot(
             conversation,
             "it changes what messages say in a way that cannot be followed",

@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lorikeet.base.nouns import Conversation, Message
+from lorikeet.data.loss import LossOptions
+from lorikeet.data.templates.chatml import ChatML
+from lorikeet.data.templates.jinja import Jinja
+from lorikeet.data.truncate import Encoder, Piece
+
+
+def talk(*texts: str, system: str | None = None) -> Conversation:
+    turns = [Message(("user", "assistant")[number % 2], text) for number, text in enumerate(texts)]
+    return Conversation(tuple([Message("system", system)] * bool(system) + turns))
+
+
+def pieces(tokenizer, conversation, max_length: int, truncation: str, template=None) -> list[Piece]:
+    template = template or ChatML().bind(tokenizer)
+    return list(Encoder(template, tokenizer, LossOptions(), max_length, truncation).pieces(conversation))  # type: ignore[arg-type]
+
+
+def text(tokenizer, piece: Piece) -> str:
+    return tokenizer.decode(piece.tokens, skip_control=False)
+
+
+LONG = talk("a b c d e f g h i j k l m n o p " * 4, "hello")
+
+
+def test_short_conversations_are_untouched(tokenizer) -> None:
+    for policy in ("drop", "cut", "keep_reply"):
+        [piece] = pieces(tokenizer, LONG, 1000, policy)
+        assert not piece.cut and piece.dropped is None
+
+
+def test_drop_and_cut(tokenizer) -> None:
+    assert pieces(tokenizer, LONG, 40, "drop")[0].dropped == "longer than max_length"
+    [piece] = pieces(tokenizer, LONG, 40, "cut")
+    assert piece.dropped == "no trained token within max_length" and len(piece.tokens) == 40
+    [piece] = pieces(tokenizer, talk("hello", "a b c d e f g " * 9), 40, "cut")
+    assert piece.dropped is None and piece.cut and len(piece.tokens) == 40 and piece.weights.any()
+
+
+def test_keep_reply_shortens_the_question_from_its_start(tokenizer) -> None:
+    [piece] = pieces(tokenizer, LONG, 40, "keep_reply")
+    assert piece.cut and 36 <= len(piece.tokens) <= 40
+    shown = text(tokenizer, piece).removesuffix("\n")
+    assert shown.startswith("<|im_start|>user\n") and shown.endswith(
+        "n o p <|im_end|>\n<|im_start|>assistant\nhello<|im_end|>"
+    )
+
+
+def test_keep_reply_leaves_out_the_oldest_turns_first(tokenizer) -> None:
+    chat = talk("hello " * 5, "world " * 5, "how are you", "the house", system="be good")
+    [whole] = pieces(tokenizer, chat, 1000, "keep_reply")
+    [piece] = pieces(tokenizer, chat, len(whole.tokens) - 1 - 1, "keep_reply")
+    shown = text(tokenizer, piece)
+    assert "be good" in shown and "hello" not in shown and "world" not in shown
+    assert "how are you" in shown and shown.rstrip("\n").endswith("the house<|im_end|>")
+
+
+def test_a_reply_that_alone_is_too_long_is_cut_at_its_end(tokenizer) -> None:
+    [piece] = pieces(tokenizer, talk("hello hello hello", "x y z " * 50), 32, "keep_reply")
+    assert piece.cut and len(piece.tokens) == 32 and piece.weights[-1] == 1 and piece.dropped is None
+
+
+def test_documents_are_cut(bos_tokenizer) -> None:
+    document = Conversation((Message("text", "x y z " * 50),))
+    [piece] = pieces(bos_tokenizer, document, 16, "keep_reply")
+    assert piece.cut and len(piece.tokens) == 16 and piece.weights[1:].all()
+
+
+def test_no_trained_token_is_said(tokenizer) -> None:
+    untrained = Conversation((Message("user", "q"), Message("assistant", "a", trained=False)))
+    assert [piece.dropped for piece in pieces(tokenizer, untrained, 100, "keep_reply")] == ["no trained token"]
+
+
+def test_layouts_per_reply_are_cut_one_by_one(tokenizer, templates) -> None:
+    template = Jinja(source=templates["thinking"]).bind(tokenizer)
+    chat = talk("a b c " * 9, "<think>hm</think>one", "d e f " * 9, "two")
+    first, second = pieces(tokenizer, chat, 40, "keep_reply", template)
+    assert first.cut and second.cut
+    assert "one<|im_end|>" in text(tokenizer, first) and "two" not in text(tokenizer, first)
+    assert "two<|im_end|>" in text(tokenizer, second) and "one" not in text(tokenizer, second)
+
+
+@given(
+    texts=st.lists(st.text("abc é日\n", min_size=1, max_size=60).filter(str.strip), min_size=2, max_size=6),
+    max_length=st.integers(8, 80),
+    system=st.none() | st.just("be good"),
+)
+@settings(max_examples=60, deadline=None)
+def test_keep_reply_always_fits_and_still_begins_with_a_true_prompt(tokenizer, texts, max_length, system) -> None:
+    texts = texts[: len(texts) // 2 * 2]
+    template = ChatML().bind(tokenizer)
+    [piece] = pieces(tokenizer, talk(*texts, system=system), max_length, "keep_reply", template)
+    assert len(piece.tokens) <= max_length and len(piece.tokens) == len(piece.weights)
+    reply = [tokenizer.control["<|im_start|>"], *tokenizer.encode("assistant\n")[0], *tokenizer.encode(texts[-1])[0]]
+    if piece.dropped is None and piece.cut and len(reply) + 30 < max_length and system is None:
+        ids = piece.tokens.tolist()
+        assert any(ids[at : at + len(reply)] == reply for at in range(len(ids))), "the last reply survives whole"
+        header = [reply[0], *tokenizer.encode("user\n")[0]]
+        assert ids[: len(header)] == header
