@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import inspect
+import operator
 import pkgutil
 from functools import lru_cache, reduce
 from pathlib import Path
@@ -16,6 +17,7 @@ from types import ModuleType
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BeforeValidator, create_model
+from pydantic_core import PydanticCustomError
 
 from lorikeet.base.errors import RecipeError, nearest
 from lorikeet.base.options import Options
@@ -57,7 +59,7 @@ def kind_field(package: str, contract: type[OptionsType], shorthand: bool = True
     """
     # annotated without `from __future__` strings: pydantic needs the real objects
     classes = tuple(_with_kind(kind_class(package, contract, name), name) for name in kinds(package))
-    union: Any = reduce(lambda left, right: left | right, (*classes, contract))
+    union: Any = reduce(operator.or_, (*classes, contract))
 
     def resolve(value: Any) -> Any:
         if isinstance(value, contract):
@@ -67,10 +69,15 @@ def kind_field(package: str, contract: type[OptionsType], shorthand: bool = True
         if not isinstance(value, dict) or "kind" not in value:
             raise ValueError(f"needs a mapping with a 'kind' (one of: {' '.join(kinds(package))})")
         name = str(value["kind"])
-        chosen = kind_class(package, contract, name)
+        try:
+            chosen = kind_class(package, contract, name)
+        except RecipeError as error:  # as one of pydantic's, so that it gets the key and the line
+            told = {"what": error.what.split(": ", 1)[-1], "given": name, "allowed": error.allowed, "try": error.try_}
+            raise PydanticCustomError("recipe_error", "{what}", told) from None
         if not name.endswith(".py"):
             return _with_kind(chosen, name).model_validate(value)
-        return create_model(chosen.__name__, __base__=chosen, kind=(Literal[name], name)).model_validate(value)
+        own_kind: Any = (Literal[name], name)
+        return create_model(chosen.__name__, __base__=chosen, kind=own_kind).model_validate(value)
 
     return Annotated[union, BeforeValidator(resolve)]
 
@@ -84,7 +91,9 @@ def _with_kind(chosen: type[OptionsType], name: str) -> type[OptionsType]:
 
 def _module_at(path: Path) -> ModuleType:
     if not path.is_file():
-        raise RecipeError(f"kind: no such file '{path}'", given=str(path), try_="a path relative to where you run lorikeet")
+        raise RecipeError(
+            f"kind: no such file '{path}'", given=str(path), try_="a path relative to where you run lorikeet"
+        )
     spec = importlib.util.spec_from_file_location(f"lorikeet_kind_{path.stem}", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)

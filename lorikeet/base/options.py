@@ -11,4 +11,4 @@ from pydantic import BaseModel, ConfigDict
 class Options(BaseModel):
     """Base of all option classes. Fields carry `Field(description=...)`; the recipe's YAML keys are their names."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), hide_input_in_errors=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)

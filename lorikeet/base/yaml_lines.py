@@ -60,9 +60,10 @@ class Tree:
     def put(self, key: Key, value: Any, place: str) -> None:
         """Set `key` to `value`, making the mappings on the way; what `key` held before is forgotten."""
         node: Any = self.values
-        for part in key[:-1]:
+        for depth, part in enumerate(key[:-1], start=1):
             if isinstance(node, dict) and not isinstance(node.get(part), dict | list):
                 node[part] = {}
+                self.places[key[:depth]] = place
             node = node[part]
         node[key[-1]] = value
         self.places = {old: at for old, at in self.places.items() if old[: len(key)] != key}
@@ -162,8 +163,8 @@ class _Reader:
         self.plain_tag(node, "seq")
         items = []
         for index, item in enumerate(node.value):
-            self.tree.places[(*key, index)] = self.at(item)
-            items.append(self.value(item, (*key, index)))
+            self.tree.places[key + (index,)] = self.at(item)
+            items.append(self.value(item, key + (index,)))
         return items
 
     def mapping(self, node: MappingNode, key: Key) -> dict[str, Any]:
@@ -181,15 +182,15 @@ class _Reader:
                     "a key must be a word", given=f"{_kind(name_node)}   ({self.at(name_node)})", allowed="key: value"
                 )
             if name in found:
-                dotted = ".".join(map(str, (*key, name)))
+                dotted = ".".join(map(str, key + (name,)))
                 raise RecipeError(
                     f"{dotted}: written twice",
-                    given=f"first in {self.tree.places[(*key, name)]}   (again in {self.at(name_node)})",
+                    given=f"first in {self.tree.places[key + (name,)]}   (again in {self.at(name_node)})",
                     allowed="each key once",
                     try_="remove one of the two",
                 )
-            self.tree.places[(*key, name)] = self.at(name_node)
-            found[name] = self.value(item, (*key, name))
+            self.tree.places[key + (name,)] = self.at(name_node)
+            found[name] = self.value(item, key + (name,))
         return {**merged, **found}
 
     def merge(self, node: Node, key: Key) -> dict[str, Any]:

@@ -1,0 +1,193 @@
+"""What pydantic found wrong with a recipe, said in four lines with the place where it was written.
+
+RecipeError: adapter.r: out of range
+  given    0   (recipe.yaml:4)
+  allowed  a whole number >= 1
+  try      adapter.r=8
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from itertools import takewhile
+from typing import Any
+
+from pydantic import ValidationError
+from pydantic.fields import FieldInfo
+
+from lorikeet.base.errors import RecipeError, nearest
+from lorikeet.base.option_fields import (
+    Key,
+    accepts,
+    as_yaml,
+    assignment,
+    choices,
+    default_of,
+    example,
+    find,
+    in_words,
+    keys_below,
+    plain_types,
+)
+from lorikeet.base.options import Options
+from lorikeet.base.yaml_lines import Tree
+
+_UNKNOWN, _MISSING = "extra_forbidden", "missing"
+_RANGE = re.compile(r"greater_than|less_than|multiple_of|finite_number|too_short|too_long")
+
+
+@dataclass
+class _Trouble:
+    """One thing wrong; a union of types reports each of its members, which are one trouble."""
+
+    key: Key
+    types: list[str] = field(default_factory=list)
+    message: str = ""
+    context: dict[str, Any] = field(default_factory=dict)
+
+
+def explain(error: ValidationError, top: type[Options], tree: Tree, below: Key = ()) -> RecipeError:
+    """The first of the troubles (unknown keys, then by line), and how many more there are.
+
+    `below` is the section that was validated where it was not the whole of `tree`."""
+    troubles = _collect(error, tree, below)
+    first = min(troubles, key=lambda one: (_UNKNOWN not in one.types, _line(tree.place(one.key))))
+    said = _say(first, top, tree)
+    if len(troubles) > 1:
+        what = f"{said.what}   (and {len(troubles) - 1} more)"
+        return RecipeError(what, given=said.given, allowed=said.allowed, try_=said.try_)
+    return said
+
+
+def refuse_booleans(top: type[Options], tree: Tree) -> None:
+    """Raise RecipeError for `true` where a number is wanted: pydantic would read it as 1."""
+    for key, value in _leaves(tree.values, ()):
+        if isinstance(value, bool):
+            option, _ = find(top, key, tree.values)
+            if option is not None and not accepts(option, bool):
+                raise _wrong(key, "has the wrong type", top, tree)
+
+
+def _leaves(node: Any, key: Key) -> list[tuple[Key, Any]]:
+    if isinstance(node, dict):
+        return [leaf for name, below in node.items() for leaf in _leaves(below, (*key, name))]
+    if isinstance(node, list):
+        return [leaf for index, below in enumerate(node) for leaf in _leaves(below, (*key, index))]
+    return [(key, node)]
+
+
+def _collect(error: ValidationError, tree: Tree, below: Key) -> list[_Trouble]:
+    found: dict[Key, _Trouble] = {}
+    for one in error.errors(include_url=False):
+        key = _key(below + one["loc"], one["type"], tree.values)
+        trouble = found.setdefault(key, _Trouble(key, message=one["msg"], context=dict(one.get("ctx", {}))))
+        trouble.types.append(one["type"])
+    # a member of a union that looked deeper into the value knows more than one that refused it whole
+    deepest = [key for key in found if not any(other[: len(key)] == key for other in found if other != key)]
+    return [found[key] for key in deepest]
+
+
+def _key(location: Key, kind: str, values: Any) -> Key:
+    """pydantic's location without the names of union members, which are not keys of the recipe."""
+    key: list[str | int] = []
+    node = values
+    for index, part in enumerate(location):
+        held = part in node if isinstance(node, dict) else isinstance(node, list) and isinstance(part, int)
+        if held:
+            node = node[part]
+            key.append(part)
+        elif kind == _MISSING and index == len(location) - 1:
+            key.append(part)
+    return tuple(key)
+
+
+def _line(place: str) -> int:
+    number = place.rsplit(":", 1)[-1]
+    return int(number) if number.isdigit() else 0
+
+
+def _say(trouble: _Trouble, top: type[Options], tree: Tree) -> RecipeError:
+    key, dotted = trouble.key, ".".join(map(str, trouble.key))
+    if _UNKNOWN in trouble.types:
+        return _unknown(key, top, tree)
+    if "recipe_error" in trouble.types:
+        context = trouble.context
+        what, proposal = f"{dotted}: {context['what']}", context.get("try")
+        given = f"{as_yaml(context.get('given'))}   ({tree.place(key)})"
+        proposal = assignment((*key, "kind"), proposal) if proposal else None
+        return RecipeError(what, given=given, allowed=context.get("allowed"), try_=proposal)
+    if _MISSING in trouble.types:
+        return _wrong(key, "is missing", top, tree)
+    if trouble.types in (["value_error"], ["assertion_error"]):
+        return _wrong(key, str(trouble.context.get("error", trouble.message)), top, tree)
+    if all(_RANGE.search(kind) for kind in trouble.types):
+        return _wrong(key, "out of range", top, tree)
+    if trouble.types == ["literal_error"]:
+        return _wrong(key, "is not one of the choices", top, tree)
+    return _wrong(key, "has the wrong type", top, tree, trouble.message)
+
+
+def _unknown(key: Key, top: type[Options], tree: Tree) -> RecipeError:
+    *section, name = key
+    _, classes = find(top, tuple(section), tree.values)
+    siblings = list(dict.fromkeys(option for one in classes or [top] for option in one.model_fields))
+    value = _value(tree.values, key)
+    everywhere = [known for known in keys_below(top) if isinstance(value, dict) or not _is_section(top, known)]
+    elsewhere = [known for known in everywhere if known.rsplit(".", 1)[-1] == name]
+    dotted = ".".join(map(str, key))
+    close = nearest(str(name), siblings)
+    proposal = ".".join(map(str, (*section, close))) if close else nearest(dotted, everywhere)
+    proposal = elsewhere[0] if elsewhere else proposal
+    return RecipeError(
+        f"{dotted}: there is no such {'option' if section else 'section'}",
+        given=f"{name}   ({tree.place(key)})",
+        allowed=" ".join(siblings),
+        try_=None if proposal is None else proposal if isinstance(value, dict) else f"{proposal}={_short(value)}",
+    )
+
+
+def _wrong(key: Key, what: str, top: type[Options], tree: Tree, message: str = "") -> RecipeError:
+    option, classes = find(top, key, tree.values)
+    value = _value(tree.values, key)
+    allowed: str | None = message or None
+    proposal = None
+    # a section's own check says all there is to say: its list of options would not help
+    if option is not None and (what == "is missing" or message or not classes):
+        allowed = in_words(option)
+        proposal = _proposal(key, value, option)
+    place = tree.place(key)
+    given = f"nothing   ({place})" if what == "is missing" else f"{_short(value)}   ({place})"
+    return RecipeError(f"{'.'.join(map(str, key)) or 'recipe'}: {what}", given=given, allowed=allowed, try_=proposal)
+
+
+def _proposal(key: Key, value: Any, option: FieldInfo) -> str | None:
+    """An assignment that would be accepted: the nearest choice, else an example."""
+    whole = tuple(takewhile(lambda part: isinstance(part, str), key))  # a list is given as a whole
+    words = choices(option)
+    if value == "None" and type(None) in plain_types(option):
+        return assignment(whole, None)
+    if whole == key and isinstance(default_of(option), dict):  # below a free mapping the key is what is wrong
+        close = nearest(str(key[-1]), words)
+        return assignment((*key[:-1], close), value) if close else None
+    close = nearest(str(value), words)
+    proposed = close or example(option)
+    return None if proposed is None else assignment(whole, proposed)
+
+
+def _is_section(top: type[Options], dotted: str) -> bool:
+    return bool(find(top, tuple(dotted.split(".")), {})[1])
+
+
+def _value(node: Any, key: Key) -> Any:
+    for part in key:
+        try:
+            node = node[part]
+        except (KeyError, IndexError, TypeError):
+            return None
+    return node
+
+
+def _short(value: Any) -> str:
+    text = as_yaml(value)
+    return text if len(text) <= 120 else text[:117] + "..."

@@ -1,0 +1,244 @@
+"""The recipe: the list of sections, and how it is loaded, overridden, saved and described.
+
+An option is declared in the file that reads it, so this file knows the names of the sections and nothing in them.
+A recipe is read in one direction: YAML and `key=value` overrides make a tree of plain values that remembers lines, and
+pydantic turns the tree into a frozen `Recipe` or into one error of four lines.
+
+Relative paths. `data.train`, `data.validation` and `model.path` written in a recipe file mean the file beside the
+recipe if there is one, else the file in the working directory; written on the command line they mean the working
+directory. `output_dir` always means the working directory.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import Field, ValidationError, field_validator
+from pydantic_core import PydanticUndefined
+
+from lorikeet.adapters._contract import Adapter
+from lorikeet.adapters.lora import Lora
+from lorikeet.base import yaml_lines
+from lorikeet.base.errors import RecipeError, nearest
+from lorikeet.base.files import write_file
+from lorikeet.base.kinds import kind_field
+from lorikeet.base.option_errors import explain, refuse_booleans
+from lorikeet.base.option_fields import default_of, find, keys_below, kinds_of, option_classes
+from lorikeet.base.options import Options
+from lorikeet.base.yaml_lines import Tree
+from lorikeet.data.pipeline import DataOptions
+from lorikeet.infer.sampling import GenerateOptions
+from lorikeet.models.load import ModelOptions
+from lorikeet.quant._contract import Quant
+from lorikeet.quant.none import NoQuant
+from lorikeet.train.evaluate import EvaluateOptions
+from lorikeet.train.loop import TrainOptions
+
+COMMAND_LINE = "the command line"
+_PATHS = (("model", "path"), ("data", "train"), ("data", "validation"))
+
+
+class Recipe(Options):
+    """Everything that decides a run, section by section."""
+
+    output_dir: Path = Field(description="The run's folder.", examples=["runs/first"])
+    model: ModelOptions = Field(description="The model to start from.", examples=[{"path": "smollm2-135m"}])
+    quant: kind_field("lorikeet.quant", Quant) = Field(  # type: ignore[valid-type]
+        NoQuant(), description="How the frozen weights are kept in memory."
+    )
+    adapter: kind_field("lorikeet.adapters", Adapter) = Field(  # type: ignore[valid-type]
+        Lora(), description="What trains."
+    )
+    data: DataOptions = Field(description="What it learns from.", examples=[{"train": ["mine.json"]}])
+    train: TrainOptions = Field(default_factory=TrainOptions, description="How it learns.")
+    evaluate: EvaluateOptions = Field(
+        default_factory=EvaluateOptions, description="How it is measured while it learns."
+    )
+    generate: GenerateOptions = Field(default_factory=GenerateOptions, description="How replies are sampled.")
+
+    @field_validator("output_dir")
+    @classmethod
+    def _named(cls, value: Path) -> Path:
+        if value == Path():
+            raise ValueError("needs the name of a folder")
+        return value
+
+
+def load(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe in a YAML file with `key=value` overrides applied. Raises RecipeError that names the line."""
+    return _build(tree(path, overrides))
+
+
+def parse(values: dict[str, Any], overrides: Sequence[str] = (), name: str = "the recipe") -> Recipe:
+    """The recipe in a mapping of plain values, as `load` would read it from YAML."""
+    made = yaml_lines.parse(yaml.safe_dump(values, sort_keys=False, allow_unicode=True), name)
+    made.places = {(): name}
+    return _build(_overridden(made, overrides))
+
+
+def tree(path: Path | str, overrides: Sequence[str] = ()) -> Tree:
+    """The plain values of a recipe file and its overrides, each with the place it was written."""
+    path = Path(path)
+    made = yaml_lines.read(path)
+    for key in _PATHS:
+        _beside(made.values, key, path.parent)
+    return _overridden(made, overrides)
+
+
+def options(section: str, overrides: Sequence[str]) -> dict[str, Any]:
+    """The options of one section that are set by overrides, validated: {"temperature": 0.7} for `generate`.
+
+    For commands that take a model and no recipe."""
+    made = _overridden(Tree(COMMAND_LINE, places={(): COMMAND_LINE}), overrides)
+    chosen = option_classes(Recipe.model_fields[section].annotation)[0]
+    for key in made.values:
+        if key != section:
+            raise RecipeError(
+                f"{key}: has no effect here", given=f"{key}   ({COMMAND_LINE})", allowed=f"{section}.option=value"
+            )
+    refuse_booleans(Recipe, made)
+    try:
+        read = chosen.model_validate(made.values.get(section, {}))
+    except ValidationError as error:
+        raise explain(error, Recipe, made, below=(section,)) from None
+    return {name: getattr(read, name) for name in read.model_fields_set}
+
+
+def save(recipe: Recipe, path: Path) -> None:
+    """Write the complete recipe, every default included, as YAML that `load` reads back equal."""
+    values = recipe.model_dump(mode="json")
+    write_file(path, yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120))
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON schema of a recipe, for editors that complete and check YAML."""
+    schema = Recipe.model_json_schema()
+    for package, contract in (("quant", Quant), ("adapter", Adapter)):
+        _own_kinds(schema, package, contract.__name__)
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "Lorikeet recipe", **schema}
+
+
+def written(recipe: Options) -> set[str]:
+    """The dotted keys that were given and differ from their defaults: what a person asked for.
+
+    A saved recipe holds every default, so a value equal to its default counts as not asked for."""
+    found: set[str] = set()
+    for name in recipe.model_fields_set:
+        value = getattr(recipe, name)
+        if isinstance(value, Options):
+            found |= {f"{name}.{below}" for below in written(value)}
+        elif value != default_of(type(recipe).model_fields[name]):
+            found.add(name)
+    return found
+
+
+def located(error: RecipeError, source: Tree) -> RecipeError:
+    """The same error with the place of the option it starts with, where a recipe wrote that option."""
+    dotted = re.match(r"([a-z_]+(?:\.[a-z_]+)*): ", error.what)
+    key = tuple(dotted[1].split(".")) if dotted else ()
+    if key not in source.places or not key or source.places[key] in str(error.given):
+        return error
+    given = f"{'' if error.given is None else error.given}   ({source.places[key]})".strip()
+    return type(error)(error.what, given=given, allowed=error.allowed, try_=error.try_)
+
+
+def _build(source: Tree) -> Recipe:
+    _fill(Recipe, source.values)
+    refuse_booleans(Recipe, source)
+    try:
+        return Recipe.model_validate(source.values)
+    except ValidationError as error:
+        raise explain(error, Recipe, source) from None
+
+
+def _fill(section: type[Options], values: dict[str, Any]) -> None:
+    """An empty section (`train:` and nothing behind it) is its defaults; `adapter: {r: 16}` is of the default kind."""
+    for name, field in section.model_fields.items():
+        if name not in values:
+            continue
+        default = default_of(field)
+        kinds, classes = kinds_of(field), option_classes(field.annotation)
+        if values[name] is None and len(classes) == 1 and not kinds:
+            values[name] = {}
+        if kinds and isinstance(values[name], dict) and "kind" not in values[name] and default is not PydanticUndefined:
+            values[name] = {"kind": default.kind, **values[name]}
+        if isinstance(values[name], dict):
+            chosen = kinds.get(values[name].get("kind")) if kinds else classes[0] if classes else None
+            if chosen is not None:
+                _fill(chosen, values[name])
+
+
+def _overridden(source: Tree, overrides: Sequence[str]) -> Tree:
+    for override in overrides:
+        dotted, equals, text = override.partition("=")
+        key: tuple[str | int, ...] = tuple(dotted.strip().split("."))
+        if not equals or "" in key:
+            near = nearest(dotted, keys_below(Recipe))
+            raise RecipeError(
+                "an override is key=value",
+                given=f"{override}   ({COMMAND_LINE})",
+                allowed="section.option=value, without spaces around the =",
+                try_=f"{near}=..." if near else "train.learning_rate=1e-4",
+            )
+        for end in range(1, len(key)):
+            _open(source, key[:end], override)
+        source.put(key, yaml_lines.scalar(text), COMMAND_LINE)
+    return source
+
+
+def _open(source: Tree, key: tuple[str | int, ...], override: str) -> None:
+    """Make what stands at `key` a mapping that an override can write into."""
+    node: Any = source.values
+    for part in key:
+        node = node.get(part) if isinstance(node, dict) else None
+    field, classes = find(Recipe, key, source.values)
+    if field is None or isinstance(node, dict):
+        return  # an unknown section is reported with all the others
+    dotted = ".".join(map(str, key))
+    if isinstance(node, str) and kinds_of(field):
+        place = source.place(key)
+        source.put(key, {"kind": node}, place)
+    elif not classes and not (node is None and isinstance(default_of(field), dict)):
+        raise RecipeError(
+            f"{dotted}: has no options of its own",
+            given=f"{override}   ({COMMAND_LINE})",
+            allowed=f"{dotted}=value",
+            try_=f"{dotted}={override.partition('=')[2]}",
+        )
+
+
+def _beside(values: dict[str, Any], key: tuple[str, str], folder: Path) -> None:
+    """Rewrite the relative paths at `key` that exist beside the recipe to absolute ones."""
+    section = values.get(key[0])
+    if not isinstance(section, dict) or key[1] not in section:
+        return
+    value = section[key[1]]
+
+    def found(path: Any) -> Any:
+        if not isinstance(path, str) or not path or Path(path).is_absolute() or not (folder / path).exists():
+            return path
+        return str((folder / path).resolve())
+
+    section[key[1]] = [found(path) for path in value] if isinstance(value, list) else found(value)
+
+
+def _own_kinds(schema: dict[str, Any], section: str, contract: str) -> None:
+    """In a JSON schema: the bare kind's name is allowed too, and the contract stands for a person's own .py file."""
+    schema["$defs"][contract] = {
+        "type": "object",
+        "title": f"Your own {section}",
+        "properties": {"kind": {"type": "string", "pattern": r"\.py$"}},
+        "required": ["kind"],
+    }
+    schema["properties"][section]["anyOf"].append({"type": "string"})
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes short lists on one line, as people write them."""
+
+    def represent_sequence(self, tag: str, sequence: Any, flow_style: bool | None = None) -> yaml.SequenceNode:
+        return super().represent_sequence(tag, sequence, flow_style=True)
