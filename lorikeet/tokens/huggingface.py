@@ -160,35 +160,29 @@ def load(folder: Path) -> HuggingFaceTokenizer:
 
 
 def _plain_encoder(description: dict[str, Any]) -> Backend:
-    """A backend that cannot produce control tokens: they have unguessable names, under the same ids."""
+    """A backend that cannot produce control tokens: they have unguessable names, under the same ids.
+
+    Merges that would build one are left out. A single character stays what it is even where a model uses it as its
+    padding token, say: without it that character could not be written at all."""
     secret = secrets.token_hex(16)
-    renamed = {
-        token["content"]: f"\U0010fffe{secret}{token['id']}"
-        for token in description["added_tokens"]
-        if token["special"]
-    }
-    for token in description["added_tokens"]:
-        if token["special"]:
-            # flags such as lstrip would otherwise not matter either; the name alone must never match
-            token.update(content=renamed[token["content"]], normalized=False, lstrip=False, rstrip=False)
     model = description["model"]
+    renamed: dict[str, str] = {}
+    for token in description["added_tokens"]:
+        content = token["content"]
+        is_byte = model.get("byte_fallback") and len(content) == 6 and content.startswith("<0x")
+        if token["special"] and len(content) > 1 and not is_byte:
+            renamed[content] = f"\U0010fffe{secret}{token['id']}"
+            token.update(content=renamed[content], normalized=False)
     vocab = model.get("vocab")
-    made_by_merges = {
-        "".join(merge if isinstance(merge, list) else merge.split(" ")) for merge in model.get("merges", ())
-    }
-    clash = sorted(renamed.keys() & made_by_merges)
-    if clash:
-        raise TokenizerError(
-            "a control token is also the product of a merge, so plain text could become it",
-            given=" ".join(clash[:6]),
-            allowed="control tokens outside the merges",
-        )
     if isinstance(vocab, dict):
         model["vocab"] = {renamed.get(token, token): id for token, id in vocab.items()}
     elif isinstance(vocab, list):
         model["vocab"] = [[renamed.get(token, token), score] for token, score in vocab]
     if model.get("unk_token") in renamed:
         model["unk_token"] = renamed[model["unk_token"]]
+    if model.get("merges"):
+        pairs = [merge if isinstance(merge, list) else merge.split(" ", 1) for merge in model["merges"]]
+        model["merges"] = [pair for pair in pairs if renamed.keys().isdisjoint((*pair, "".join(pair)))]
     # the post-processor is what adds BOS, and what trims spaces off the spans
     description = description | {"post_processor": None, "truncation": None, "padding": None}
     encoder = Backend.from_str(orjson.dumps(description).decode())

@@ -46,14 +46,14 @@ def test_what_is_saved_is_read(tmp_path, max_shard_bytes):
 
 
 def test_shards_have_the_standard_names_and_stay_under_the_limit(tmp_path):
-    path = written(tmp_path / "model", max_shard_bytes=60)
+    path = written(tmp_path / "model", max_shard_bytes=90)
     index = json.loads((path / "model.safetensors.index.json").read_text())
     files = sorted(set(index["weight_map"].values()))
     assert files == [f"model-{i + 1:05d}-of-{len(files):05d}.safetensors" for i in range(len(files))]
     assert sorted(file.name for file in path.glob("*.safetensors")) == files
     assert index["metadata"]["total_size"] == sum(t.numel() * t.element_size() for _, t in tensors())
     for file in files:
-        assert sum(t.numel() * t.element_size() for t in load_file(path / file).values()) <= 60
+        assert sum(t.numel() * t.element_size() for t in load_file(path / file).values()) <= 90
 
 
 def test_transformers_style_single_file(tmp_path):
