@@ -201,3 +201,15 @@ def test_safetensors_without_metadata_open(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     save_file({"a": torch.ones(2)}, tmp_path / "model.safetensors")
     assert torch.equal(open_checkpoint(tmp_path).read("a"), torch.ones(2))
+
+
+def test_transformers_reads_what_is_saved(tmp_path):
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "vocab_size": 32}
+    model = LlamaForCausalLM(LlamaConfig(**sizes, num_attention_heads=4, num_key_value_heads=2))
+    with new_folder(tmp_path / "model") as folder:
+        hf.save(folder, model.config.to_dict(), model.state_dict().items(), max_shard_bytes=5000)
+    assert len(list((tmp_path / "model").glob("*.safetensors"))) > 1
+    read = LlamaForCausalLM.from_pretrained(tmp_path / "model").state_dict()
+    assert all(torch.equal(tensor, read[name]) for name, tensor in model.state_dict().items())
