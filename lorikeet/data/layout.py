@@ -37,7 +37,7 @@ def lay_out(conversation: Conversation, template: Template, trained: Collection[
     starts = {index: starts_of.start(full, index) for index in _replies(conversation)}
     if all(starts[index] is not None and starts_of.is_stable(full, index) for index in trained):
         segments = _mark(full, starts, template)
-        _need_end(conversation, segments, trained)
+        _check(conversation, segments, trained)
         return [Layout(conversation, segments)]
     layouts = []
     first = 0
@@ -55,6 +55,10 @@ def prompt_segments(conversation: Conversation, template: Template) -> list[Segm
     return _mark(prompt, starts, template)
 
 
+def _where(conversation: Conversation) -> str:
+    return str(conversation.origin) if conversation.origin else "a conversation"
+
+
 def _replies(conversation: Conversation) -> list[int]:
     return [index for index, message in enumerate(conversation.messages) if message.role == "assistant"]
 
@@ -66,23 +70,18 @@ def _before(conversation: Conversation, index: int) -> Conversation:
 def _one_reply(conversation: Conversation, template: Template, index: int, first: int) -> Layout:
     """The prompt as at inference, then this one reply and its end."""
     shorter = _before(conversation, index + 1)
-    before = _before(conversation, index)
     full = template.render(shorter)
-    prompt = prompt_segments(before, template)
-    start = match_prefix(prompt, full)
-    tail = _from(full, start) if start is not None else full
-    wanted = [number for number, segment in enumerate(tail) if segment.message == index]
-    if not wanted:
+    marked = _mark(full, {index: _Starts(shorter, template).start(full, index)}, template)
+    own = [number for number, segment in enumerate(marked) if segment.message == index]
+    if not own:
         raise TemplateError(
-            f"{conversation.origin}: the template leaves out message {index} (assistant)",
+            f"{_where(conversation)}: cannot tell where message {index} (assistant) stands in the template's text",
             given="an assistant message without text",
             try_="another data.template, or data.bad_rows=skip",
         )
-    begin = 0 if start is not None else wanted[0]
-    tail = tail[begin : wanted[-1] + 1]
-    marked = [*prompt, *(_as_reply(segment, index) for segment in tail)]
-    _need_end(shorter, marked, {index})
-    return Layout(shorter, marked, first)
+    segments = [*prompt_segments(_before(conversation, index), template), *marked[own[0] : own[-1] + 1]]
+    _check(shorter, segments, {index})
+    return Layout(shorter, segments, first)
 
 
 Place = tuple[int, int]  # (segment, character in it)
@@ -133,14 +132,6 @@ def match_prefix(prompt: list[Segment], full: list[Segment]) -> Place | None:
     return at, offset
 
 
-def _from(segments: list[Segment], place: Place) -> list[Segment]:
-    at, offset = place
-    if at == len(segments):
-        return []
-    rest = replace(segments[at], text=segments[at].text[offset:])
-    return [rest, *segments[at + 1 :]] if rest.text else segments[at + 1 :]
-
-
 def _as_reply(segment: Segment, index: int) -> Segment:
     part = segment.part if segment.message == index else "content"
     return replace(segment, message=index, part="end" if part == "end" else "content", reply=True)
@@ -188,14 +179,25 @@ def _end_of(segments: list[Segment], index: int, at: int, template: Template) ->
     return at
 
 
-def _need_end(conversation: Conversation, segments: list[Segment], trained: Collection[int]) -> None:
-    closed = {segment.message for segment in segments if segment.part == "end"}
+def _check(conversation: Conversation, segments: list[Segment], trained: Collection[int]) -> None:
+    """Refuse a trained reply that never ends, or of which the template drops a part (its thoughts, say)."""
     for index in trained:
-        if index not in closed and conversation.messages[index].role == "assistant":
+        own = [segment for segment in segments if segment.message == index]
+        if not any(segment.part == "end" for segment in own):
             raise TemplateError(
-                f"{conversation.origin}: the template closes message {index} (assistant) with no end-of-turn token, "
+                f"{_where(conversation)}: the template closes message {index} (assistant) with no end-of-turn token, "
                 "so replies would never learn to stop",
                 given="".join(segment.text for segment in segments)[-80:],
                 allowed="EOS or an end-of-turn control token behind each reply",
                 try_="data.template=chatml, or a template of your own: data.template='{kind: jinja, path: ...}'",
+            )
+        wanted = "".join(conversation.messages[index].content.split())
+        written = "".join("".join(segment.text for segment in own).split())
+        # the prompt may already open the thought
+        if wanted not in written and wanted.removeprefix("<think>") not in written:
+            raise TemplateError(
+                f"{_where(conversation)}: the template drops a part of message {index} (assistant), which is learned",
+                given=conversation.messages[index].content[:120],
+                allowed="replies that the template shows whole where they come last",
+                try_="data without the thoughts between <think> and </think>, or a template of your own",
             )

@@ -73,7 +73,8 @@ TEMPLATES = {
     "{% if m.role == 'assistant' %}{% set t = '' %}{% if '</think>' in c %}"
     "{% set t = c.split('</think>')[0].split('<think>')[-1].strip('\n') %}"
     "{% set c = c.split('</think>')[-1].lstrip('\n') %}{% endif %}"
-    "{% if loop.last %}<think>\n{{ t }}\n</think>\n\n{% endif %}{% endif %}{{ c }}<|im_end|>\n{% endfor %}"
+    "{% if loop.last %}<think>\n{{ t }}\n</think>\n\n{% endif %}{% endif %}{{ c }}"
+    "{% if m.tool_calls %}<call>{{ m.tool_calls | tojson }}</call>{% endif %}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}",
     # tools in front, tool calls behind the text
     "tools": "{% if tools %}<|im_start|>system\nTools: {{ tools | tojson }}<|im_end|>\n{% endif %}"

@@ -97,8 +97,23 @@ def test_tool_calls_are_part_of_the_reply(tokenizer, templates) -> None:
             Message("assistant", "a"),
         )
     )
-    template = all_templates(tokenizer, templates)["tools"]
-    assert trained(chat, template) == ['<call>{"name": "f"}</call><|im_end|>|a<|im_end|>']
+    bound = all_templates(tokenizer, templates)
+    assert trained(chat, bound["tools"]) == ['<call>{"name": "f"}</call><|im_end|>|a<|im_end|>']
+    assert trained(chat, bound["thinking"]) == [
+        '<think>\n\n</think>\n\n<call>[{"name": "f"}]</call><|im_end|>',
+        "<think>\n\n</think>\n\na<|im_end|>",
+    ]
+
+
+def test_a_template_that_drops_the_thought_it_should_teach_is_refused(tokenizer) -> None:
+    source = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content.split('</think>')[-1] }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n<think>\n{% endif %}"
+    )
+    template = Jinja(source=source).bind(tokenizer)
+    with pytest.raises(TemplateError, match="drops a part of message 1"):
+        trained(talk(("user", "q"), ("assistant", "<think>hm</think>a")), template)
+    assert trained(talk(("user", "q"), ("assistant", "a")), template) == ["a<|im_end|>"]
 
 
 def test_a_reply_without_an_end_is_refused(tokenizer) -> None:
