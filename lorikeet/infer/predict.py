@@ -1,0 +1,77 @@
+"""A file of prompts in, a file of replies out, with the references beside them.
+
+Replies are written as they finish, so an interrupted run goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lorikeet.base.errors import OutputError
+from lorikeet.base.files import write_file
+from lorikeet.base.log import progress
+from lorikeet.base.nouns import Conversation
+from lorikeet.infer.engine import Engine
+from lorikeet.infer.sampling import GenerateOptions
+
+
+def predict(engine: Engine, conversations: Sequence[Conversation], output: Path, options: GenerateOptions) -> list[dict[str, Any]]:  # fmt: skip
+    """Answer each conversation's prompt; returns and writes rows {messages, reply, reference, finish_reason}.
+
+    What is already in `OUTPUT.part` is not done again, if it was made for the same prompts and options."""
+    if output.is_dir():
+        raise OutputError(f"{output} is a folder", given=str(output), allowed="a file name, e.g. replies.jsonl")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    part = output.with_name(output.name + ".part")
+    prompts = [conversation.prompt() for conversation in conversations]
+    identity = _identity(engine, prompts, options)
+    done = _read(part, identity)
+    if not done:
+        part.write_text(json.dumps({"identity": identity}) + "\n")
+    open_ = [i for i in range(len(prompts)) if i not in done]
+    with part.open("a") as file, progress() as bar:
+        task = bar.add_task("answering", total=len(prompts), completed=len(done))
+        for position, reply, reason in engine.replies([prompts[i] for i in open_], options):
+            index = open_[position]
+            done[index] = _row(conversations[index], reply, reason)
+            file.write(json.dumps({"index": index, "row": done[index]}, ensure_ascii=False) + "\n")
+            file.flush()
+            bar.advance(task)
+    rows = [done[i] for i in range(len(prompts))]
+    write_file(output, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    part.unlink()
+    return rows
+
+
+def _row(conversation: Conversation, reply: str, reason: str) -> dict[str, Any]:
+    messages = [{"role": message.role, "content": message.content} for message in conversation.prompt().messages]
+    return {"messages": messages, "reply": reply, "reference": conversation.reference, "finish_reason": reason}
+
+
+def _identity(engine: Engine, prompts: Sequence[Conversation], options: GenerateOptions) -> str:
+    digest = hashlib.sha256(options.model_dump_json(exclude={"batch_size"}).encode())
+    digest.update(f"{engine.tokenizer.fingerprint} {engine.template.fingerprint}".encode())
+    for prompt in prompts:
+        digest.update(repr(prompt.messages).encode())
+    return digest.hexdigest()
+
+
+def _read(part: Path, identity: str) -> dict[int, dict[str, Any]]:
+    if not part.exists():
+        return {}
+    done: dict[int, dict[str, Any]] = {}
+    for number, line in enumerate(part.read_text().splitlines()):
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:
+            break  # a crash cut this line short
+        if number == 0:
+            if row.get("identity") != identity:
+                return {}
+        else:
+            done[row["index"]] = row["row"]
+    return done
