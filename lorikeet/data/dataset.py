@@ -1,13 +1,14 @@
 """Prepared examples on disk, memory-mapped: a training set of any size costs no memory until it is read.
 
-A store is a folder: tokens.bin (int32), weights.bin (float32), index.npy (where each example starts), origins.npy,
-files.json, conversations.npy (a hash of each example's conversation), counts.json. Its name is a hash of everything
-that decides its content, so a stale store is never found.
+A store is a folder: tokens.bin (int32), weights.bin (float32), index.npy (where each example starts), origins.npy
+([n, 3]: file as an index into files.json, row, line or 0), conversations.npy (a hash of each example's conversation),
+files.json, counts.json. Its name is a hash of everything that decides its content, so a stale store is never found.
 """
 
 from __future__ import annotations
 
 import hashlib
+from array import array
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -17,21 +18,18 @@ import orjson
 
 from lorikeet.base.nouns import Example, Origin
 
-# origin of an example: the file (index into files.json), its row, its line (0: the format has none)
-_ORIGIN = np.dtype([("file", "<i4"), ("row", "<i8"), ("line", "<i8")])
-
 
 class Writer:
-    """Appends examples to a folder; `close` writes the index. Memory grows by 40 bytes an example, not by tokens."""
+    """Appends examples to a folder; `close` writes the index. Memory grows by 40 bytes an example, whatever its length."""
 
     def __init__(self, folder: Path):
         self.folder = folder
         self._tokens: BinaryIO = (folder / "tokens.bin").open("wb")
         self._weights: BinaryIO = (folder / "weights.bin").open("wb")
-        self._ends = [0]
+        self._ends = array("q", [0])
         self._files: dict[str, int] = {}
-        self._origins: list[tuple[int, int, int]] = []
-        self._hashes: list[int] = []
+        self._origins = array("q")  # file, row, line of each example, one after the other
+        self._hashes = array("Q")
 
     def add(self, tokens: np.ndarray, weights: np.ndarray, origin: Origin | None, conversation_hash: int) -> None:
         """Append one example: tokens [L] int32, weights [L] float32."""
@@ -39,9 +37,9 @@ class Writer:
         self._tokens.write(np.ascontiguousarray(tokens, "<i4").tobytes())
         self._weights.write(np.ascontiguousarray(weights, "<f4").tobytes())
         self._ends.append(self._ends[-1] + len(tokens))
-        origin = origin or Origin("", len(self._origins))
+        origin = origin or Origin("", len(self._hashes))
         file = self._files.setdefault(origin.file, len(self._files))
-        self._origins.append((file, origin.row, origin.line or 0))
+        self._origins.extend((file, origin.row, origin.line or 0))
         self._hashes.append(conversation_hash)
 
     def close(self, counts: dict[str, Any]) -> None:
@@ -49,7 +47,7 @@ class Writer:
         self._tokens.close()
         self._weights.close()
         np.save(self.folder / "index.npy", np.array(self._ends, np.int64))
-        np.save(self.folder / "origins.npy", np.array(self._origins, _ORIGIN))
+        np.save(self.folder / "origins.npy", np.array(self._origins, np.int64).reshape(-1, 3))
         np.save(self.folder / "conversations.npy", np.array(self._hashes, np.uint64))
         (self.folder / "files.json").write_bytes(orjson.dumps(list(self._files)))
         (self.folder / "counts.json").write_bytes(orjson.dumps(counts, option=orjson.OPT_INDENT_2))
