@@ -20,7 +20,7 @@ from lorikeet.base.nouns import Example, Origin
 
 
 class Writer:
-    """Appends examples to a folder; `close` writes the index. Memory grows by 40 bytes an example, however long it is."""
+    """Appends examples to a folder; `close` writes the index. Memory grows by 40 bytes an example."""
 
     def __init__(self, folder: Path):
         self.folder = folder
