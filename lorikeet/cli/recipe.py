@@ -1,0 +1,28 @@
+"""Commands on the recipe itself: schema."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from lorikeet.cli import _command
+
+
+def register(app: typer.Typer) -> None:
+    """Add this file's commands to `app`."""
+    _command.add(app, schema, "schema", "lorikeet schema > recipe.schema.json")
+
+
+def schema(
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="Print the page of all options instead (docs/options.md).")
+    ] = False,
+) -> None:
+    """Print the JSON schema of a recipe. Editors complete and check YAML with it."""
+    import json
+
+    from lorikeet import config
+    from lorikeet.cli.options_page import page
+
+    typer.echo(page(config.Recipe) if markdown else json.dumps(config.json_schema(), indent=2), nl=not markdown)

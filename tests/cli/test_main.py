@@ -1,0 +1,140 @@
+"""The command line: what it hands to the verbs, and what it says and returns when they fail."""
+
+from __future__ import annotations
+
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lorikeet.base.errors import CheckFailed, Interrupted, RecipeError
+from lorikeet.cli.main import run_command
+
+RECIPE = "output_dir: runs/x\nmodel: {path: m}\nadapter: {kind: lora, r: 4}\ndata: {train: a.json}\n"
+
+
+SUMMARY = {"train_loss": 1.23456789, "steps": 3, "curve": [1, 2]}
+
+
+@pytest.fixture
+def api(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
+    """A stand-in for lorikeet.api that remembers its calls; `fails` is raised by the next one."""
+    state: dict[str, Any] = {"calls": [], "fails": None}
+
+    def verb(name: str) -> Any:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            state["calls"].append((name, args, kwargs))
+            if state["fails"]:
+                raise state["fails"]
+            return SUMMARY if name == "train" else {"answered": 2}
+
+        return call
+
+    stand_in = types.ModuleType("lorikeet.api")
+    for name in ("train", "evaluate", "predict", "chat", "merge", "show"):
+        setattr(stand_in, name, verb(name))
+    monkeypatch.setitem(sys.modules, "lorikeet.api", stand_in)
+    import lorikeet
+
+    monkeypatch.setattr(lorikeet, "api", stand_in, raising=False)
+    monkeypatch.chdir(tmp_path)
+    Path("recipe.yaml").write_text(RECIPE)
+    return state
+
+
+def test_train_prints_the_summary(api: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(["train", "recipe.yaml", "adapter.r=16", "--overwrite"]) == 0
+    ((name, (recipe,), options),) = api["calls"]
+    assert (name, recipe.adapter.r, options) == ("train", 16, {"overwrite": True})
+    assert capsys.readouterr().out == "train_loss  1.23457\nsteps       3\n"
+
+
+def test_predict_tells_files_from_options(api: dict[str, Any]) -> None:
+    words = ["predict", "runs/x", "a.json", "b.csv", "generate.temperature=0.5", "-o", "out.jsonl"]
+    assert run_command(words) == 0
+    expected = (Path("runs/x"), [Path("a.json"), Path("b.csv")], Path("out.jsonl"))
+    assert api["calls"] == [("predict", expected, {"temperature": 0.5})]
+    assert run_command(["predict", "runs/x", "generate.temperature=1", "-o", "out.jsonl"]) == 2
+
+
+def test_merge_counts_in_gib(api: dict[str, Any]) -> None:
+    assert run_command(["merge", "runs/x", "merged", "--max-shard-gib", "0.5"]) == 0
+    assert api["calls"][0][2] == {"dtype": None, "max_shard_bytes": 1 << 29}
+
+
+def test_evaluate_takes_a_run_or_a_recipe(api: dict[str, Any]) -> None:
+    folder = Path("runs/x")
+    folder.mkdir(parents=True)
+    (folder / "recipe.yaml").write_text(RECIPE)
+    assert run_command(["evaluate", "runs/x"]) == 0
+    assert run_command(["evaluate", "recipe.yaml"]) == 0
+    assert api["calls"][0][1] == (folder,)
+    assert api["calls"][1][1][0].model.path == "m"
+
+
+@pytest.mark.parametrize(
+    ("failure", "code", "said"),
+    [
+        (Interrupted("stopped at step 3"), 3, "Interrupted: stopped at step 3\n"),
+        (CheckFailed("merged differs"), 1, "CheckFailed: merged differs\n"),
+        (
+            RecipeError("adapter.r: too big", given=4),
+            2,
+            "RecipeError: adapter.r: too big\n  given    4   (recipe.yaml:3)\n",
+        ),
+        (KeyboardInterrupt(), 130, "stopped\n"),
+        (ZeroDivisionError("a\nb"), 1, "ZeroDivisionError: a b\n  this is a fault of Lorikeet"),
+    ],
+)
+def test_failures(
+    api: dict[str, Any], capsys: pytest.CaptureFixture[str], failure: BaseException, code: int, said: str
+) -> None:
+    api["fails"] = failure
+    assert run_command(["train", "recipe.yaml"]) == code
+    captured = capsys.readouterr()
+    assert captured.err.startswith(said)
+    assert "Traceback" not in captured.err
+    assert captured.out == ""
+    assert run_command(["train", "recipe.yaml", "--debug"]) == code
+    assert "Traceback" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["nope"], ["train"], ["train", "recipe.yaml", "--nope"], ["merge", "a"], []])
+def test_wrong_requests(api: dict[str, Any], capsys: pytest.CaptureFixture[str], words: list[str]) -> None:
+    assert run_command(words) == 2
+    assert api["calls"] == []
+
+
+def test_a_bad_recipe_never_reaches_a_verb(api: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(["train", "recipe.yaml", "adapter.rr=1"]) == 2
+    assert capsys.readouterr().err.startswith("RecipeError: adapter.rr: there is no such option")
+    assert api["calls"] == []
+
+
+COMMANDS = ["demo", "train", "evaluate", "report", "chat", "predict", "merge", "download", "schema", "data show"]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_shows_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command([*command.split(), "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert f"Example: lorikeet {command}" in shown
+    assert "--debug" in shown
+
+
+def test_the_first_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(["--help"]) == 0
+    shown = capsys.readouterr().out
+    assert all(f"\n  {command.split()[0]} " in shown for command in COMMANDS)
+    assert "..." not in shown.split("Commands:")[1], "a first sentence is too long to be shown whole"
+
+
+def test_schema_prints_json(capsys: pytest.CaptureFixture[str]) -> None:
+    import json
+
+    assert run_command(["schema"]) == 0
+    assert "learning_rate" in json.dumps(json.loads(capsys.readouterr().out))
+    assert run_command(["schema", "--markdown"]) == 0
+    assert capsys.readouterr().out.startswith("# Every option")
