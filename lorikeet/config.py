@@ -16,7 +16,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import Field, ValidationError, field_validator
 from pydantic_core import PydanticUndefined
 
@@ -75,7 +74,7 @@ def load(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
 
 def parse(values: dict[str, Any], overrides: Sequence[str] = (), name: str = "the recipe") -> Recipe:
     """The recipe in a mapping of plain values, as `load` would read it from YAML."""
-    made = yaml_lines.parse(yaml.safe_dump(values, sort_keys=False, allow_unicode=True), name)
+    made = yaml_lines.parse(yaml_lines.dump(values), name)
     made.places = {(): name}
     return _build(_overridden(made, overrides))
 
@@ -110,8 +109,7 @@ def options(section: str, overrides: Sequence[str]) -> dict[str, Any]:
 
 def save(recipe: Recipe, path: Path) -> None:
     """Write the complete recipe, every default included, as YAML that `load` reads back equal."""
-    values = recipe.model_dump(mode="json")
-    write_file(path, yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120))
+    write_file(path, yaml_lines.dump(recipe.model_dump(mode="json")))
 
 
 def json_schema() -> dict[str, Any]:
@@ -134,6 +132,22 @@ def written(recipe: Options) -> set[str]:
         elif value != default_of(type(recipe).model_fields[name]):
             found.add(name)
     return found
+
+
+def check_effects(recipe: Recipe) -> None:
+    """An option that a person wrote and that would do nothing in this run is an error with the reason."""
+    asked, validation = written(recipe), recipe.data.validation
+    sampling = {"generate.top_k", "generate.top_p", "generate.seed"} & asked
+    idle: Sequence[tuple[set[str], bool, str, str]] = (
+        ({"train.eval_steps", "evaluate.before", "evaluate.samples"}, validation is None, "there is no data.validation", "data.validation=0.1"),
+        ({"train.adam_beta1", "train.adam_beta2", "train.adam_epsilon"}, recipe.train.optim == "sgd", "train.optim is sgd", "train.optim=adamw_torch"),
+        ({"train.num_train_epochs"}, recipe.train.max_steps is not None, "train.max_steps decides the length", "train.max_steps=null"),
+        (sampling, recipe.generate.temperature == 0, "generate.temperature is 0", "generate.temperature=0.7"),
+    )  # fmt: skip
+    for names, useless, reason, remedy in idle:
+        found = sorted(names & asked)
+        if found and useless:
+            raise RecipeError(f"{found[0]}: has no effect in this run, because {reason}", given=found[0], try_=f"{remedy}, or leave {found[0]} out")  # fmt: skip
 
 
 def located(error: RecipeError, source: Tree) -> RecipeError:
@@ -235,10 +249,3 @@ def _own_kinds(schema: dict[str, Any], section: str, contract: str) -> None:
         "required": ["kind"],
     }
     schema["properties"][section]["anyOf"].append({"type": "string"})
-
-
-class _Dumper(yaml.SafeDumper):
-    """Writes short lists on one line, as people write them."""
-
-    def represent_sequence(self, tag: str, sequence: Any, flow_style: bool | None = None) -> yaml.SequenceNode:
-        return super().represent_sequence(tag, sequence, flow_style=True)

@@ -12,13 +12,11 @@ from pathlib import Path
 from types import NoneType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-import yaml
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from lorikeet.base.options import Options
-
-Key = tuple[str | int, ...]
+from lorikeet.base.yaml_lines import Key, dump
 
 _WORDS = {
     int: "a whole number",
@@ -128,8 +126,7 @@ def as_yaml(value: Any) -> str:
         return value
     if isinstance(value, Path):
         return str(value)
-    text = yaml.safe_dump(value, default_flow_style=True, width=1 << 20, allow_unicode=True, sort_keys=False)
-    return text.strip().removesuffix("...").strip()
+    return dump(value, one_line=True)
 
 
 def assignment(key: Key, value: Any) -> str:

@@ -42,6 +42,35 @@ for _tag, _pattern, _first in (
     _Loader.add_implicit_resolver(_CORE + _tag, re.compile(f"(?:{_pattern})$"), _first)
 
 
+class _Dumper(yaml.SafeDumper):
+    """Quotes every text that YAML 1.1 or 1.2 would read as something else; short lists stand on one line."""
+
+    yaml_implicit_resolvers: dict[Any, Any] = {  # noqa: RUF012 - PyYAML's own attribute
+        first: yaml.SafeDumper.yaml_implicit_resolvers.get(first, []) + _Loader.yaml_implicit_resolvers.get(first, [])
+        for first in {**yaml.SafeDumper.yaml_implicit_resolvers, **_Loader.yaml_implicit_resolvers}
+    }
+
+    def represent_sequence(self, tag: str, sequence: Any, flow_style: bool | None = None) -> SequenceNode:
+        return super().represent_sequence(tag, sequence, flow_style=True)
+
+    def represent_str(self, data: str) -> ScalarNode:
+        # line separators that YAML folds into spaces unless they are escaped
+        return self.represent_scalar(f"{_CORE}str", data, style='"' if re.search("[\x85\u2028\u2029]", data) else None)
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+_Dumper.add_representer(str, _Dumper.represent_str)
+
+
+def dump(value: Any, *, one_line: bool = False) -> str:
+    """Plain values as YAML that `parse` reads back equal."""
+    flow, width = (True, 1 << 20) if one_line else (False, 120)
+    text = yaml.dump(value, Dumper=_Dumper, default_flow_style=flow, width=width, allow_unicode=True, sort_keys=False)
+    return text.strip().removesuffix("...").strip() if one_line else text
+
+
 @dataclass
 class Tree:
     """A mapping read from YAML and, for every key path in it, the place it was written: `recipe.yaml:6`."""
