@@ -5,8 +5,8 @@ from __future__ import annotations
 import ast
 
 import pytest
-from contract import source
 
+from contract import source
 from lorikeet.base.option_fields import option_classes
 from lorikeet.base.options import Options
 from lorikeet.cli.options_page import page
