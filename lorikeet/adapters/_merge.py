@@ -11,6 +11,7 @@ from torch import Tensor
 from lorikeet.adapters._contract import Adapter
 from lorikeet.models.causal_lm import CausalLM
 from lorikeet.ops.attention import PackedView
+from lorikeet.tokens._contract import Tokenizer
 
 
 def merged_tensors(model: CausalLM, adapter: Adapter, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
@@ -59,3 +60,12 @@ def compare(left: CausalLM, right: CausalLM, probes: list[list[int]], tolerance:
         agreements.append((logits[0].argmax(-1) == logits[1].argmax(-1)).float().mean().item())
     count = len(probes)
     return MergeCheck(max(differences), sum(divergences) / count, sum(agreements) / count, tolerance)
+
+
+def probes(tokenizer: Tokenizer) -> list[list[int]]:
+    """Token lists to compare two networks on: the beginnings of texts of several kinds."""
+    texts = (
+        "The capital of France is", "def add(a, b):\n    return", "1, 2, 3, 4,", "Dear Sir or Madam,\nI am writing to",
+        "Water boils at one hundred degrees", "import numpy as", "Once upon a time there was a", "Le chat est sur la",
+    )  # fmt: skip
+    return [tokenizer.encode(text)[0] for text in texts]

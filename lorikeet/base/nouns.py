@@ -88,5 +88,7 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch with its tensors on `device`; `visible_until` stays on the host, where attention plans."""
-        move = {name: getattr(self, name).to(device) for name in ("tokens", "positions", "predict_at", "targets", "weights")}
+        move = {
+            name: getattr(self, name).to(device) for name in ("tokens", "positions", "predict_at", "targets", "weights")
+        }
         return replace(self, **move)

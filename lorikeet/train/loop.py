@@ -215,3 +215,26 @@ def _stop_requests() -> Iterator[list[int]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def summarise(outcome: Outcome, run: Run, *, wall_seconds: float) -> dict[str, Any]:
+    """summary.json: what the run did, in numbers. Training seconds are those of the steps alone."""
+    done, evaluation = outcome.done, outcome.evaluation
+    found: dict[str, Any] = {
+        "train_loss": done.loss_sum / done.step,
+        "eval_loss": evaluation.loss if evaluation else None,
+        "eval_loss_before": done.eval_before,
+        "perplexity": evaluation.perplexity if evaluation else None,
+        "token_accuracy": evaluation.token_accuracy if evaluation else None,
+        "steps": done.step,
+        "tokens": done.tokens,
+        "seconds": done.seconds,
+        "tokens_per_second": done.tokens / done.seconds,
+        "compile_seconds": 0.0,  # nothing is compiled
+        "wall_seconds": wall_seconds,
+        "peak_rss_bytes": outcome.peak_rss_bytes,
+        "peak_device_bytes": outcome.peak_device_bytes,
+        "trainable_parameters": sum(parameter.numel() for parameter in run.parameters.values()),
+        "parameters": sum(tensor.numel() for _, tensor in run.model.tensors()),
+    }
+    return {name: value for name, value in found.items() if value is not None}

@@ -42,6 +42,29 @@ def locked(folder: Path) -> Iterator[None]:
         yield
 
 
+def check_folder(folder: Path, *, overwrite: bool) -> None:
+    """Raise OutputError for an output_dir that is a file, holds other things, or is a finished run."""
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise OutputError(f"output_dir {folder} is a file", given=str(folder), try_="another output_dir")
+    foreign = [path.name for path in folder.iterdir() if path.name != ".lock"]
+    ours = (folder / "recipe.yaml").is_file()
+    if foreign and not ours:
+        raise OutputError(f"output_dir {folder} holds files that are not a run's", given=" ".join(sorted(foreign)[:5]), try_="another output_dir")  # fmt: skip
+    if (folder / "summary.json").is_file() and not overwrite:
+        raise OutputError(f"the run in {folder} is finished", given=str(folder), try_="another output_dir, or --overwrite to start anew")  # fmt: skip
+
+
+def empty_folder(folder: Path) -> None:
+    """Remove a run's files, all but its lock."""
+    for path in folder.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name != ".lock":
+            path.unlink()
+
+
 def save_checkpoint(run: Path, step: int, save_adapter: Callable[[Path], None], stepper: Stepper, state: dict[str, Any], keep: int | None) -> Path:  # fmt: skip
     """Write checkpoint-`step` after `step` finished steps, then remove the oldest beyond `keep`."""
     folder = run / f"checkpoint-{step}"

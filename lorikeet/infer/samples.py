@@ -1,0 +1,46 @@
+"""The same few held-out prompts answered before and after training, for the run's report."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from lorikeet.base.files import write_file
+from lorikeet.base.nouns import Example
+from lorikeet.infer.engine import Engine, Request
+from lorikeet.infer.sampling import GenerateOptions
+
+LONGEST = 128  # tokens of an answer; a report is not a place for more
+
+
+def read_samples(run: Path) -> list[dict[str, Any]]:
+    """What samples.jsonl of a run says so far."""
+    file = run / "samples.jsonl"
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
+
+
+def write_samples(run: Path, engine: Engine, examples: Sequence[Example], options: GenerateOptions, when: Literal["before", "after"]) -> None:  # fmt: skip
+    """Answer the last prompt of each example; rows {prompt, reference, before, after} go to samples.jsonl."""
+    asked = [prompt_and_reply(example) for example in examples]
+    short = options.model_copy(update={"max_new_tokens": min(options.max_new_tokens, LONGEST)})
+    texts = [""] * len(asked)
+    for event in engine.generate([Request(i, prompt, short) for i, (prompt, _) in enumerate(asked)]):
+        texts[event.name] += event.text
+    rows = read_samples(run) if when == "after" else []
+    rows += [{} for _ in range(len(asked) - len(rows))]
+    decode = engine.tokenizer.decode
+    for row, (prompt, reply), text in zip(rows, asked, texts):
+        row |= {"prompt": decode(prompt), "reference": decode(reply), when: text}
+    write_file(run / "samples.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def prompt_and_reply(example: Example) -> tuple[list[int], list[int]]:
+    """Token ids before the last trained run of an example, and of that run."""
+    trained = np.flatnonzero(example.weights > 0)
+    breaks = np.flatnonzero(np.diff(trained) > 1)
+    first = int(trained[breaks[-1] + 1] if len(breaks) else trained[0])
+    return example.tokens[:first].tolist(), example.tokens[first : int(trained[-1]) + 1].tolist()
