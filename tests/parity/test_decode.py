@@ -1,0 +1,46 @@
+"""Reading token by token through the cache gives the logits of reading everything at once."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from parity import tiny
+
+from lorikeet.models.kv_cache import Decode, KvCache, Prefill
+
+LENGTHS = [3, 11, 1, 7]
+
+
+def full_logits(network: tiny.Decoder, tokens: list[int]) -> torch.Tensor:
+    (hidden,) = tiny.one_by_one(network, [tiny.example(tokens)])
+    return network.head.logits(hidden)
+
+
+@pytest.mark.parametrize("options", [{}, {"window": 4}, {"heads": 3, "kv_heads": 1, "bias": True, "tied": False}])
+@torch.no_grad()
+def test_decoding_with_the_cache_equals_the_full_forward(options: dict) -> None:
+    """Rows of different lengths; two leave on the way, one of them the longest."""
+    network, rng = tiny.decoder(**options), np.random.default_rng(0)
+    tiny.with_lora(network)
+    texts = [tiny.random_tokens(rng, length + 9) for length in LENGTHS]
+    expected = [full_logits(network, text) for text in texts]
+    cache = KvCache(network.shape, len(texts), max(map(len, texts)), network.dtype, network.device)
+    prefill = Prefill(cache, LENGTHS)
+    prompts = torch.tensor([token for text, length in zip(texts, LENGTHS) for token in text[:length]])
+    hidden = network.hidden(prompts, prefill.positions, prefill)
+    for row, logits in enumerate(network.head.logits(hidden[prefill.last])):
+        torch.testing.assert_close(logits, expected[row][LENGTHS[row] - 1], rtol=1e-10, atol=1e-10)
+    rows, decode = list(range(len(texts))), Decode(cache)
+    for new in range(9):
+        if new in (3, 6):
+            leaving = 1 if new == 3 else 0
+            kept = [i for i, row in enumerate(rows) if row != leaving]
+            cache.keep(torch.tensor(kept))
+            rows, decode = [rows[i] for i in kept], Decode(cache)
+        tokens = torch.tensor([texts[row][LENGTHS[row] + new] for row in rows])
+        assert decode.positions.tolist() == [LENGTHS[row] + new for row in rows]
+        logits = network.head.logits(network.hidden(tokens, decode.positions, decode))
+        for row, found in zip(rows, logits):
+            torch.testing.assert_close(found, expected[row][LENGTHS[row] + new], rtol=1e-10, atol=1e-10)
+        decode.advance()

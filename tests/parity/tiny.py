@@ -1,0 +1,113 @@
+"""Tiny random decoders, adapters and rows: what the parity tests compare ways of computing on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lorikeet.adapters.lora import Lora
+from lorikeet.base.nouns import Batch, Example
+from lorikeet.models.causal_lm import Shape
+from lorikeet.models.decoder import Decoder
+from lorikeet.models.families._contract import DecoderSpec
+from lorikeet.ops.rope import Rope
+from lorikeet.quant.none import NoQuant
+from lorikeet.train.loop import TrainOptions
+from lorikeet.train.optim import Stepper
+from lorikeet.train.step import train_step
+
+CPU = torch.device("cpu")
+VOCAB = 23
+
+
+def decoder(
+    seed: int = 0,
+    *,
+    dtype: torch.dtype = torch.float64,
+    heads: int = 4,
+    kv_heads: int = 2,
+    head_dim: int = 6,
+    width: int = 16,
+    layers: int = 2,
+    vocab: int = VOCAB,
+    tied: bool = True,
+    bias: bool = False,
+    window: int | None = None,
+    max_position: int = 64,
+) -> Decoder:
+    """A decoder with random weights, norms and biases."""
+    shape = Shape(vocab, width, layers, heads, kv_heads, head_dim, 20, max_position, {})
+    spec = DecoderSpec(shape, Rope(head_dim, 10000.0, max_position), 1e-5, tied, bias, bias, bias, window)
+    model = Decoder(spec, NoQuant(), dtype, CPU)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.normal_(0, 0.3, generator=generator)
+            if "norm" in name:
+                parameter.add_(1)
+    return model
+
+
+def with_lora(model: Decoder, seed: int = 0, **options: Any) -> dict[str, torch.nn.Parameter]:
+    """Attach a LoRA whose A and B are random, B too, and return what trains."""
+    adapter = Lora(**{"r": 3, "lora_alpha": 4.0} | options)
+    adapter.attach(model, seed=seed)
+    parameters = adapter.parameters(model)
+    generator = torch.Generator().manual_seed(seed + 1)
+    with torch.no_grad():
+        for parameter in parameters.values():
+            parameter.normal_(0, 0.3, generator=generator)
+    return parameters
+
+
+def loss_and_gradients(
+    model: Decoder,
+    parameters: dict[str, torch.nn.Parameter],
+    batches: Sequence[Batch],
+    *,
+    checkpointing: bool = False,
+    seed: int = 0,
+) -> tuple[float, dict[str, Tensor]]:
+    """Through the whole `train_step`, without clipping and at a rate of zero, so that nothing moves."""
+    model.gradient_checkpointing = checkpointing
+    stepper = Stepper(parameters, TrainOptions(optim="sgd", max_grad_norm=0))
+    result = train_step(model, stepper, batches, learning_rate=0.0, seed=seed)
+    gradients = {}
+    for name, parameter in parameters.items():
+        assert parameter.grad is not None, name
+        gradients[name] = parameter.grad.clone()
+    return result.loss, gradients
+
+
+def assert_same(left: tuple[float, dict[str, Tensor]], right: tuple[float, dict[str, Tensor]], rtol: float = 1e-9) -> None:  # fmt: skip
+    """Loss and every gradient agree, and the gradients are not all zero."""
+    assert left[1].keys() == right[1].keys()
+    np.testing.assert_allclose(left[0], right[0], rtol=rtol)
+    for name, gradient in left[1].items():
+        largest = gradient.abs().max().item()
+        assert largest > 0, name
+        torch.testing.assert_close(gradient, right[1][name], rtol=rtol, atol=rtol * largest, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def example(tokens: Sequence[int], weights: Sequence[float] | None = None) -> Example:
+    """Without weights every token but the first is trained."""
+    given = [1.0] * len(tokens) if weights is None else list(weights)
+    given[0] = 0.0
+    return Example(np.array(tokens, np.int32), np.array(given, np.float32))
+
+
+def random_tokens(rng: np.random.Generator, size: int, vocab: int = VOCAB) -> list[int]:
+    return rng.integers(0, vocab, size).tolist()
+
+
+def one_by_one(model: Decoder, examples: Sequence[Example]) -> list[Tensor]:
+    """Hidden states of each conversation alone, in its own row."""
+    from lorikeet.data.pack import pack_row
+    from lorikeet.ops.attention import PackedView
+
+    rows = [pack_row([one]) for one in examples]
+    return [model.hidden(row.tokens, row.positions, PackedView(row.visible_until, row.positions)) for row in rows]
