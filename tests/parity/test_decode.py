@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from parity import tiny
 
 from lorikeet.models.kv_cache import Decode, KvCache, Prefill
+from parity import tiny
 
 LENGTHS = [3, 11, 1, 7]
 

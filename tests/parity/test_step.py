@@ -7,8 +7,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from parity import tiny
-from parity.trees import conversations
 from torch import Tensor
 
 from lorikeet.base.nouns import Batch, Example
@@ -17,6 +15,8 @@ from lorikeet.models import causal_lm
 from lorikeet.ops import linear_cross_entropy
 from lorikeet.ops.attention import reference_attention
 from lorikeet.train import step as step_module
+from parity import tiny
+from parity.trees import conversations
 
 NETWORKS = {
     "tied": {},

@@ -8,20 +8,26 @@ from typing import Any
 import gguf
 import pytest
 import torch
-from parity import tiny
 
 from lorikeet.checkpoints.open import open_checkpoint
 from lorikeet.models.decoder import Decoder
 from lorikeet.models.load import load
 from lorikeet.ops.attention import PackedView
 from lorikeet.quant.none import NoQuant
+from parity import tiny
 
 transformers = pytest.importorskip("transformers")
 
 TOLERANCE = 1e-4
 SIZES = {
     "plain": {},
-    "odd sizes": {"hidden_size": 60, "num_attention_heads": 3, "num_key_value_heads": 1, "head_dim": 20, "vocab_size": 71},
+    "odd sizes": {
+        "hidden_size": 60,
+        "num_attention_heads": 3,
+        "num_key_value_heads": 1,
+        "head_dim": 20,
+        "vocab_size": 71,
+    },
     "wide heads, untied": {"head_dim": 24, "tie_word_embeddings": False, "rms_norm_eps": 1e-3},
     "attention biases": {"attention_bias": True, "num_key_value_heads": 4},
     "mlp biases": {"mlp_bias": True, "tie_word_embeddings": False, "intermediate_size": 33},
@@ -124,7 +130,9 @@ def test_dynamic_scaling_beyond_the_trained_length_equals_transformers(tmp_path:
 
 def permuted(weight: torch.Tensor, heads: int) -> torch.Tensor:
     """What llama.cpp's conversion does to q and k: the two halves of each head interleaved."""
-    return weight.reshape(heads, 2, weight.shape[0] // heads // 2, *weight.shape[1:]).swapaxes(1, 2).reshape(weight.shape)
+    return (
+        weight.reshape(heads, 2, weight.shape[0] // heads // 2, *weight.shape[1:]).swapaxes(1, 2).reshape(weight.shape)
+    )
 
 
 def write_gguf(path: Path, model: Any) -> None:

@@ -54,7 +54,7 @@ def decoder(
 
 def with_lora(model: Decoder, seed: int = 0, **options: Any) -> dict[str, torch.nn.Parameter]:
     """Attach a LoRA whose A and B are random, B too, and return what trains."""
-    adapter = Lora(**{"r": 3, "lora_alpha": 4.0} | options)
+    adapter = Lora(**{"r": 3} | options)
     adapter.attach(model, seed=seed)
     parameters = adapter.parameters(model)
     generator = torch.Generator().manual_seed(seed + 1)
@@ -90,7 +90,9 @@ def assert_same(left: tuple[float, dict[str, Tensor]], right: tuple[float, dict[
     for name, gradient in left[1].items():
         largest = gradient.abs().max().item()
         assert largest > 0, name
-        torch.testing.assert_close(gradient, right[1][name], rtol=rtol, atol=rtol * largest, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(
+            gradient, right[1][name], rtol=rtol, atol=rtol * largest, msg=lambda m, n=name: f"{n}: {m}"
+        )
 
 
 def example(tokens: Sequence[int], weights: Sequence[float] | None = None) -> Example:

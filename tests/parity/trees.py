@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from hypothesis import strategies as st
-from parity.tiny import VOCAB, example
 
 from lorikeet.base.nouns import Example
+from parity.tiny import VOCAB, example
 
 # eighths add up exactly in float32, so that a sum of shared weights loses nothing and float64 claims can be sharp
 WEIGHTS = st.sampled_from([0.0, 0.0, 0.125, 0.5, 1.0, 1.75])

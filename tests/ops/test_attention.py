@@ -1,0 +1,159 @@
+"""Attention over packed rows against the rule it is defined by, in float64, forward and backward."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from parity.tiny import example
+from parity.trees import conversations
+from torch import Tensor
+from torch.nn.attention.flex_attention import flex_attention
+
+from lorikeet.base.nouns import Batch, Example
+from lorikeet.data.pack import pack_row, plan_rows
+from lorikeet.ops import attention
+from lorikeet.ops.attention import PackedView, plan_buckets, reference_attention, visible
+
+E = 4
+
+
+def row_of(examples: list[Example]) -> Batch:
+    (ordered,) = plan_rows(examples, row_tokens=1 << 20)
+    return pack_row(ordered)
+
+
+def qkv(size: int, heads: int, kv_heads: int, dtype: torch.dtype = torch.float64) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return [
+        torch.randn(size, count, E, generator=generator, dtype=torch.float64).to(dtype).requires_grad_()
+        for count in (heads, kv_heads, kv_heads)
+    ]
+
+
+def compare(row: Batch, heads: int, kv_heads: int, **options: object) -> None:
+    """Values and the gradients of q, k and v."""
+    inputs = qkv(len(row.tokens), heads, kv_heads)
+    fast = PackedView(row.visible_until, row.positions).attend(0, *inputs, scale=0.7, **options)
+    slow = reference_attention(*inputs, row.visible_until, row.positions, scale=0.7, **options)
+    torch.testing.assert_close(fast, slow)
+    probe = torch.randn(fast.shape, generator=torch.Generator().manual_seed(1), dtype=fast.dtype)
+    gradients = [torch.autograd.grad((out * probe).sum(), inputs) for out in (fast, slow)]
+    for left, right in zip(*gradients):
+        torch.testing.assert_close(left, right)
+
+
+def forest(seed: int = 0, sizes: tuple[int, ...] = (9, 30, 3, 17, 2, 30)) -> Batch:
+    """Conversations alone, and some that share prefixes of 8 and 12."""
+    rng = np.random.default_rng(seed)
+    texts = [rng.integers(0, 50, size).tolist() for size in sizes]
+    texts += [texts[1][:12] + rng.integers(0, 50, 5).tolist(), texts[1][:8] + rng.integers(0, 50, 20).tolist()]
+    return row_of([example(text) for text in texts])
+
+
+@pytest.mark.parametrize(("heads", "kv_heads"), [(1, 1), (4, 4), (4, 2), (3, 1)])
+@pytest.mark.parametrize("window", [None, 1, 6, 1000])
+@pytest.mark.parametrize("softcap", [None, 1.5])
+def test_bucketed_equals_its_reference(heads: int, kv_heads: int, window: int | None, softcap: float | None) -> None:
+    compare(forest(), heads, kv_heads, window=window, softcap=softcap)
+
+
+@given(conversations(most=8), st.sampled_from([None, 2, 5]), st.sampled_from([3, 64]))
+@settings(max_examples=40, deadline=None)
+def test_any_forest_equals_its_reference(examples: list[Example], window: int | None, block: int) -> None:
+    """Also with runs cut after three queries."""
+    before, attention.QUERY_BLOCK = attention.QUERY_BLOCK, block
+    try:
+        compare(row_of(examples), 2, 1, window=window)
+    finally:
+        attention.QUERY_BLOCK = before
+
+
+def test_a_conversation_longer_than_a_query_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention, "QUERY_BLOCK", 16)
+    row = forest(sizes=(70, 16, 17, 33))
+    assert max(len(bucket.read_queries) // bucket.pieces for bucket in buckets(row)) == 16
+    compare(row, 4, 2)
+    compare(row, 4, 2, window=20)
+
+
+def buckets(row: Batch) -> list[attention.Bucket]:
+    return plan_buckets(row.visible_until, row.positions, None, torch.device("cpu"))
+
+
+def test_pieces_of_unlike_size_are_padded_together_and_padding_changes_nothing() -> None:
+    row = row_of([example([i] + list(range(i % 5 + 3))) for i in range(8)])
+    (bucket,) = buckets(row)
+    assert bucket.pieces == 8 and bucket.padded_queries is not None and bucket.hidden is not None
+    compare(row, 4, 2)
+
+
+def test_buckets_stay_within_the_bound_of_the_largest_temporary(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention, "BUCKET_SCORES", 200)
+    row = row_of([example([i, 1, 2, 3, 4, 5, 6, 7, 8, 9]) for i in range(9)])
+    found = buckets(row)
+    assert len(found) == 5 and all(len(one.read_queries) * 10 <= 200 for one in found)
+    compare(row, 2, 1)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("window", [None, 6])
+@pytest.mark.parametrize("softcap", [None, 1.5])
+def test_flex_attention_equals_its_reference(window: int | None, softcap: float | None) -> None:
+    """What CUDA runs compiled, here in torch's eager form."""
+    row = forest()
+    inputs = [tensor.detach() for tensor in qkv(len(row.tokens), 4, 2, torch.float32)]
+    view = PackedView(row.visible_until, row.positions)
+    found = view.flex(*inputs, scale=0.7, window=window, softcap=softcap, kernel=flex_attention)
+    options = {"scale": 0.7, "window": window, "softcap": softcap}
+    expected = reference_attention(*inputs, row.visible_until, row.positions, **options)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("window", [None, 6])
+@pytest.mark.parametrize("softcap", [None, 1.5])
+def test_cuda_attention_equals_its_reference(window: int | None, softcap: float | None) -> None:
+    options = {"scale": 0.7, "window": window, "softcap": softcap}
+    for row in (forest(), forest(sizes=(70, 300, 3))):  # the second length must not need another kernel
+        inputs = [tensor.detach().cuda().requires_grad_() for tensor in qkv(len(row.tokens), 4, 2, torch.float32)]
+        found = PackedView(row.visible_until, row.positions).attend(0, *inputs, **options)
+        expected = reference_attention(*inputs, row.visible_until.cuda(), row.positions.cuda(), **options)
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
+        gradients = [torch.autograd.grad(out.square().sum(), inputs) for out in (found, expected)]
+        for left, right in zip(*gradients):
+            torch.testing.assert_close(left, right, rtol=1e-2, atol=1e-2)
+
+
+def test_one_conversation_is_plain_causal_attention() -> None:
+    row = row_of([example(range(9))])
+    q, k, v = (tensor.detach() for tensor in qkv(9, 2, 2))
+    found = PackedView(row.visible_until, row.positions).attend(0, q, k, v, scale=0.5)
+    heads_first = [tensor.transpose(0, 1) for tensor in (q, k, v)]
+    expected = torch.nn.functional.scaled_dot_product_attention(*heads_first, is_causal=True, scale=0.5)
+    torch.testing.assert_close(found, expected.transpose(0, 1))
+
+
+def test_the_rule_of_the_architecture_page() -> None:
+    """p p p a a | p p p b b b"""
+    until, positions = torch.tensor([8, 8, 8, 5, 5, 8, 8, 8]), torch.tensor([0, 1, 2, 3, 4, 3, 4, 5])
+    seen = visible(until, positions)
+    assert seen[4].tolist() == [True] * 5 + [False] * 3
+    assert seen[6].tolist() == [True] * 3 + [False] * 2 + [True] * 2 + [False]
+    # in a window of 2 b[0], at position 3, sees the prefix's last token at position 2, though it stands three further
+    assert visible(until, positions, 2)[5].tolist() == [False, False, True, False, False, True, False, False]
+
+
+def test_bfloat16_stays_near_float64() -> None:
+    row = forest()
+    inputs = qkv(len(row.tokens), 4, 2, torch.bfloat16)
+    found = PackedView(row.visible_until, row.positions).attend(0, *inputs, scale=0.7)
+    wide = [tensor.detach().double().requires_grad_() for tensor in inputs]
+    expected = reference_attention(*wide, row.visible_until, row.positions, scale=0.7)
+    torch.testing.assert_close(found.double(), expected, rtol=0.05, atol=0.05)
+    gradients = [torch.autograd.grad(out.sum(), tensors) for out, tensors in ((found, inputs), (expected, wide))]
+    for left, right in zip(*gradients):
+        assert left.dtype == torch.bfloat16
+        torch.testing.assert_close(left.double(), right, rtol=0.1, atol=0.1)
