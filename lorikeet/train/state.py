@@ -30,16 +30,30 @@ COMPLETE = "complete.json"
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold the folder; the lock dies with the process. Raises OutputError if another run holds it."""
+    """Hold the folder; the lock dies with the process. Raises OutputError if another run holds it.
+
+    A folder made here in which nothing was written (the block failed early) is removed again."""
+    made = [parent for parent in (folder, *folder.parents) if not parent.exists()]
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as file:
+    with (folder / ".lock").open("a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise OutputError(f"another run is writing to {folder}", given=str(folder), try_="another output_dir, or wait") from error  # fmt: skip
+            file.seek(0)
+            raise OutputError(
+                f"another run is writing to {folder}", given=f"process {file.read().strip() or 'unknown'}",
+                allowed="one run in a folder", try_="another output_dir, or wait until it is done",
+            ) from error  # fmt: skip
+        file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()
-        yield
+        try:
+            yield
+        finally:
+            if made and [path.name for path in folder.iterdir()] == [".lock"]:
+                (folder / ".lock").unlink()
+                for parent in made:
+                    parent.rmdir()
 
 
 def check_folder(folder: Path, *, overwrite: bool) -> None:
