@@ -79,6 +79,7 @@ class Base:
 def open_base(options: ModelOptions) -> Base:
     """Find the model (downloading an alias or hub name) and check that its tokenizer fits."""
     torch.set_num_threads(options.threads or os.cpu_count() or 1)
+    pick_device(options.device)  # one that is not there is told before anything is downloaded
     path = resolve(options.path, allow_pickle=options.allow_pickle)
     checkpoint = open_checkpoint(path, allow_pickle=options.allow_pickle)
     _, spec = identify(checkpoint)
@@ -98,7 +99,7 @@ def prepare(recipe: Recipe) -> tuple[Base, Template, Prepared]:
     template = recipe.data.template.bind(base.tokenizer)
     if recipe.data.max_length > base.shape.max_position:
         raise RecipeError(
-            "data.max_length is beyond the model's context", given=recipe.data.max_length,
+            "data.max_length: beyond the model's context", given=recipe.data.max_length,
             allowed=f"at most {base.shape.max_position}", try_=f"data.max_length={base.shape.max_position}",
         )  # fmt: skip
     return base, template, pipeline.prepare(recipe.data, base.tokenizer, template, seed=recipe.train.seed)
@@ -162,11 +163,12 @@ def evaluate(target: Recipe | Path, *, adapter: Path | None = None) -> dict[str,
 
     A bare recipe is evaluated with its run's adapter where there is one, else the base alone."""
     recipe = config.load(target / "recipe.yaml") if isinstance(target, Path) else target
+    if recipe.data.validation is None:
+        raise RecipeError("data.validation: not set, so there is nothing to evaluate on", try_="data.validation=0.1")
     if isinstance(target, Path) and adapter is None and not (recipe.output_dir / "adapter").exists():
         adapter = target / "adapter"
     base, _, prepared = prepare(recipe)
-    if prepared.validation is None:
-        raise RecipeError("data.validation is not set, so there is nothing to evaluate on", try_="data.validation=0.1")
+    assert prepared.validation is not None
     model = base.load(recipe.quant)
     recipe = _with_row_tokens(recipe, model)
     chosen = adapter or recipe.output_dir / "adapter"

@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import Field, ValidationError, field_validator
 from pydantic_core import PydanticUndefined
@@ -22,7 +22,7 @@ from pydantic_core import PydanticUndefined
 from lorikeet.adapters._contract import Adapter
 from lorikeet.adapters.lora import Lora
 from lorikeet.base import yaml_lines
-from lorikeet.base.errors import RecipeError, nearest
+from lorikeet.base.errors import LorikeetError, RecipeError, nearest
 from lorikeet.base.files import write_file
 from lorikeet.base.kinds import kind_field
 from lorikeet.base.option_errors import explain, refuse_booleans
@@ -37,6 +37,7 @@ from lorikeet.quant.none import NoQuant
 from lorikeet.train.evaluate import EvaluateOptions
 from lorikeet.train.loop import TrainOptions
 
+ErrorType = TypeVar("ErrorType", bound=LorikeetError)
 COMMAND_LINE = "the command line"
 _PATHS = (("model", "path"), ("data", "train"), ("data", "validation"))
 
@@ -150,9 +151,9 @@ def check_effects(recipe: Recipe) -> None:
             raise RecipeError(f"{found[0]}: has no effect in this run, because {reason}", given=found[0], try_=f"{remedy}, or leave {found[0]} out")  # fmt: skip
 
 
-def located(error: RecipeError, source: Tree) -> RecipeError:
+def located(error: ErrorType, source: Tree) -> ErrorType:
     """The same error with the place of the option it starts with, where a recipe wrote that option."""
-    dotted = re.match(r"([a-z_]+(?:\.[a-z_]+)*): ", error.what)
+    dotted = re.match(r"([a-z_]+(?:\.[a-z0-9_]+)*): ", error.what)
     key = tuple(dotted[1].split(".")) if dotted else ()
     if key not in source.places or not key or source.places[key] in str(error.given):
         return error

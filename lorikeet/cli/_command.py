@@ -49,12 +49,12 @@ def split_options(words: Sequence[str]) -> tuple[list[Path], list[str]]:
 def loaded(path: Path, overrides: Sequence[str]) -> Iterator[Recipe]:
     """The recipe; an error about one of its options that is only found later gets the option's line too."""
     from lorikeet import config
-    from lorikeet.base.errors import RecipeError
+    from lorikeet.base.errors import LorikeetError
 
     recipe = config.load(path, overrides)
     try:
         yield recipe
-    except RecipeError as error:
+    except LorikeetError as error:
         raise config.located(error, config.tree(path, overrides)) from error
 
 

@@ -46,7 +46,11 @@ Files = Annotated[list[str], BeforeValidator(lambda value: [value] if isinstance
 class DataOptions(LossOptions):
     """The recipe's `data`: which files, how they read, how they are rendered, and what is learned."""
 
-    train: Files = Field(min_length=1, description="Training files: .json .jsonl .csv .parquet .txt, also with .gz.")
+    train: Files = Field(
+        min_length=1,
+        description="Training files: .json .jsonl .csv .parquet .txt, also with .gz.",
+        examples=[["mine.json"]],
+    )
     validation: float | int | Files | None = Field(
         None,
         description="Held out: a fraction below 1, a number of conversations, or files of their own; null for none.",
@@ -264,7 +268,7 @@ def _held_out(hashes: np.ndarray, wanted: float | int, seed: int) -> np.ndarray:
     count = wanted if isinstance(wanted, int) else max(1, round(wanted * len(conversations)))
     if count >= len(conversations):
         raise DataError(
-            "data.validation leaves nothing to train on",
+            "data.validation: leaves nothing to train on",
             given=f"{count} of {len(conversations)} different conversations",
             allowed=f"at most {len(conversations) - 1}",
             try_="data.validation=0.1, or more training data",

@@ -31,7 +31,9 @@ class ModelOptions(Options):
         "auto", description="Of frozen weights and activations; auto takes bfloat16 where it is fast, else float32."
     )
     device: str = Field("auto", description="auto takes a CUDA device where there is one, else the CPU.")
-    allow_pickle: bool = Field(False, description="Read pytorch_model.bin (weights only) where there is no safetensors.")
+    allow_pickle: bool = Field(
+        False, description="Read pytorch_model.bin (weights only) where there is no safetensors."
+    )
     threads: int | None = Field(None, ge=1, description="CPU threads; by default as many as the machine has cores.")
 
 
@@ -43,7 +45,7 @@ def pick_device(device: str) -> torch.device:
         chosen = torch.device(device)
         torch.empty(1, device=chosen)
     except (RuntimeError, AssertionError) as error:
-        raise ModelError(f"no device '{device}' here", given=device, allowed="auto cpu cuda cuda:N", try_="model.device=cpu") from error  # fmt: skip
+        raise ModelError(f"model.device: no device '{device}' here", given=device, allowed="auto cpu cuda cuda:N", try_="model.device=cpu") from error  # fmt: skip
     return chosen
 
 
