@@ -18,6 +18,7 @@ from typing_extensions import Self
 
 from lorikeet.adapters._contract import Adapter
 from lorikeet.base.errors import RecipeError, nearest
+from lorikeet.base.option_fields import as_yaml
 from lorikeet.base.rng import torch_rng
 from lorikeet.models.causal_lm import CausalLM
 from lorikeet.models.linear import FrozenLinear, LinearGroup
@@ -91,7 +92,7 @@ class Lora(Adapter):
                 near = nearest(word, leaves)
                 raise RecipeError(
                     f"adapter.target_modules: the model has no linear layer named '{word}'",
-                    given=self.target_modules, allowed=" ".join(leaves),
+                    given=as_yaml(self.target_modules), allowed=" ".join(leaves),
                     try_=f"adapter.target_modules='[{near}]'" if near else "adapter.target_modules=all-linear",
                 )  # fmt: skip
             chosen |= found

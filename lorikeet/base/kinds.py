@@ -92,7 +92,7 @@ def _with_kind(chosen: type[OptionsType], name: str) -> type[OptionsType]:
 def _module_at(path: Path) -> ModuleType:
     if not path.is_file():
         raise RecipeError(
-            f"kind: no such file '{path}'", given=str(path), try_="a path relative to where you run lorikeet"
+            f"kind: no such file '{path}'", given=str(path), allowed="a path relative to where you run lorikeet"
         )
     spec = importlib.util.spec_from_file_location(f"lorikeet_kind_{path.stem}", path)
     assert spec is not None and spec.loader is not None

@@ -60,7 +60,10 @@ class TrainOptions(OptimOptions):
         size, accumulation = values.get("per_device_train_batch_size"), values.get("gradient_accumulation_steps")
         if size is None and accumulation is None:
             return values
-        product = int(size or 1) * int(accumulation or 1)
+        size, accumulation = size or 1, accumulation or 1
+        if not (isinstance(size, int) and isinstance(accumulation, int)):
+            return values  # the fields say what is wrong with them
+        product = size * accumulation
         if values.get("examples_per_step", product) != product:
             raise ValueError(
                 f"examples_per_step ({values['examples_per_step']}) and per_device_train_batch_size x "
