@@ -19,7 +19,7 @@ import torch
 from lorikeet import config
 from lorikeet.adapters._contract import Adapter
 from lorikeet.adapters._merge import compare, merged_tensors, probes
-from lorikeet.adapters._storage import CONFIG, IDENTITY, fill, read_adapter, save_adapter
+from lorikeet.adapters._storage import CONFIG, IDENTITY, fill, read_adapter, read_json, save_adapter
 from lorikeet.base.errors import CheckFailed, CheckpointError, OutputError, RecipeError, TokenizerError
 from lorikeet.base.files import need_space, new_folder, write_file
 from lorikeet.base.kinds import kind_class
@@ -59,6 +59,7 @@ from lorikeet.train.report import write_report
 from lorikeet.train.state import check_folder, check_identity, checkpoints, empty_folder, latest_checkpoint, locked, read_state
 
 GIB = 1 << 30
+MERGED_DTYPES = ("float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True)
@@ -208,6 +209,8 @@ def merge(path: Path, output: Path, *, dtype: str | None = None, max_shard_bytes
     """Fold a run's adapter into its base: a Hugging Face folder. Then load it and compare it with base + adapter.
 
     Raises CheckFailed if the two say different things."""
+    if dtype not in (None, *MERGED_DTYPES):
+        raise RecipeError(f"--dtype: there is no '{dtype}'", given=dtype, allowed=" ".join(MERGED_DTYPES), try_="--dtype bfloat16")  # fmt: skip
     if output.exists() and any(output.iterdir() if output.is_dir() else [output]):
         raise OutputError(f"{output} exists already", given=str(output), try_="another folder")
     engine_, base, adapter, identity = _open(path)
@@ -251,8 +254,13 @@ def _open(path: str | Path) -> tuple[Engine, Base, Adapter | None, dict[str, Any
         template_options: TemplateOptions = recipe.data.template
     elif (folder / CONFIG).is_file():
         where = folder
-        settings = json.loads((folder / CONFIG).read_text())
-        options = ModelOptions(path=str(settings.get("base_model_name_or_path") or ""))
+        base_name = read_json(folder / CONFIG).get("base_model_name_or_path")
+        if not base_name:
+            raise CheckpointError(
+                f"the adapter in {folder} does not say which model it belongs to",
+                given=f"no base_model_name_or_path in {CONFIG}", try_="write the model's path there",
+            )  # fmt: skip
+        options = ModelOptions(path=str(base_name))
         template_options = _template(folder)
     else:
         where, options, template_options = None, ModelOptions(path=str(path)), _template(folder)
@@ -272,8 +280,7 @@ def _open(path: str | Path) -> tuple[Engine, Base, Adapter | None, dict[str, Any
 
 def _template(folder: Path) -> TemplateOptions:
     """The template that lorikeet.json names, else the model's own."""
-    file = folder / IDENTITY
-    named = json.loads(file.read_text()).get("template") if file.is_file() else None
+    named = read_json(folder / IDENTITY).get("template")
     if named is None:
         return Jinja.model_validate({})
     return kind_class("lorikeet.data.templates", TemplateOptions, named["kind"]).model_validate(named)

@@ -25,10 +25,10 @@ from lorikeet.base import yaml_lines
 from lorikeet.base.errors import LorikeetError, RecipeError, nearest
 from lorikeet.base.files import write_file
 from lorikeet.base.kinds import kind_field
-from lorikeet.base.option_errors import explain, refuse_booleans
+from lorikeet.base.option_errors import explain, leaves, refuse_booleans
 from lorikeet.base.option_fields import default_of, find, keys_below, kinds_of, option_classes
 from lorikeet.base.options import Options
-from lorikeet.base.yaml_lines import Tree
+from lorikeet.base.yaml_lines import Key, Tree
 from lorikeet.data.pipeline import DataOptions
 from lorikeet.infer.sampling import GenerateOptions
 from lorikeet.models.load import ModelOptions
@@ -152,9 +152,14 @@ def check_effects(recipe: Recipe) -> None:
 
 
 def located(error: ErrorType, source: Tree) -> ErrorType:
-    """The same error with the place of the option it starts with, where a recipe wrote that option."""
+    """The same error with the place of the option it starts with, where a recipe wrote that option.
+
+    An error that names no option is one about the value it was given, where that stands in the recipe once."""
     dotted = re.match(r"([a-z_]+(?:\.[a-z0-9_]+)*): ", error.what)
-    key = tuple(dotted[1].split(".")) if dotted else ()
+    key: Key = tuple(dotted[1].split(".")) if dotted else ()
+    if not dotted and isinstance(error.given, str):
+        same = [at for at, value in leaves(source.values) if value == error.given]
+        key = same[0] if len(same) == 1 else ()
     if key not in source.places or not key or source.places[key] in str(error.given):
         return error
     given = f"{'' if error.given is None else error.given}   ({source.places[key]})".strip()

