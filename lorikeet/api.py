@@ -56,7 +56,7 @@ from lorikeet.train.loop import train as train_loop
 from lorikeet.train.metrics import Metrics, peak_rss_bytes
 from lorikeet.train.optim import Stepper
 from lorikeet.train.report import write_report
-from lorikeet.train.state import check_folder, check_identity, checkpoints, empty_folder, latest_checkpoint, locked, read_state
+from lorikeet.train.state import check_folder, check_identity, checkpoints, clear_leftovers, empty_folder, latest_checkpoint, locked, read_state
 
 GIB = 1 << 30
 MERGED_DTYPES = ("float32", "bfloat16", "float16")
@@ -126,8 +126,7 @@ def train(recipe: Recipe, *, overwrite: bool = False) -> dict[str, Any]:
     need_space(folder, GIB // 4, "checkpoints and the adapter")
     base, template, prepared = prepare(recipe)
     with locked(folder):
-        if overwrite:
-            empty_folder(folder)
+        empty_folder(folder) if overwrite else clear_leftovers(folder)
         note(f"data: {prepared.counts}")
         model = base.load(recipe.quant)
         recipe = _with_row_tokens(recipe, model)
@@ -193,6 +192,11 @@ def engine(path: str | Path) -> Engine:
 def predict(path: str | Path, inputs: Sequence[Path | str], output: Path, **options: Any) -> dict[str, Any]:
     """Answer every prompt of the input files; writes one JSON object per line to `output`."""
     generate = GenerateOptions(**options)
+    if output.is_dir():
+        raise OutputError(f"{output} is a folder", given=str(output), allowed="a file name, e.g. replies.jsonl")
+    if any(output.resolve() == Path(file).resolve() for file in inputs):
+        raise OutputError(f"{output} is one of the files of prompts", given=str(output), try_="--output replies.jsonl")
+    need_space(output.parent, 1 << 20, "the replies")
     read = list(pipeline.conversations([str(file) for file in inputs], Auto.model_validate({}), reply=False))
     start = time.perf_counter()
     rows = predict_file(engine(path), read, output, generate)

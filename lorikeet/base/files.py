@@ -78,9 +78,23 @@ def sha256_file(path: Path) -> str:
     return digest.hexdigest()
 
 
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # below a file, or in a folder one may not look into
+        return False
+
+
 def need_space(folder: Path, needed_bytes: int, what: str) -> None:
-    """Raise OutputError unless the disk of `folder` has `needed_bytes` free."""
-    existing = next(parent for parent in (folder, *folder.resolve().parents) if parent.exists())
+    """Raise OutputError unless `folder` can be made and written to, and its disk has `needed_bytes` free."""
+    existing = next(parent for parent in (folder, *folder.resolve().parents) if _exists(parent))
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise OutputError(
+            f"{folder} cannot be written to",
+            given=f"{existing} is {'a folder you may not change' if existing.is_dir() else 'a file'}",
+            allowed="a folder you may write to",
+            try_="another folder",
+        )
     free = shutil.disk_usage(existing).free
     if free < needed_bytes:
         gib = 1 << 30

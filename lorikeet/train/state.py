@@ -12,7 +12,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,9 @@ from lorikeet.base.log import note
 from lorikeet.train.optim import Stepper
 
 COMPLETE = "complete.json"
+_NAMES = r"(recipe\.yaml|metrics\.jsonl|samples\.jsonl|summary\.json|report\.html|adapter|checkpoint-\d+)"
+_OURS, _HALF_WRITTEN = re.compile(_NAMES), re.compile(rf"\.{_NAMES}\.")
+_STARTED = {".lock", "metrics.jsonl"}
 
 
 @contextmanager
@@ -61,22 +64,29 @@ def check_folder(folder: Path, *, overwrite: bool) -> None:
     if not folder.exists():
         return
     if not folder.is_dir():
-        raise OutputError(f"output_dir {folder} is a file", given=str(folder), try_="another output_dir")
-    foreign = [path.name for path in folder.iterdir() if path.name != ".lock"]
-    ours = (folder / "recipe.yaml").is_file()
-    if foreign and not ours:
-        raise OutputError(f"output_dir {folder} holds files that are not a run's", given=" ".join(sorted(foreign)[:5]), try_="another output_dir")  # fmt: skip
+        raise OutputError("output_dir: is a file", given=str(folder), try_="another output_dir")
+    names = sorted(path.name for path in folder.iterdir())
+    # a recipe of one's own is called recipe.yaml too, so that alone makes no run
+    if names and not _STARTED.intersection(names):
+        raise OutputError("output_dir: holds files that are not a run's", given=" ".join(names[:5]), try_="another output_dir")  # fmt: skip
     if (folder / "summary.json").is_file() and not overwrite:
         raise OutputError(f"the run in {folder} is finished", given=str(folder), try_="another output_dir, or --overwrite to start anew")  # fmt: skip
 
 
 def empty_folder(folder: Path) -> None:
-    """Remove a run's files, all but its lock."""
-    for path in folder.iterdir():
-        if path.is_dir():
-            shutil.rmtree(path)
-        elif path.name != ".lock":
-            path.unlink()
+    """Remove a run's files, all but its lock. What somebody else put there stays."""
+    _remove(path for path in folder.iterdir() if _OURS.fullmatch(path.name))
+    clear_leftovers(folder)
+
+
+def clear_leftovers(folder: Path) -> None:
+    """Remove what a killed process left half-written under a temporary name; the caller holds the lock."""
+    _remove(path for path in folder.iterdir() if _HALF_WRITTEN.match(path.name))
+
+
+def _remove(paths: Iterable[Path]) -> None:
+    for path in list(paths):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def save_checkpoint(run: Path, step: int, save_adapter: Callable[[Path], None], stepper: Stepper, state: dict[str, Any], keep: int | None) -> Path:  # fmt: skip
