@@ -2,7 +2,8 @@
 
 A store is a folder: tokens.bin (int32), weights.bin (float32), index.npy (where each example starts), origins.npy
 ([n, 3]: file as an index into files.json, row, line or 0), conversations.npy (a hash of each example's conversation),
-files.json, counts.json. Its name is a hash of everything that decides its content, so a stale store is never found.
+files.json, counts.json, sha256 (of tokens and weights). Its name is a hash of everything that decides its content, so
+a stale store is never found.
 """
 
 from __future__ import annotations
@@ -30,12 +31,16 @@ class Writer:
         self._files: dict[str, int] = {}
         self._origins = array("q")  # file, row, line of each example, one after the other
         self._hashes = array("Q")
+        self._digest = hashlib.sha256()
 
     def add(self, tokens: np.ndarray, weights: np.ndarray, origin: Origin | None, conversation_hash: int) -> None:
         """Append one example: tokens [L] int32, weights [L] float32."""
         assert len(tokens) == len(weights) > 0
-        self._tokens.write(np.ascontiguousarray(tokens, "<i4").tobytes())
-        self._weights.write(np.ascontiguousarray(weights, "<f4").tobytes())
+        content = np.ascontiguousarray(tokens, "<i4").tobytes(), np.ascontiguousarray(weights, "<f4").tobytes()
+        self._tokens.write(content[0])
+        self._weights.write(content[1])
+        for part in (len(tokens).to_bytes(8, "little"), *content):
+            self._digest.update(part)
         self._ends.append(self._ends[-1] + len(tokens))
         origin = origin or Origin("", len(self._hashes))
         file = self._files.setdefault(origin.file, len(self._files))
@@ -49,6 +54,7 @@ class Writer:
         np.save(self.folder / "index.npy", np.array(self._ends, np.int64))
         np.save(self.folder / "origins.npy", np.array(self._origins, np.int64).reshape(-1, 3))
         np.save(self.folder / "conversations.npy", np.array(self._hashes, np.uint64))
+        (self.folder / "sha256").write_text(self._digest.hexdigest())
         (self.folder / "files.json").write_bytes(orjson.dumps(list(self._files)))
         (self.folder / "counts.json").write_bytes(orjson.dumps(counts, option=orjson.OPT_INDENT_2))
 
@@ -70,7 +76,8 @@ class Examples(Sequence[Example]):
         self._chosen = np.arange(len(self._index) - 1) if chosen is None else np.asarray(chosen, np.int64)
         self.conversation_hashes = self.conversation_hashes[self._chosen]
         self.lengths: np.ndarray = np.diff(self._index)[self._chosen]  # [n] int64, tokens of each example
-        digest = hashlib.sha256(folder.name.encode())
+        # of what is learned, not of where it was read: data that moved is the same data
+        digest = hashlib.sha256((folder / "sha256").read_bytes())
         digest.update(self._chosen.astype("<i8").tobytes())
         self.fingerprint = digest.hexdigest()
 

@@ -36,7 +36,7 @@ from lorikeet.data.truncate import Encoder, Truncation
 from lorikeet.tokens._contract import Tokenizer
 
 # raised when the same inputs begin to give other examples: stores made before are then made again
-_VERSION = 1
+_VERSION = 2
 _FIRST_ROWS = 8  # that a format is detected from
 _BIG_BYTES = 8 << 20  # files from this size on show a progress bar
 
