@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lorikeet.base.errors import OutputError
+from lorikeet.base.errors import DataError
 from lorikeet.base.files import write_file
 from lorikeet.base.log import progress
 from lorikeet.base.nouns import Conversation
@@ -23,11 +23,11 @@ def predict(engine: Engine, conversations: Sequence[Conversation], output: Path,
     """Answer each conversation's prompt; returns and writes rows {messages, reply, reference, finish_reason}.
 
     What is already in `OUTPUT.part` is not done again, if it was made for the same prompts and options."""
-    if output.is_dir():
-        raise OutputError(f"{output} is a folder", given=str(output), allowed="a file name, e.g. replies.jsonl")
     output.parent.mkdir(parents=True, exist_ok=True)
     part = output.with_name(output.name + ".part")
     prompts = [conversation.prompt() for conversation in conversations]
+    for prompt in prompts:
+        _fits(engine, prompt)
     identity = _identity(engine, prompts, options)
     done = _read(part, identity)
     if not done:
@@ -45,6 +45,16 @@ def predict(engine: Engine, conversations: Sequence[Conversation], output: Path,
     write_file(output, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     part.unlink()
     return rows
+
+
+def _fits(engine: Engine, prompt: Conversation) -> None:
+    """Raise DataError, before anything is written, for a prompt that leaves no room for a reply."""
+    length, room = len(engine.prompt(prompt)), engine.model.shape.max_position
+    if length >= room:
+        raise DataError(
+            f"{prompt.origin}: the prompt fills the model's context",
+            given=f"{length} tokens", allowed=f"fewer than {room} tokens", try_="a shorter prompt",
+        )  # fmt: skip
 
 
 def _row(conversation: Conversation, reply: str, reason: str) -> dict[str, Any]:
