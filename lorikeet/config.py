@@ -138,6 +138,8 @@ def written(recipe: Options) -> set[str]:
 def check_effects(recipe: Recipe) -> None:
     """An option that a person wrote and that would do nothing in this run is an error with the reason."""
     asked, validation = written(recipe), recipe.data.validation
+    # to switch off what would not happen anyway is no contradiction
+    asked -= {f"evaluate.{name}" for name in ("before", "samples") if not getattr(recipe.evaluate, name)}
     sampling = {"generate.top_k", "generate.top_p", "generate.seed"} & asked
     idle: Sequence[tuple[set[str], bool, str, str]] = (
         ({"train.eval_steps", "evaluate.before", "evaluate.samples"}, validation is None, "there is no data.validation", "data.validation=0.1"),
