@@ -104,5 +104,5 @@ class Stepper:
             parameter = self.parameters.get(parameter_name)
             if parameter is None:
                 raise CheckpointError("the optimizer state belongs to other parameters", given=name)
-            device = value.device if key == "step" else parameter.device
-            self.optimizer.state[parameter][key] = value.to(device)
+            # a copy, or two optimizers would write to one state; the fused kernel wants `step` on the device too
+            self.optimizer.state[parameter][key] = value.to(parameter.device, copy=True)
