@@ -66,7 +66,7 @@ def test_an_adapter_saved_by_peft_loads_here_with_equal_logits(
     theirs = peft.get_peft_model(base, peft.LoraConfig(task_type="CAUSAL_LM", **settings)).eval()
     torch.manual_seed(1)
     with torch.no_grad():
-        for name, parameter in theirs.named_parameters():
+        for parameter in theirs.parameters():
             if parameter.requires_grad:
                 parameter.normal_(0, 0.3)
     expected = their_logits(theirs)

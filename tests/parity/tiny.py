@@ -22,6 +22,7 @@ from lorikeet.train.step import train_step
 
 CPU = torch.device("cpu")
 VOCAB = 23
+Computed = tuple[float, dict[str, Tensor]]  # a step's loss and the gradient of each parameter
 
 
 def decoder(
@@ -71,7 +72,7 @@ def loss_and_gradients(
     *,
     checkpointing: bool = False,
     seed: int = 0,
-) -> tuple[float, dict[str, Tensor]]:
+) -> Computed:
     """Through the whole `train_step`, without clipping and at a rate of zero, so that nothing moves."""
     model.gradient_checkpointing = checkpointing
     stepper = Stepper(parameters, TrainOptions(optim="sgd", max_grad_norm=0))
@@ -83,7 +84,7 @@ def loss_and_gradients(
     return result.loss, gradients
 
 
-def assert_same(left: tuple[float, dict[str, Tensor]], right: tuple[float, dict[str, Tensor]], rtol: float = 1e-9) -> None:  # fmt: skip
+def assert_same(left: Computed, right: Computed, rtol: float = 1e-9) -> None:
     """Loss and every gradient agree, and the gradients are not all zero."""
     assert left[1].keys() == right[1].keys()
     np.testing.assert_allclose(left[0], right[0], rtol=rtol)

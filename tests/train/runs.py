@@ -1,0 +1,87 @@
+"""A small run on disk, begun and gone on with the way the `train` verb does it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from parity import tiny
+
+from lorikeet.adapters._storage import fill, read_adapter, save_adapter
+from lorikeet.adapters.lora import Lora
+from lorikeet.base.nouns import Batch, Example
+from lorikeet.data.pack import pack_row, plan_step, steps_per_epoch
+from lorikeet.train.loop import Outcome, Progress, Run, TrainOptions, train
+from lorikeet.train.metrics import Metrics
+from lorikeet.train.optim import Stepper
+from lorikeet.train.state import check_identity, latest_checkpoint, read_state
+
+OPTIONS: dict[str, Any] = {"learning_rate": 0.05, "warmup_steps": 2, "examples_per_step": 6, "weight_decay": 0.01}
+ROW_TOKENS = 24  # several micro-batches a step
+
+
+def examples(count: int = 20) -> list[Example]:
+    """Counting upwards from somewhere: easily learned."""
+    return [tiny.example([(i + j) % tiny.VOCAB for j in range(6 + i % 7)]) for i in range(count)]
+
+
+def run_in(folder: Path, *, steps: int = 7, lora: dict[str, Any] | None = None, **changed: Any) -> Run:
+    """A run that has not begun; everything random in it follows from fixed seeds."""
+    folder.mkdir(parents=True, exist_ok=True)
+    model = tiny.decoder(dtype=torch.float32)
+    adapter = Lora(**{"r": 4} | (lora or {}))
+    adapter.attach(model, seed=0)
+    data = examples()
+
+    def batches(step: int) -> Sequence[Batch]:
+        epoch, within = divmod(step, steps_per_epoch(len(data), OPTIONS["examples_per_step"]))
+        share = adapter.lora_dropout == 0
+        return plan_step(
+            data, seed=0, epoch=epoch, step=within, examples_per_step=OPTIONS["examples_per_step"],
+            row_tokens=ROW_TOKENS, share=share,
+        )[0]  # fmt: skip
+
+    saver = partial(save_adapter, adapter=adapter, model=model, identity={"base": "tiny"})
+    values: dict[str, Any] = {
+        "folder": folder, "model": model, "parameters": adapter.parameters(model), "batches": batches,
+        "steps": steps, "save_adapter": saver, "validation": [pack_row([one]) for one in data[:3]],
+        "identity": {"data": "abc", "lora": adapter.model_dump(mode="json")},
+    }  # fmt: skip
+    return Run(**values | changed)
+
+
+def go_on(run: Run, options: TrainOptions) -> Outcome:
+    """Resume from the newest whole checkpoint."""
+    last = latest_checkpoint(run.folder)
+    assert last is not None
+    state, optimizer = read_state(last)
+    check_identity(state["identity"], json.loads(json.dumps(run.identity)), last)
+    adapter, tensors, _ = read_adapter(last)
+    fill(run.model, adapter, tensors, source=last)
+    stepper = Stepper(run.parameters, options)
+    stepper.load_state_dict(optimizer)
+    done = Progress(**state["progress"])
+    Metrics(run.folder / "metrics.jsonl").truncate(done.step)
+    return train(run, options, done=done, stepper=stepper)
+
+
+def losses(folder: Path, kind: str = "train") -> dict[int, float]:
+    rows = Metrics(folder / "metrics.jsonl").rows()
+    return {row["step"]: row["loss"] for row in rows if row["kind"] == kind}
+
+
+def calling(run: Run, at: int, action: Callable[[], None]) -> Run:
+    """The same run, with `action` happening while step `at` (from 0) is prepared."""
+    batches = run.batches
+
+    def watched(step: int) -> Sequence[Batch]:
+        if step == at:
+            action()
+        return batches(step)
+
+    run.batches = watched
+    return run
