@@ -1,9 +1,7 @@
 """A step's conversations as packed rows: no padding, and a prefix that several share is laid out once.
 
-Sorted by their tokens, conversations with a common prefix stand next to each other, and the row is the walk through
-their prefix tree, depth first: each adds only what its predecessor did not have. A token's keys stay visible until
-the walk leaves its subtree. Gradients are exactly those of the conversations one by one, because a trained token in a
-shared prefix carries the sum of their weights.
+The layout is base/prefix_tree.py's. Gradients are exactly those of the conversations one by one, because a trained
+token in a shared prefix carries the sum of their weights.
 
 Everything here is a pure function of (examples, seed, epoch, step), so resuming needs no saved data state.
 """
@@ -18,10 +16,8 @@ import numpy as np
 import torch
 
 from lorikeet.base.nouns import Batch, Example
+from lorikeet.base.prefix_tree import lay_out, shared_prefix, sorted_order
 from lorikeet.base.rng import numpy_rng
-
-MIN_SHARED = 4  # a shorter common prefix is not worth a branch: attention would only be cut finer
-
 
 class ExampleSource(Protocol):
     """What packing needs of a data set."""
@@ -54,16 +50,16 @@ def plan_step(examples: ExampleSource, *, seed: int, epoch: int, step: int, exam
 
 def plan_rows(examples: Sequence[Example], *, row_tokens: int, share: bool = True) -> list[list[Example]]:
     """Split a step into rows of about equal size, none above `row_tokens` unless one conversation alone is."""
-    keys = [example.tokens.astype(">i4").tobytes() for example in examples]
-    ordered = [examples[i] for i in sorted(range(len(examples)), key=keys.__getitem__)]
+    ordered = [examples[i] for i in sorted_order([example.tokens for example in examples])]
     costs = [len(example.tokens) for example in ordered]
-    for i in range(1, len(ordered)):
-        costs[i] -= _shared(ordered[i - 1].tokens, ordered[i].tokens, share)
+    if share:
+        for i in range(1, len(ordered)):
+            costs[i] -= shared_prefix(ordered[i - 1].tokens, ordered[i].tokens)
     target = math.ceil(sum(costs) / max(1, math.ceil(sum(costs) / row_tokens)))
     rows: list[list[Example]] = []
     used = 0
     for example, cost in zip(ordered, costs):
-        if rows and used + cost <= row_tokens and (used < target or cost == 0):  # a duplicate costs nothing
+        if rows and used < target and used + cost <= row_tokens:
             rows[-1].append(example)
             used += cost
         else:  # the first of a row pays for its whole prefix
@@ -73,49 +69,23 @@ def plan_rows(examples: Sequence[Example], *, row_tokens: int, share: bool = Tru
 
 
 def pack_row(examples: Sequence[Example], *, share: bool = True) -> Batch:
-    """One row from conversations in sorted order. Raises nothing: every example has at least two tokens."""
-    tokens: list[np.ndarray] = []
-    positions: list[np.ndarray] = []
-    parents: list[np.ndarray] = []
-    size = sum(len(example.tokens) for example in examples)
-    until, weights = np.zeros(size, np.int32), np.zeros(size, np.float64)
-    path, previous, used = np.zeros(0, np.int64), np.zeros(0, np.int32), 0
-    for example in examples:
-        shared = _shared(previous, example.tokens, share)
-        until[path[shared:]] = used  # the walk leaves what the predecessor had beyond the branch
-        added = len(example.tokens) - shared
-        path = np.concatenate([path[:shared], np.arange(used, used + added)])
-        tokens.append(example.tokens[shared:])
-        positions.append(np.arange(shared, shared + added))
-        parents.append(np.concatenate([[-1], path[:-1]])[shared:])
+    """One row from conversations in sorted order."""
+    tree = lay_out([example.tokens for example in examples], share=share)
+    weights = np.zeros(len(tree.tokens), np.float64)
+    for path, example in zip(tree.paths, examples):
         weights[path] += example.weights
-        previous, used = example.tokens, used + added
-    until[path] = used
-    until = until[:used]
-    until[until == 0] = used  # a duplicate that adds nothing leaves nothing
-    flat, parent = np.concatenate(tokens).astype(np.int64), np.concatenate(parents)
-    trained = np.flatnonzero(weights[:used] > 0)
-    assert (parent[trained] >= 0).all(), "the first token of a conversation cannot be predicted"
+    trained = np.flatnonzero(weights > 0)
+    assert (tree.parents[trained] >= 0).all(), "the first token of a conversation cannot be predicted"
     return Batch(
-        tokens=torch.from_numpy(flat),
-        positions=torch.from_numpy(np.concatenate(positions)),
-        visible_until=torch.from_numpy(until),
-        predict_at=torch.from_numpy(parent[trained]),
-        targets=torch.from_numpy(flat[trained]),
+        tokens=torch.from_numpy(tree.tokens),
+        positions=torch.from_numpy(tree.positions),
+        visible_until=torch.from_numpy(tree.visible_until),
+        predict_at=torch.from_numpy(tree.parents[trained]),
+        targets=torch.from_numpy(tree.tokens[trained]),
         weights=torch.from_numpy(weights[trained].astype(np.float32)),
         total_weight=float(weights[trained].sum()),
-        source_tokens=size,
+        source_tokens=sum(len(example.tokens) for example in examples),
     )
-
-
-def _shared(left: np.ndarray, right: np.ndarray, share: bool) -> int:
-    """Length of the common prefix, or 0 where it is too short to be worth a branch."""
-    if not share:
-        return 0
-    size = min(len(left), len(right))
-    different = np.flatnonzero(left[:size] != right[:size])
-    common = int(different[0]) if len(different) else size
-    return common if common >= MIN_SHARED else 0
 
 
 def _filler() -> Batch:

@@ -91,9 +91,8 @@ class Engine:
             _Reply(request, new, self.tokenizer, self.template)
             for request, new in zip(requests, room)
         ]  # fmt: skip
-        prefill = Prefill(cache, lengths)
-        tokens = torch.tensor([token for request in requests for token in request.prompt], device=self.model.device)
-        hidden = self.model.hidden(tokens, prefill.positions, prefill)
+        prefill = Prefill(cache, [request.prompt for request in requests])
+        hidden = self.model.hidden(prefill.tokens, prefill.positions, prefill)
         logits = self.model.head.logits(hidden[prefill.last]).cpu()
         while True:
             for reply, row in zip(live, logits):

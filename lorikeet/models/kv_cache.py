@@ -6,9 +6,13 @@ token per conversation, without a branch for either.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
 import torch
 from torch import Tensor
 
+from lorikeet.base.prefix_tree import lay_out, sorted_order
 from lorikeet.models.causal_lm import Shape
 from lorikeet.ops.attention import PackedView
 
@@ -30,26 +34,32 @@ class KvCache:
 
 
 class Prefill:
-    """Reads prompts laid out one after the other, each from position 0, and stores them in the cache's rows."""
+    """Reads prompts into the cache's rows. A prefix that prompts share is computed once and stored for each."""
 
-    def __init__(self, cache: KvCache, lengths: list[int]):
+    def __init__(self, cache: KvCache, prompts: Sequence[Sequence[int]]):
         device = cache.keys.device
+        ids = [np.asarray(prompt, np.int32) for prompt in prompts]
+        order = sorted_order(ids)
+        tree = lay_out([ids[i] for i in order])
+        paths = [tree.paths[place] for place in np.argsort(order)]  # back in the order of the cache's rows
+        lengths = torch.tensor([len(path) for path in paths])
         self.cache = cache
-        self.rows = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths)).to(device)
-        self.positions = torch.cat([torch.arange(length) for length in lengths]).to(device)
-        ends = torch.tensor(lengths).cumsum(0)
-        until = torch.repeat_interleave(ends, torch.tensor(lengths)).int()
-        self.last = (ends - 1).to(device)  # [B], where each prompt's next token is predicted
-        self._packed = PackedView(until, self.positions.cpu())
-        cache.lengths.copy_(torch.tensor(lengths))
+        self.tokens = torch.from_numpy(tree.tokens).to(device)
+        self.positions = torch.from_numpy(tree.positions).to(device)
+        self.last = torch.tensor([int(path[-1]) for path in paths], device=device)  # [B] predicts the next token
+        self._source = torch.from_numpy(np.concatenate(paths)).to(device)
+        self._rows = torch.repeat_interleave(torch.arange(len(paths)), lengths).to(device)
+        self._slots = torch.cat([torch.arange(len(path)) for path in paths]).to(device)
+        self._packed = PackedView(torch.from_numpy(tree.visible_until), torch.from_numpy(tree.positions))
+        cache.lengths.copy_(lengths)
 
     def attend(
         self, layer: int, q: Tensor, k: Tensor, v: Tensor, *, scale: float, window: int | None = None,
         softcap: float | None = None,
     ) -> Tensor:  # fmt: skip
         """See `View.attend`."""
-        self.cache.keys[layer, self.rows, :, self.positions] = k
-        self.cache.values[layer, self.rows, :, self.positions] = v
+        self.cache.keys[layer, self._rows, :, self._slots] = k.index_select(0, self._source)
+        self.cache.values[layer, self._rows, :, self._slots] = v.index_select(0, self._source)
         return self._packed.attend(layer, q, k, v, scale=scale, window=window, softcap=softcap)
 
 
