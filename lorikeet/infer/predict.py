@@ -19,7 +19,9 @@ from lorikeet.infer.engine import Engine
 from lorikeet.infer.sampling import GenerateOptions
 
 
-def predict(engine: Engine, conversations: Sequence[Conversation], output: Path, options: GenerateOptions) -> list[dict[str, Any]]:  # fmt: skip
+def predict(
+    engine: Engine, conversations: Sequence[Conversation], output: Path, options: GenerateOptions
+) -> list[dict[str, Any]]:
     """Answer each conversation's prompt; returns and writes rows {messages, reply, reference, finish_reason}.
 
     What is already in `OUTPUT.part` is not done again, if it was made for the same prompts and options."""
@@ -30,15 +32,15 @@ def predict(engine: Engine, conversations: Sequence[Conversation], output: Path,
         _fits(engine, prompt)
     identity = _identity(engine, prompts, options)
     done = _read(part, identity)
-    if not done:
-        part.write_text(json.dumps({"identity": identity}) + "\n")
+    # written anew, so that a row which a crash cut short does not swallow the next one
+    write_file(part, json.dumps({"identity": identity}) + "\n" + "".join(_line(i, row) for i, row in done.items()))
     open_ = [i for i in range(len(prompts)) if i not in done]
     with part.open("a") as file, progress() as bar:
         task = bar.add_task("answering", total=len(prompts), completed=len(done))
         for position, reply, reason in engine.replies([prompts[i] for i in open_], options):
             index = open_[position]
             done[index] = _row(conversations[index], reply, reason)
-            file.write(json.dumps({"index": index, "row": done[index]}, ensure_ascii=False) + "\n")
+            file.write(_line(index, done[index]))
             file.flush()
             bar.advance(task)
     rows = [done[i] for i in range(len(prompts))]
@@ -53,13 +55,19 @@ def _fits(engine: Engine, prompt: Conversation) -> None:
     if length >= room:
         raise DataError(
             f"{prompt.origin}: the prompt fills the model's context",
-            given=f"{length} tokens", allowed=f"fewer than {room} tokens", try_="a shorter prompt",
-        )  # fmt: skip
+            given=f"{length} tokens",
+            allowed=f"fewer than {room} tokens",
+            try_="a shorter prompt",
+        )
 
 
 def _row(conversation: Conversation, reply: str, reason: str) -> dict[str, Any]:
     messages = [{"role": message.role, "content": message.content} for message in conversation.prompt().messages]
     return {"messages": messages, "reply": reply, "reference": conversation.reference, "finish_reason": reason}
+
+
+def _line(index: int, row: dict[str, Any]) -> str:
+    return json.dumps({"index": index, "row": row}, ensure_ascii=False) + "\n"
 
 
 def _identity(engine: Engine, prompts: Sequence[Conversation], options: GenerateOptions) -> str:
@@ -74,7 +82,7 @@ def _read(part: Path, identity: str) -> dict[int, dict[str, Any]]:
     if not part.exists():
         return {}
     done: dict[int, dict[str, Any]] = {}
-    for number, line in enumerate(part.read_text().splitlines()):
+    for number, line in enumerate(part.read_text().split("\n")):  # splitlines also cuts inside a text
         try:
             row = json.loads(line)
         except json.JSONDecodeError:

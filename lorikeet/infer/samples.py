@@ -20,10 +20,14 @@ LONGEST = 128  # tokens of an answer; a report is not a place for more
 def read_samples(run: Path) -> list[dict[str, Any]]:
     """What samples.jsonl of a run says so far."""
     file = run / "samples.jsonl"
-    return [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
+    if not file.is_file():
+        return []
+    return [json.loads(line) for line in file.read_text().split("\n") if line]  # splitlines also cuts inside a text
 
 
-def write_samples(run: Path, engine: Engine, examples: Sequence[Example], options: GenerateOptions, when: Literal["before", "after"]) -> None:  # fmt: skip
+def write_samples(
+    run: Path, engine: Engine, examples: Sequence[Example], options: GenerateOptions, when: Literal["before", "after"]
+) -> None:
     """Answer the last prompt of each example; rows {prompt, reference, before, after} go to samples.jsonl."""
     asked = [prompt_and_reply(example) for example in examples]
     short = options.model_copy(update={"max_new_tokens": min(options.max_new_tokens, LONGEST)})

@@ -28,7 +28,8 @@ def test_training_lowers_the_loss_and_says_so(tmp_path: Path) -> None:
     assert summary["steps"] == 20 and summary["train_loss"] == pytest.approx(sum(found.values()) / 20)
     assert summary["eval_loss"] == held_out[20] and summary["eval_loss_before"] == held_out[0]
     assert summary["perplexity"] == pytest.approx(math.exp(held_out[20]))
-    assert summary["tokens"] == sum(row["tokens"] for row in Metrics(tmp_path / "metrics.jsonl").rows() if row["kind"] == "train")  # fmt: skip
+    rows = Metrics(tmp_path / "metrics.jsonl").rows()
+    assert summary["tokens"] == sum(row["tokens"] for row in rows if row["kind"] == "train")
     assert summary["trainable_parameters"] == sum(parameter.numel() for parameter in run.parameters.values())
 
 

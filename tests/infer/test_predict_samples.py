@@ -1,0 +1,146 @@
+"""Files of replies: whole or not there, gone on with where they stopped; and the report's samples."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from infer.conftest import END, ids
+from lorikeet.base.errors import DataError
+from lorikeet.base.nouns import Conversation, Example, Message
+from lorikeet.infer.engine import Engine
+from lorikeet.infer.predict import predict
+from lorikeet.infer.samples import prompt_and_reply, read_samples, write_samples
+from lorikeet.infer.sampling import GenerateOptions
+
+OPTIONS = GenerateOptions(max_new_tokens=9, batch_size=2)
+
+
+def asked(count: int = 5, word: str = "question") -> list[Conversation]:
+    return [
+        Conversation((Message("user", f"{word} {i}"), *([Message("assistant", f"answer {i}")] if i % 2 else [])))
+        for i in range(count)
+    ]
+
+
+def rows(file: Path) -> list[dict]:
+    return [json.loads(line) for line in file.read_text().split("\n")[:-1]]
+
+
+def test_replies_stand_in_the_order_of_the_prompts_with_their_references(echo: Engine, tmp_path: Path) -> None:
+    found = predict(echo, asked(), tmp_path / "new" / "out.jsonl", OPTIONS)
+    assert rows(tmp_path / "new" / "out.jsonl") == found
+    assert [row["reference"] for row in found] == [None, "answer 1", None, "answer 3", None]
+    assert [row["messages"] for row in found] == [[{"role": "user", "content": f"question {i}"}] for i in range(5)]
+    assert {row["reply"] for row in found} == {"user: que"} and found[0]["finish_reason"] == "length"
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["out.jsonl"]
+
+
+class Stopped(Exception):
+    pass
+
+
+def stop_after(engine: Engine, replies: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The engine breaks off after some replies; returns how many prompts each call was given."""
+    whole, asked_for = Engine.replies, []
+
+    def some(self: Engine, conversations: list[Conversation], options: GenerateOptions):
+        asked_for.append(len(conversations))
+        for number, reply in enumerate(whole(self, conversations, options)):
+            if len(asked_for) == 1 and number == replies:
+                raise Stopped
+            yield reply
+
+    monkeypatch.setattr(Engine, "replies", some)
+    return asked_for
+
+
+@pytest.mark.parametrize("cut", [False, True])
+def test_an_interrupted_run_goes_on_where_it_stopped(
+    echo: Engine, cut: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output, part = tmp_path / "out.jsonl", tmp_path / "out.jsonl.part"
+    expected = predict(echo, asked(), tmp_path / "whole.jsonl", OPTIONS)
+    calls = stop_after(echo, 3, monkeypatch)
+    with pytest.raises(Stopped):
+        predict(echo, asked(), output, OPTIONS)
+    assert part.exists() and not output.exists()
+    if cut:
+        part.write_text(part.read_text()[:-9])  # a crash in the middle of the third row
+    assert predict(echo, asked(), output, OPTIONS) == expected == rows(output)
+    assert calls == [5, 3 if cut else 2] and not part.exists()
+
+
+def test_what_is_added_after_a_row_that_was_cut_short_can_be_read_again(
+    echo: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output, part = tmp_path / "out.jsonl", tmp_path / "out.jsonl.part"
+    calls = stop_after(echo, 3, monkeypatch)
+    with pytest.raises(Stopped):
+        predict(echo, asked(), output, OPTIONS)
+    part.write_text(part.read_text()[:-9])
+    monkeypatch.undo()
+    again = stop_after(echo, 2, monkeypatch)  # stopped a second time, two replies later
+    with pytest.raises(Stopped):
+        predict(echo, asked(), output, OPTIONS)
+    predict(echo, asked(), output, OPTIONS)
+    assert calls == [5] and again == [3, 1]
+
+
+def test_line_separators_inside_a_reply_do_not_break_what_was_done(
+    echo: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    conversations = asked(word="a\u2028b\x85c")
+    calls = stop_after(echo, 3, monkeypatch)
+    with pytest.raises(Stopped):
+        predict(echo, conversations, tmp_path / "out.jsonl", GenerateOptions(max_new_tokens=15, batch_size=2))
+    found = predict(echo, conversations, tmp_path / "out.jsonl", GenerateOptions(max_new_tokens=15, batch_size=2))
+    assert calls == [5, 2] and "\u2028" in found[0]["reply"]
+
+
+@pytest.mark.parametrize("changed", ["prompts", "options"])
+def test_replies_to_something_else_are_not_taken_over(
+    echo: Engine, changed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = stop_after(echo, 3, monkeypatch)
+    with pytest.raises(Stopped):
+        predict(echo, asked(), tmp_path / "out.jsonl", OPTIONS)
+    other = asked(word="riddle") if changed == "prompts" else asked()
+    options = OPTIONS.model_copy(update={"max_new_tokens": 4}) if changed == "options" else OPTIONS
+    predict(echo, other, tmp_path / "out.jsonl", options)
+    assert calls == [5, 5]
+
+
+def test_a_prompt_without_room_for_a_reply_is_refused_before_anything_is_written(
+    engine: Engine, tmp_path: Path
+) -> None:
+    with pytest.raises(DataError, match="fills the model's context"):
+        predict(engine, [*asked(1), *asked(1, word="x" * 99)], tmp_path / "out.jsonl", OPTIONS)
+    assert list(tmp_path.iterdir()) == []
+
+
+def sample(prompt: str, reply: str) -> Example:
+    tokens = [*ids(prompt), *ids(reply), END]
+    weights = [0.0] * len(ids(prompt)) + [1.0] * (len(tokens) - len(ids(prompt)))
+    return Example(np.array(tokens, np.int32), np.array(weights, np.float32))
+
+
+def test_a_sample_s_prompt_ends_where_its_last_reply_begins() -> None:
+    tokens, weights = np.arange(9, dtype=np.int32), np.array([0, 1, 1, 0, 0, 1, 1, 1, 0], np.float32)
+    assert prompt_and_reply(Example(tokens, weights)) == ([0, 1, 2, 3, 4], [5, 6, 7])
+    assert prompt_and_reply(Example(tokens[:3], weights[:3])) == ([0], [1, 2])
+
+
+def test_samples_before_and_after_stand_side_by_side(echo: Engine, tmp_path: Path) -> None:
+    examples = [sample("one?", "1"), sample("two\u2028lines?", "2")]
+    options = GenerateOptions(max_new_tokens=3)
+    assert read_samples(tmp_path) == []
+    write_samples(tmp_path, echo, examples, options, "before")
+    write_samples(tmp_path, echo, examples, options.model_copy(update={"max_new_tokens": 2}), "after")
+    assert read_samples(tmp_path) == [
+        {"prompt": "one?", "reference": "1", "before": "one", "after": "on"},
+        {"prompt": "two\u2028lines?", "reference": "2", "before": "two", "after": "tw"},
+    ]
