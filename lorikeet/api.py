@@ -56,7 +56,16 @@ from lorikeet.train.loop import train as train_loop
 from lorikeet.train.metrics import Metrics, peak_rss_bytes
 from lorikeet.train.optim import Stepper
 from lorikeet.train.report import write_report
-from lorikeet.train.state import check_folder, check_identity, checkpoints, clear_leftovers, empty_folder, latest_checkpoint, locked, read_state
+from lorikeet.train.state import (
+    check_folder,
+    check_identity,
+    checkpoints,
+    clear_leftovers,
+    empty_folder,
+    latest_checkpoint,
+    locked,
+    read_state,
+)
 
 GIB = 1 << 30
 MERGED_DTYPES = ("float32", "bfloat16", "float16")
@@ -88,9 +97,10 @@ def open_base(options: ModelOptions) -> Base:
     if tokenizer.vocab_size > spec.shape.vocab_size:
         raise TokenizerError(
             "the tokenizer has more tokens than the model",
-            given=f"{tokenizer.vocab_size} tokens in the tokenizer", allowed=f"at most {spec.shape.vocab_size}",
+            given=f"{tokenizer.vocab_size} tokens in the tokenizer",
+            allowed=f"at most {spec.shape.vocab_size}",
             try_="the tokenizer that belongs to the model",
-        )  # fmt: skip
+        )
     return Base(checkpoint, tokenizer, spec.shape, options)
 
 
@@ -100,9 +110,11 @@ def prepare(recipe: Recipe) -> tuple[Base, Template, Prepared]:
     template = recipe.data.template.bind(base.tokenizer)
     if recipe.data.max_length > base.shape.max_position:
         raise RecipeError(
-            "data.max_length: beyond the model's context", given=recipe.data.max_length,
-            allowed=f"at most {base.shape.max_position}", try_=f"data.max_length={base.shape.max_position}",
-        )  # fmt: skip
+            "data.max_length: beyond the model's context",
+            given=recipe.data.max_length,
+            allowed=f"at most {base.shape.max_position}",
+            try_=f"data.max_length={base.shape.max_position}",
+        )
     return base, template, pipeline.prepare(recipe.data, base.tokenizer, template, seed=recipe.train.seed)
 
 
@@ -138,9 +150,16 @@ def train(recipe: Recipe, *, overwrite: bool = False) -> dict[str, Any]:
         identity = _identity(recipe, base, template, prepared, model)
         saver = partial(save_adapter, adapter=recipe.adapter, model=model, identity=_adapter_identity(recipe, identity))
         run = Run(
-            folder, model, parameters, partial(_step_batches, prepared.train, recipe), _steps(recipe, prepared),
-            saver, _validation_rows(recipe, prepared), recipe.evaluate.before, identity,
-        )  # fmt: skip
+            folder,
+            model,
+            parameters,
+            partial(_step_batches, prepared.train, recipe),
+            _steps(recipe, prepared),
+            saver,
+            _validation_rows(recipe, prepared),
+            recipe.evaluate.before,
+            identity,
+        )
         done, stepper = _resume(run, recipe)
         config.save(recipe, folder / "recipe.yaml")
         engine = Engine(model, base.tokenizer, template)
@@ -179,9 +198,15 @@ def evaluate(target: Recipe | Path, *, adapter: Path | None = None) -> dict[str,
     rows = _validation_rows(recipe, prepared)
     assert rows is not None
     result = evaluate_batches(model, rows)
-    return {"adapter": used, "eval_loss": result.loss, "perplexity": result.perplexity,
-            "token_accuracy": result.token_accuracy, "trained_tokens": result.trained_tokens,
-            "conversations": len(prepared.validation), "peak_rss_bytes": peak_rss_bytes()}  # fmt: skip
+    return {
+        "adapter": used,
+        "eval_loss": result.loss,
+        "perplexity": result.perplexity,
+        "token_accuracy": result.token_accuracy,
+        "trained_tokens": result.trained_tokens,
+        "conversations": len(prepared.validation),
+        "peak_rss_bytes": peak_rss_bytes(),
+    }
 
 
 def engine(path: str | Path) -> Engine:
@@ -214,7 +239,9 @@ def merge(path: Path, output: Path, *, dtype: str | None = None, max_shard_bytes
 
     Raises CheckFailed if the two say different things."""
     if dtype not in (None, *MERGED_DTYPES):
-        raise RecipeError(f"--dtype: there is no '{dtype}'", given=dtype, allowed=" ".join(MERGED_DTYPES), try_="--dtype bfloat16")  # fmt: skip
+        raise RecipeError(
+            f"--dtype: there is no '{dtype}'", given=dtype, allowed=" ".join(MERGED_DTYPES), try_="--dtype bfloat16"
+        )
     if output.exists() and any(output.iterdir() if output.is_dir() else [output]):
         raise OutputError(f"{output} exists already", given=str(output), try_="another folder")
     engine_, base, adapter, identity = _open(path)
@@ -232,15 +259,23 @@ def merge(path: Path, output: Path, *, dtype: str | None = None, max_shard_bytes
     note("comparing the merged model with base + adapter")
     merged = load(open_checkpoint(output), NoQuant(), dtype=model.dtype, device=model.device)
     check = compare(model, merged, probes(engine_.tokenizer), 1e-6 if target == torch.float32 == model.dtype else 0.02)
-    found = {"output": str(output), "bytes": size, "same_top_token": check.agreement, "mean_kl": check.kl,
-             "max_logit_difference": check.max_difference}  # fmt: skip
+    found = {
+        "output": str(output),
+        "bytes": size,
+        "same_top_token": check.agreement,
+        "mean_kl": check.kl,
+        "max_logit_difference": check.max_difference,
+    }
     if not check.passed:
         raise CheckFailed(
             f"the merged model in {output} does not equal base + adapter",
             given=f"mean KL {check.kl:.3g}, same most likely token {check.agreement:.0%}",
-            allowed=f"mean KL at most {check.tolerance:g}", try_="lorikeet merge --dtype float32",
-        )  # fmt: skip
-    note(f"merged = base + adapter within rounding: mean KL {check.kl:.2e}, same most likely token {check.agreement:.0%}")  # fmt: skip
+            allowed=f"mean KL at most {check.tolerance:g}",
+            try_="lorikeet merge --dtype float32",
+        )
+    note(
+        f"merged = base + adapter within rounding: mean KL {check.kl:.2e}, same most likely token {check.agreement:.0%}"
+    )
     return found
 
 
@@ -262,8 +297,9 @@ def _open(path: str | Path) -> tuple[Engine, Base, Adapter | None, dict[str, Any
         if not base_name:
             raise CheckpointError(
                 f"the adapter in {folder} does not say which model it belongs to",
-                given=f"no base_model_name_or_path in {CONFIG}", try_="write the model's path there",
-            )  # fmt: skip
+                given=f"no base_model_name_or_path in {CONFIG}",
+                try_="write the model's path there",
+            )
         options = ModelOptions(path=str(base_name))
         template_options = _template(folder)
     else:
@@ -277,8 +313,9 @@ def _open(path: str | Path) -> tuple[Engine, Base, Adapter | None, dict[str, Any
     if identity and identity.get("template_fingerprint") not in (None, template.fingerprint):
         raise CheckpointError(
             "the template differs from the one the adapter was trained with",
-            given=template.fingerprint[:12], allowed=identity["template_fingerprint"][:12],
-        )  # fmt: skip
+            given=template.fingerprint[:12],
+            allowed=identity["template_fingerprint"][:12],
+        )
     return Engine(model, base.tokenizer, template), base, adapter, identity
 
 
@@ -296,7 +333,9 @@ def _run_adapter(run: Path) -> Path:
         return run / "adapter"
     last = latest_checkpoint(run)
     if last is None:
-        raise CheckpointError(f"the run in {run} has no adapter yet", given=str(run), try_=f"lorikeet train {run}/recipe.yaml")  # fmt: skip
+        raise CheckpointError(
+            f"the run in {run} has no adapter yet", given=str(run), try_=f"lorikeet train {run}/recipe.yaml"
+        )
     note(f"the run is not finished: using {last.name}")
     return last
 
@@ -306,9 +345,11 @@ def _attach(model: CausalLM, base: Base, folder: Path) -> tuple[Adapter, dict[st
     trained_on = identity.get("base_fingerprint")
     if trained_on not in (None, base.checkpoint.fingerprint()):
         raise CheckpointError(
-            f"the adapter in {folder} was trained on another base model", given=str(base.checkpoint.path),
-            allowed=identity.get("base"), try_="the base it was trained on",
-        )  # fmt: skip
+            f"the adapter in {folder} was trained on another base model",
+            given=str(base.checkpoint.path),
+            allowed=identity.get("base"),
+            try_="the base it was trained on",
+        )
     adapter.attach(model, seed=0)
     fill(model, adapter, tensors, source=folder)
     return adapter, identity
@@ -339,9 +380,14 @@ def _step_batches(examples: Examples, recipe: Recipe, step: int) -> list[Batch]:
     assert options.row_tokens is not None
     epoch, within = divmod(step, steps_per_epoch(len(examples), options.examples_per_step))
     return plan_step(
-        examples, seed=options.seed, epoch=epoch, step=within, examples_per_step=options.examples_per_step,
-        row_tokens=options.row_tokens, share=getattr(recipe.adapter, "lora_dropout", 0) == 0,
-    )[0]  # fmt: skip
+        examples,
+        seed=options.seed,
+        epoch=epoch,
+        step=within,
+        examples_per_step=options.examples_per_step,
+        row_tokens=options.row_tokens,
+        share=getattr(recipe.adapter, "lora_dropout", 0) == 0,
+    )[0]
 
 
 def _validation_rows(recipe: Recipe, prepared: Prepared) -> list[Batch] | None:
@@ -397,5 +443,9 @@ def _resume(run: Run, recipe: Recipe) -> tuple[Progress, Stepper]:
 def _generation_config(engine_: Engine) -> dict[str, Any]:
     tokenizer = engine_.tokenizer
     ids = list(engine_.template.stop_ids)
-    bos = tokenizer.control.get(tokenizer.bos_token) if tokenizer.bos_token else engine_.model.shape.config.get("bos_token_id")  # fmt: skip
+    bos = (
+        tokenizer.control.get(tokenizer.bos_token)
+        if tokenizer.bos_token
+        else engine_.model.shape.config.get("bos_token_id")
+    )
     return {"bos_token_id": bos, "eos_token_id": ids, "pad_token_id": tokenizer.pad_id}

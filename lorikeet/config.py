@@ -142,15 +142,34 @@ def check_effects(recipe: Recipe) -> None:
     asked -= {f"evaluate.{name}" for name in ("before", "samples") if not getattr(recipe.evaluate, name)}
     sampling = {"generate.top_k", "generate.top_p", "generate.seed"} & asked
     idle: Sequence[tuple[set[str], bool, str, str]] = (
-        ({"train.eval_steps", "evaluate.before", "evaluate.samples"}, validation is None, "there is no data.validation", "data.validation=0.1"),
-        ({"train.adam_beta1", "train.adam_beta2", "train.adam_epsilon"}, recipe.train.optim == "sgd", "train.optim is sgd", "train.optim=adamw_torch"),
-        ({"train.num_train_epochs"}, recipe.train.max_steps is not None, "train.max_steps decides the length", "train.max_steps=null"),
+        (
+            {"train.eval_steps", "evaluate.before", "evaluate.samples"},
+            validation is None,
+            "there is no data.validation",
+            "data.validation=0.1",
+        ),
+        (
+            {"train.adam_beta1", "train.adam_beta2", "train.adam_epsilon"},
+            recipe.train.optim == "sgd",
+            "train.optim is sgd",
+            "train.optim=adamw_torch",
+        ),
+        (
+            {"train.num_train_epochs"},
+            recipe.train.max_steps is not None,
+            "train.max_steps decides the length",
+            "train.max_steps=null",
+        ),
         (sampling, recipe.generate.temperature == 0, "generate.temperature is 0", "generate.temperature=0.7"),
-    )  # fmt: skip
+    )
     for names, useless, reason, remedy in idle:
         found = sorted(names & asked)
         if found and useless:
-            raise RecipeError(f"{found[0]}: has no effect in this run, because {reason}", given=found[0], try_=f"{remedy}, or leave {found[0]} out")  # fmt: skip
+            raise RecipeError(
+                f"{found[0]}: has no effect in this run, because {reason}",
+                given=found[0],
+                try_=f"{remedy}, or leave {found[0]} out",
+            )
 
 
 def located(error: ErrorType, source: Tree) -> ErrorType:

@@ -65,7 +65,13 @@ def compare(left: CausalLM, right: CausalLM, probes: list[list[int]], tolerance:
 def probes(tokenizer: Tokenizer) -> list[list[int]]:
     """Token lists to compare two networks on: the beginnings of texts of several kinds."""
     texts = (
-        "The capital of France is", "def add(a, b):\n    return", "1, 2, 3, 4,", "Dear Sir or Madam,\nI am writing to",
-        "Water boils at one hundred degrees", "import numpy as", "Once upon a time there was a", "Le chat est sur la",
-    )  # fmt: skip
+        "The capital of France is",
+        "def add(a, b):\n    return",
+        "1, 2, 3, 4,",
+        "Dear Sir or Madam,\nI am writing to",
+        "Water boils at one hundred degrees",
+        "import numpy as",
+        "Once upon a time there was a",
+        "Le chat est sur la",
+    )
     return [tokenizer.encode(text)[0] for text in texts]

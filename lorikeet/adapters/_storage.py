@@ -39,7 +39,9 @@ def read_adapter(folder: Path) -> tuple[Adapter, dict[str, Tensor], dict[str, An
     """(options, tensors, identity) of an adapter folder, ours or PEFT's. Raises CheckpointError for a broken one."""
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
-            raise CheckpointError(f"no {name} in {folder}", given=str(folder), allowed="a folder with an adapter in PEFT's layout")  # fmt: skip
+            raise CheckpointError(
+                f"no {name} in {folder}", given=str(folder), allowed="a folder with an adapter in PEFT's layout"
+            )
     config, identity = read_json(folder / CONFIG), read_json(folder / IDENTITY)
     try:
         tensors = load_file(folder / WEIGHTS)
@@ -91,5 +93,9 @@ def fill(model: CausalLM, adapter: Adapter, tensors: dict[str, Tensor], *, sourc
         )
     for name, parameter in parameters.items():
         if parameter.shape != tensors[name].shape:
-            raise CheckpointError(f"the adapter in {source} does not fit this model: {name}", given=tuple(tensors[name].shape), allowed=tuple(parameter.shape))  # fmt: skip
+            raise CheckpointError(
+                f"the adapter in {source} does not fit this model: {name}",
+                given=tuple(tensors[name].shape),
+                allowed=tuple(parameter.shape),
+            )
         parameter.copy_(tensors[name])

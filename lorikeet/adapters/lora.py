@@ -39,7 +39,7 @@ class Lora(Adapter):
     target_modules: Literal["all-linear"] | str | list[str] = Field(
         "all-linear",
         description="all-linear (every linear but the head), a list of names (q_proj or layers.3.mlp.up_proj), or a regex on the whole name.",
-    )  # fmt: skip
+    )
     bias: Literal["none", "lora_only", "all"] = Field(
         "none", description="Also train biases: none, those of the targeted linears, or all of them."
     )
@@ -92,9 +92,10 @@ class Lora(Adapter):
                 near = nearest(word, leaves)
                 raise RecipeError(
                     f"adapter.target_modules: the model has no linear layer named '{word}'",
-                    given=as_yaml(self.target_modules), allowed=" ".join(leaves),
+                    given=as_yaml(self.target_modules),
+                    allowed=" ".join(leaves),
                     try_=f"adapter.target_modules='[{near}]'" if near else "adapter.target_modules=all-linear",
-                )  # fmt: skip
+                )
             chosen |= found
         return chosen
 
@@ -106,8 +107,10 @@ class Lora(Adapter):
         if not biased:
             raise RecipeError(
                 f"adapter.bias: {self.bias} has no effect, the model's linears have no biases",
-                given=self.bias, allowed="none", try_="adapter.bias=none",
-            )  # fmt: skip
+                given=self.bias,
+                allowed="none",
+                try_="adapter.bias=none",
+            )
         for linear in biased:
             assert linear.bias is not None
             linear.bias = nn.Parameter(linear.bias.detach().to(_master(linear.bias.dtype)), requires_grad=True)
@@ -157,23 +160,41 @@ class Lora(Adapter):
     @classmethod
     def from_peft(cls, config: dict[str, Any]) -> Lora:
         """See `Adapter.from_peft`."""
-        unknown = ("use_dora", "modules_to_save", "rank_pattern", "alpha_pattern", "layers_to_transform", "lora_bias",
-                   "trainable_token_indices", "target_parameters", "fan_in_fan_out")  # fmt: skip
+        unknown = (
+            "use_dora",
+            "modules_to_save",
+            "rank_pattern",
+            "alpha_pattern",
+            "layers_to_transform",
+            "lora_bias",
+            "trainable_token_indices",
+            "target_parameters",
+            "fan_in_fan_out",
+        )
         for name in unknown:
             if config.get(name):
-                raise RecipeError(f"this adapter uses '{name}', which is not supported", given=config[name], allowed="plain LoRA")  # fmt: skip
+                raise RecipeError(
+                    f"this adapter uses '{name}', which is not supported", given=config[name], allowed="plain LoRA"
+                )
         return cls(
-            r=config["r"], lora_alpha=config["lora_alpha"], lora_dropout=config.get("lora_dropout", 0.0),
-            use_rslora=config.get("use_rslora", False), target_modules=config["target_modules"],
+            r=config["r"],
+            lora_alpha=config["lora_alpha"],
+            lora_dropout=config.get("lora_dropout", 0.0),
+            use_rslora=config.get("use_rslora", False),
+            target_modules=config["target_modules"],
             bias=config.get("bias", "none"),
-        )  # fmt: skip
+        )
 
 
 def _regex(pattern: str) -> re.Pattern[str]:
     try:
         return re.compile(pattern)
     except re.error as error:
-        raise RecipeError("adapter.target_modules: not a valid regular expression", given=pattern, allowed="a Python regex, a list of names, or all-linear") from error  # fmt: skip
+        raise RecipeError(
+            "adapter.target_modules: not a valid regular expression",
+            given=pattern,
+            allowed="a Python regex, a list of names, or all-linear",
+        ) from error
 
 
 def _master(dtype: torch.dtype) -> torch.dtype:

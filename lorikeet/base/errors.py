@@ -6,8 +6,8 @@ Every message has at most four lines: what is wrong, what was given, what is all
 
 from __future__ import annotations
 
-from difflib import get_close_matches
 from collections.abc import Iterable
+from difflib import get_close_matches
 
 
 class LorikeetError(Exception):

@@ -19,6 +19,7 @@ from lorikeet.base.nouns import Batch, Example
 from lorikeet.base.prefix_tree import lay_out, shared_prefix, sorted_order
 from lorikeet.base.rng import numpy_rng
 
+
 class ExampleSource(Protocol):
     """What packing needs of a data set."""
 
@@ -37,7 +38,17 @@ def order(count: int, seed: int, epoch: int) -> np.ndarray:
     return numpy_rng(seed, "order", epoch).permutation(count)
 
 
-def plan_step(examples: ExampleSource, *, seed: int, epoch: int, step: int, examples_per_step: int, row_tokens: int, share: bool = True, world: int = 1) -> list[list[Batch]]:  # fmt: skip
+def plan_step(
+    examples: ExampleSource,
+    *,
+    seed: int,
+    epoch: int,
+    step: int,
+    examples_per_step: int,
+    row_tokens: int,
+    share: bool = True,
+    world: int = 1,
+) -> list[list[Batch]]:
     """The micro-batches of step `step` of `epoch`, one list per rank, all of the same length."""
     chosen = order(len(examples), seed, epoch)[step * examples_per_step : (step + 1) * examples_per_step]
     rows = plan_rows([examples[int(i)] for i in chosen], row_tokens=row_tokens, share=share)

@@ -24,7 +24,9 @@ NOTES, HELD_OUT, MERGED_CHECK = 1600, 300, 60
 SHOWN = 12  # held-out notes in the report's before/after table
 
 
-def run(output: Path, seed: int = 0, *, notes: int = NOTES, held_out: int = HELD_OUT, model: str | None = None) -> dict[str, Any]:  # fmt: skip
+def run(
+    output: Path, seed: int = 0, *, notes: int = NOTES, held_out: int = HELD_OUT, model: str | None = None
+) -> dict[str, Any]:
     """Make the task, ask, train, ask again, merge, compare. Writes OUTPUT/summary.json and OUTPUT/report.html.
 
     `model` replaces the recipe's. An interrupted demo goes on where it stopped; a finished one starts anew."""
@@ -78,7 +80,9 @@ def _ask(model: str, held_out: Path, folder: Path, options: dict[str, Any]) -> l
     return [json.loads(line) for line in file.read_text().splitlines()]
 
 
-def _merged_agreement(output: Path, beside: dict[str, Path], held_out: Path, after: list[dict[str, Any]], options: dict[str, Any]) -> float:  # fmt: skip
+def _merged_agreement(
+    output: Path, beside: dict[str, Path], held_out: Path, after: list[dict[str, Any]], options: dict[str, Any]
+) -> float:
     """Merge, then the share of replies that the merged model gives word for word as base + adapter did."""
     merged = beside["merged"]
     if merged.exists():
@@ -126,8 +130,10 @@ def _samples(before: list[dict[str, Any]], after: list[dict[str, Any]]) -> list[
 def _goodbye(found: dict[str, Any], output: Path, merged: Path, report: Path) -> None:
     gib = found["peak_rss_bytes"] / (1 << 30)
     note("")
-    note(f"exact match on {found['held_out']} held-out notes: {found['exact_match_before']:.1%} before, "
-         f"{found['exact_match_after']:.1%} after")  # fmt: skip
+    note(
+        f"exact match on {found['held_out']} held-out notes: {found['exact_match_before']:.1%} before, "
+        f"{found['exact_match_after']:.1%} after"
+    )
     note(f"{found['train_seconds']:.0f} s of training, {found['demo_seconds']:.0f} s in all, peak {gib:.2f} GiB")
     note(f"report: {report}")
     note("")

@@ -27,7 +27,9 @@ HELP = """\
 class Chat:
     """One conversation and its sampling options."""
 
-    def __init__(self, engine: Engine, options: GenerateOptions, *, system: str | None = None, out: TextIO | None = None):  # fmt: skip
+    def __init__(
+        self, engine: Engine, options: GenerateOptions, *, system: str | None = None, out: TextIO | None = None
+    ):
         self.engine, self.options, self.system, self.out = engine, options, system, out or sys.stdout
         self.messages: list[Message] = []
         self.turn = 0

@@ -54,7 +54,9 @@ class Engine:
         """The ids after which the model answers: exactly those it was trained on."""
         return encode_prompt(conversation, self.template, self.tokenizer)
 
-    def replies(self, conversations: Sequence[Conversation], options: GenerateOptions) -> Iterator[tuple[int, str, Reason]]:  # fmt: skip
+    def replies(
+        self, conversations: Sequence[Conversation], options: GenerateOptions
+    ) -> Iterator[tuple[int, str, Reason]]:
         """(index, reply, reason) of each conversation, in the order in which they finish."""
         texts: dict[int, list[str]] = {}
         requests = [Request(i, self.prompt(conversation), options) for i, conversation in enumerate(conversations)]
@@ -77,7 +79,11 @@ class Engine:
         if not request.prompt:
             raise LorikeetError("an empty prompt cannot be answered", given=f"request {request.name}")
         if len(request.prompt) >= limit:
-            raise ModelError(f"the prompt fills the model's context of {limit} tokens", given=f"{len(request.prompt)} tokens", try_="a shorter prompt, or :clear in a chat")  # fmt: skip
+            raise ModelError(
+                f"the prompt fills the model's context of {limit} tokens",
+                given=f"{len(request.prompt)} tokens",
+                try_="a shorter prompt, or :clear in a chat",
+            )
 
     @torch.inference_mode()
     def _batch(self, requests: Sequence[Request]) -> Iterator[Event]:
@@ -87,10 +93,7 @@ class Engine:
         room = [min(request.options.max_new_tokens, limit - length) for request, length in zip(requests, lengths)]
         capacity = max(length + new for length, new in zip(lengths, room))
         cache = KvCache(self.model.shape, len(requests), capacity, self.model.dtype, self.model.device)
-        live = [
-            _Reply(request, new, self.tokenizer, self.template)
-            for request, new in zip(requests, room)
-        ]  # fmt: skip
+        live = [_Reply(request, new, self.tokenizer, self.template) for request, new in zip(requests, room)]
         prefill = Prefill(cache, [request.prompt for request in requests])
         hidden = self.model.hidden(prefill.tokens, prefill.positions, prefill)
         logits = self.model.head.logits(hidden[prefill.last]).cpu()

@@ -35,7 +35,14 @@ class Shape:
 class Head(nn.Module):
     """Logits: scale * (hidden W^T + bias), capped. `weight` [V, D] is the embedding's own tensor where tied."""
 
-    def __init__(self, weight: nn.Parameter, bias: nn.Parameter | None = None, *, scale: float = 1.0, softcap: float | None = None):  # fmt: skip
+    def __init__(
+        self,
+        weight: nn.Parameter,
+        bias: nn.Parameter | None = None,
+        *,
+        scale: float = 1.0,
+        softcap: float | None = None,
+    ):
         super().__init__()
         self.weight, self.bias, self.scale, self.softcap = weight, bias, scale, softcap
 

@@ -53,9 +53,13 @@ class Block(nn.Module):
         qkv = self.qkv(self.input_layernorm(x)).view(len(x), -1, shape.head_dim)  # [T, H + 2K, E]
         qk = rotate(qkv[:, :rotated], cos, sin)
         mixed = view.attend(
-            self.index, qk[:, :heads], qk[:, heads:], qkv[:, rotated:],
-            scale=shape.head_dim**-0.5, window=self.spec.window,
-        )  # fmt: skip
+            self.index,
+            qk[:, :heads],
+            qk[:, heads:],
+            qkv[:, rotated:],
+            scale=shape.head_dim**-0.5,
+            window=self.spec.window,
+        )
         x = x + self.o(mixed.reshape(len(x), -1))
         return x + self.down(swiglu(self.gate_up(self.post_attention_layernorm(x))))
 

@@ -54,9 +54,16 @@ class Prefill:
         cache.lengths.copy_(lengths)
 
     def attend(
-        self, layer: int, q: Tensor, k: Tensor, v: Tensor, *, scale: float, window: int | None = None,
+        self,
+        layer: int,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        scale: float,
+        window: int | None = None,
         softcap: float | None = None,
-    ) -> Tensor:  # fmt: skip
+    ) -> Tensor:
         """See `View.attend`."""
         self.cache.keys[layer, self._rows, :, self._slots] = k.index_select(0, self._source)
         self.cache.values[layer, self._rows, :, self._slots] = v.index_select(0, self._source)
@@ -89,9 +96,16 @@ class Decode:
         self._masks: dict[int | None, Tensor] = {}
 
     def attend(
-        self, layer: int, q: Tensor, k: Tensor, v: Tensor, *, scale: float, window: int | None = None,
+        self,
+        layer: int,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        scale: float,
+        window: int | None = None,
         softcap: float | None = None,
-    ) -> Tensor:  # fmt: skip
+    ) -> Tensor:
         """See `View.attend`; here T = B."""
         cache, (rows, heads, width) = self.cache, q.shape
         cache.keys[layer, self._rows, :, cache.lengths] = k

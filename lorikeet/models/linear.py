@@ -51,7 +51,9 @@ class LinearGroup(nn.Module):
 
     attached: Callable[[Tensor], Tensor] | None  # set by an adapter
 
-    def __init__(self, names: Sequence[str], sizes: Sequence[int], weight: FrozenWeight, biases: Sequence[Tensor | None]):  # fmt: skip
+    def __init__(
+        self, names: Sequence[str], sizes: Sequence[int], weight: FrozenWeight, biases: Sequence[Tensor | None]
+    ):
         super().__init__()
         assert sum(sizes) == weight.out_features and len(names) == len(sizes) == len(biases)
         self.weight = weight

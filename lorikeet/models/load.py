@@ -45,7 +45,12 @@ def pick_device(device: str) -> torch.device:
         chosen = torch.device(device)
         torch.empty(1, device=chosen)
     except (RuntimeError, AssertionError) as error:
-        raise ModelError(f"model.device: no device '{device}' here", given=device, allowed="auto cpu cuda cuda:N", try_="model.device=cpu") from error  # fmt: skip
+        raise ModelError(
+            f"model.device: no device '{device}' here",
+            given=device,
+            allowed="auto cpu cuda cuda:N",
+            try_="model.device=cpu",
+        ) from error
     return chosen
 
 
@@ -109,7 +114,9 @@ def load(checkpoint: Checkpoint, quant: Quant, *, dtype: torch.dtype, device: to
             dense = family.from_gguf(name, dense, spec)
         expected = tuple(tensor.shape) if tensor is not None else _member_shape(group, member)
         if tuple(dense.shape) != expected:
-            raise CheckpointError(f"tensor '{source}' has another shape than the config says", given=tuple(dense.shape), allowed=expected)  # fmt: skip
+            raise CheckpointError(
+                f"tensor '{source}' has another shape than the config says", given=tuple(dense.shape), allowed=expected
+            )
         if group is not None:
             group.linears[member].write(dense.to(device=device, dtype=dtype))
         elif tensor is not None:

@@ -26,9 +26,16 @@ class View(Protocol):
     """What a query may see: a packed row while training and prefilling, a cache while decoding."""
 
     def attend(
-        self, layer: int, q: Tensor, k: Tensor, v: Tensor, *, scale: float, window: int | None = None,
+        self,
+        layer: int,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        scale: float,
+        window: int | None = None,
         softcap: float | None = None,
-    ) -> Tensor:  # fmt: skip
+    ) -> Tensor:
         """q [T, H, E], k and v [T, K, E] -> [T, H, E]. `window` counts positions; `softcap` is Gemma's tanh cap."""
         ...
 
@@ -44,9 +51,16 @@ def visible(visible_until: Tensor, positions: Tensor, window: int | None = None)
 
 
 def reference_attention(
-    q: Tensor, k: Tensor, v: Tensor, visible_until: Tensor, positions: Tensor, *, scale: float,
-    window: int | None = None, softcap: float | None = None,
-) -> Tensor:  # fmt: skip
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    visible_until: Tensor,
+    positions: Tensor,
+    *,
+    scale: float,
+    window: int | None = None,
+    softcap: float | None = None,
+) -> Tensor:
     """The definition, in plain PyTorch: q [T, H, E], k and v [T, K, E] -> [T, H, E]."""
     group = q.shape[1] // k.shape[1]
     k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)
@@ -78,9 +92,16 @@ class PackedView:
         self._masks: dict[tuple[int | None, torch.device], Any] = {}
 
     def attend(
-        self, layer: int, q: Tensor, k: Tensor, v: Tensor, *, scale: float, window: int | None = None,
+        self,
+        layer: int,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        scale: float,
+        window: int | None = None,
         softcap: float | None = None,
-    ) -> Tensor:  # fmt: skip
+    ) -> Tensor:
         """See `View.attend`."""
         if q.is_cuda:
             return self.flex(q, k, v, scale=scale, window=window, softcap=softcap)
@@ -92,19 +113,31 @@ class PackedView:
         return BucketedAttention.apply(q, k, v, self._buckets[key], scale, softcap)
 
     def flex(
-        self, q: Tensor, k: Tensor, v: Tensor, *, scale: float, window: int | None = None, softcap: float | None = None,
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        scale: float,
+        window: int | None = None,
+        softcap: float | None = None,
         kernel: Any = None,
-    ) -> Tensor:  # fmt: skip
+    ) -> Tensor:
         """The same through torch's FlexAttention, compiled on CUDA (`kernel` overrides the function, for tests)."""
+
         def cap(score: Tensor, *_index: Tensor) -> Tensor:
             return softcap * torch.tanh(score / softcap)  # type: ignore[operator]
 
         function = kernel or _compiled_flex()
         out = function(
-            q.transpose(0, 1)[None], k.transpose(0, 1)[None], v.transpose(0, 1)[None],
+            q.transpose(0, 1)[None],
+            k.transpose(0, 1)[None],
+            v.transpose(0, 1)[None],
             score_mod=cap if softcap is not None else None,
-            block_mask=self._block_mask(window, q.device), scale=scale, enable_gqa=q.shape[1] != k.shape[1],
-        )  # fmt: skip
+            block_mask=self._block_mask(window, q.device),
+            scale=scale,
+            enable_gqa=q.shape[1] != k.shape[1],
+        )
         return out[0].transpose(0, 1)
 
     def _block_mask(self, window: int | None, device: torch.device) -> Any:
@@ -139,7 +172,9 @@ class BucketedAttention(torch.autograd.Function):
     """Attention bucket by bucket. Saves q, k, v and the output; recomputes probabilities in backward."""
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, buckets: list[Bucket], scale: float, softcap: float | None) -> Tensor:  # fmt: skip
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, buckets: list[Bucket], scale: float, softcap: float | None
+    ) -> Tensor:
         out = q.new_empty(q.shape[0] + 1, *q.shape[1:])
         for bucket in buckets:
             probabilities, _ = _probabilities(q, k, bucket, scale, softcap)
@@ -210,7 +245,9 @@ def _scatter_keys(total: Tensor, x: Tensor, bucket: Bucket) -> None:
     total.index_add_(0, bucket.keys, rows.to(total.dtype))
 
 
-def _probabilities(q: Tensor, k: Tensor, bucket: Bucket, scale: float, softcap: float | None) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+def _probabilities(
+    q: Tensor, k: Tensor, bucket: Bucket, scale: float, softcap: float | None
+) -> tuple[Tensor, Tensor | None]:
     """Softmax of a bucket's scores [n * K, G * Lq, Lk], and the capped scores where there is a cap."""
     kv_heads = k.shape[1]
     queries, keys = _gather_queries(q, bucket, kv_heads), _gather_keys(k, bucket)
@@ -260,7 +297,13 @@ def _fits(group: list[tuple[int, int, np.ndarray]]) -> bool:
     return padded <= BUCKET_SCORES and padded <= 1.35 * used + 4096
 
 
-def _bucket(group: list[tuple[int, int, np.ndarray]], until: np.ndarray, place: np.ndarray, window: int | None, device: torch.device) -> Bucket:  # fmt: skip
+def _bucket(
+    group: list[tuple[int, int, np.ndarray]],
+    until: np.ndarray,
+    place: np.ndarray,
+    window: int | None,
+    device: torch.device,
+) -> Bucket:
     n, size = len(group), len(until)
     lq, lk = max(end - first for first, end, _ in group), max(len(keys) for *_, keys in group)
     read, write = np.zeros((n, lq), np.int64), np.full((n, lq), size, np.int64)
@@ -281,6 +324,10 @@ def _bucket(group: list[tuple[int, int, np.ndarray]], until: np.ndarray, place: 
         return torch.from_numpy(np.ascontiguousarray(array)).to(device)
 
     return Bucket(
-        place_on(read.reshape(-1)), place_on(write.reshape(-1)), place_on(keys.reshape(-1)),
-        place_on(hidden) if hidden.any() else None, place_on(padded) if padded.any() else None, n,
-    )  # fmt: skip
+        place_on(read.reshape(-1)),
+        place_on(write.reshape(-1)),
+        place_on(keys.reshape(-1)),
+        place_on(hidden) if hidden.any() else None,
+        place_on(padded) if padded.any() else None,
+        n,
+    )

@@ -25,14 +25,25 @@ class HeadLoss(NamedTuple):
     correct: Tensor
 
 
-def reference_linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, weights: Tensor, *, bias: Tensor | None = None, scale: float = 1.0, softcap: float | None = None) -> Tensor:  # fmt: skip
+def reference_linear_cross_entropy(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    weights: Tensor,
+    *,
+    bias: Tensor | None = None,
+    scale: float = 1.0,
+    softcap: float | None = None,
+) -> Tensor:
     """The definition. hidden [N, D], weight [V, D], targets [N], weights [N] -> the weighted sum of losses."""
     logits = full_logits(hidden, weight, bias=bias, scale=scale, softcap=softcap)
     losses = F.cross_entropy(logits, targets, reduction="none")
     return (losses * weights.to(losses.dtype)).sum()
 
 
-def full_logits(hidden: Tensor, weight: Tensor, *, bias: Tensor | None = None, scale: float = 1.0, softcap: float | None = None) -> Tensor:  # fmt: skip
+def full_logits(
+    hidden: Tensor, weight: Tensor, *, bias: Tensor | None = None, scale: float = 1.0, softcap: float | None = None
+) -> Tensor:
     """[N, V] logits in at least float32, from a matmul in hidden's dtype."""
     logits = hidden @ weight.to(hidden.dtype).T
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
@@ -46,7 +57,17 @@ class LinearCrossEntropyFunction(torch.autograd.Function):
     """Returns (loss, token_losses, correct); only the loss is differentiable."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, weights: Tensor, scale: float, softcap: float | None, chunk: int) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        weights: Tensor,
+        scale: float,
+        softcap: float | None,
+        chunk: int,
+    ) -> tuple[Tensor, Tensor, Tensor]:
         count, wide = len(targets), torch.promote_types(hidden.dtype, torch.float32)
         losses = torch.empty(count, dtype=wide, device=hidden.device)
         correct = torch.empty(count, dtype=torch.bool, device=hidden.device)
@@ -89,11 +110,25 @@ class LinearCrossEntropyFunction(torch.autograd.Function):
             None if dhidden is None else dhidden * scale.to(dhidden.dtype),
             None if dweight is None else (dweight * scale).to(ctx.dtypes[0]),
             None if dbias is None else (dbias * scale).to(ctx.dtypes[1]),
-            None, None, None, None, None,
-        )  # fmt: skip
+            None,
+            None,
+            None,
+            None,
+            None,
+        )
 
 
-def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, weights: Tensor, *, bias: Tensor | None = None, scale: float = 1.0, softcap: float | None = None, chunk: int | None = None) -> HeadLoss:  # fmt: skip
+def linear_cross_entropy(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    weights: Tensor,
+    *,
+    bias: Tensor | None = None,
+    scale: float = 1.0,
+    softcap: float | None = None,
+    chunk: int | None = None,
+) -> HeadLoss:
     """hidden [N, D], weight [V, D], targets [N] int64, weights [N] -> HeadLoss. `chunk`: predictions at once."""
     chunk = chunk or max(1, CHUNK_BYTES // (4 * weight.shape[0]))
     return HeadLoss(*LinearCrossEntropyFunction.apply(hidden, weight, bias, targets, weights, scale, softcap, chunk))

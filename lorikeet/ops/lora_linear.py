@@ -29,7 +29,14 @@ class LowRank:
     scaling: float
 
 
-def reference_lora_linear(x: Tensor, weight: Tensor, bias: Tensor | None, members: Sequence[LowRank], factors: Sequence[Tensor], keep: Tensor | None = None) -> Tensor:  # fmt: skip
+def reference_lora_linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    members: Sequence[LowRank],
+    factors: Sequence[Tensor],
+    keep: Tensor | None = None,
+) -> Tensor:
     """The definition. x [T, in], weight [out, in], factors A [R, in], B [rows, R] in turn -> [T, out].
 
     `keep` [T, in] is dropout's mask, already divided by the probability to keep."""
@@ -45,7 +52,15 @@ class LoraLinearFunction(torch.autograd.Function):
     """Arguments: x, the frozen weight, a bias [out] or None, the members, dropout's p, then A, B of each member."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: FrozenWeight, bias: Tensor | None, members: Sequence[LowRank], dropout: float, *factors: Tensor) -> Tensor:  # fmt: skip
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: FrozenWeight,
+        bias: Tensor | None,
+        members: Sequence[LowRank],
+        dropout: float,
+        *factors: Tensor,
+    ) -> Tensor:
         y = weight.linear(x)
         if bias is not None:
             y = y + bias.to(y.dtype)
@@ -98,7 +113,14 @@ def _drop(x: Tensor, keep: Tensor | None, dropout: float) -> Tensor:
     return x if keep is None else x * keep / (1 - dropout)
 
 
-def lora_linear(x: Tensor, weight: FrozenWeight, bias: Tensor | None = None, members: Sequence[LowRank] = (), factors: Sequence[Tensor] = (), dropout: float = 0.0) -> Tensor:  # fmt: skip
+def lora_linear(
+    x: Tensor,
+    weight: FrozenWeight,
+    bias: Tensor | None = None,
+    members: Sequence[LowRank] = (),
+    factors: Sequence[Tensor] = (),
+    dropout: float = 0.0,
+) -> Tensor:
     """x [T, in] -> [T, out]. Without members it is the frozen linear. Dropout draws from torch's global generator."""
     assert len(factors) == 2 * len(members)
     return LoraLinearFunction.apply(x, weight, bias, members, dropout, *factors)

@@ -33,7 +33,9 @@ class Census:
             if grad is None:
                 continue
             if not torch.isfinite(grad).all():
-                raise TrainingError(f"the gradient of {name} is not finite", try_="a lower learning_rate, or model.dtype=float32")  # fmt: skip
+                raise TrainingError(
+                    f"the gradient of {name} is not finite", try_="a lower learning_rate, or model.dtype=float32"
+                )
             if grad.any():
                 self.waiting.discard(name)
         if not self.waiting:

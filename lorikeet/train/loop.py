@@ -132,7 +132,9 @@ def train(run: Run, options: TrainOptions, *, done: Progress | None = None, step
             rate = learning_rate(options, done.step, run.steps)
             start = time.perf_counter()
             batches = run.batches(done.step)
-            result_ = train_step(run.model, stepper, batches, learning_rate=rate, seed=derive(options.seed, "step", done.step))  # fmt: skip
+            result_ = train_step(
+                run.model, stepper, batches, learning_rate=rate, seed=derive(options.seed, "step", done.step)
+            )
             _check(result_, done.step)
             counted = counted or census.count(rate)
             done.step += 1
@@ -175,9 +177,17 @@ def _check(result: StepResult, step: int) -> None:
 def _log(metrics: Metrics, done: Progress, result: StepResult, rate: float, options: TrainOptions) -> None:
     if done.step % options.logging_steps and done.step != 1:
         return
-    row = {"kind": "train", "step": done.step, "loss": result.loss, "learning_rate": rate,
-           "grad_norm": result.grad_norm, "tokens": result.tokens, "seconds": result.seconds,
-           "tokens_per_second": result.tokens / result.seconds, "peak_rss_bytes": peak_rss_bytes()}  # fmt: skip
+    row = {
+        "kind": "train",
+        "step": done.step,
+        "loss": result.loss,
+        "learning_rate": rate,
+        "grad_norm": result.grad_norm,
+        "tokens": result.tokens,
+        "seconds": result.seconds,
+        "tokens_per_second": result.tokens / result.seconds,
+        "peak_rss_bytes": peak_rss_bytes(),
+    }
     metrics.append(row)
 
 
@@ -190,8 +200,10 @@ def _validate(run: Run, metrics: Metrics, step: int) -> EvalResult:
     assert run.validation is not None
     result = evaluate(run.model, run.validation)
     metrics.append({"kind": "eval", "step": step, **vars(result)})
-    note(f"step {step}: validation loss {result.loss:.4f}, perplexity {result.perplexity:.2f}, "
-         f"token accuracy {result.token_accuracy:.1%}")  # fmt: skip
+    note(
+        f"step {step}: validation loss {result.loss:.4f}, perplexity {result.perplexity:.2f}, "
+        f"token accuracy {result.token_accuracy:.1%}"
+    )
     return result
 
 

@@ -36,7 +36,9 @@ class Metrics:
 
     def append(self, row: dict[str, Any]) -> None:
         """Write one row; numbers that JSON has no word for become null."""
-        clean = {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in row.items()}  # fmt: skip
+        clean = {
+            key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in row.items()
+        }
         with self.path.open("a") as file:
             file.write(json.dumps(clean) + "\n")
 

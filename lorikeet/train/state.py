@@ -44,9 +44,11 @@ def locked(folder: Path) -> Iterator[None]:
         except OSError as error:
             file.seek(0)
             raise OutputError(
-                f"another run is writing to {folder}", given=f"process {file.read().strip() or 'unknown'}",
-                allowed="one run in a folder", try_="another output_dir, or wait until it is done",
-            ) from error  # fmt: skip
+                f"another run is writing to {folder}",
+                given=f"process {file.read().strip() or 'unknown'}",
+                allowed="one run in a folder",
+                try_="another output_dir, or wait until it is done",
+            ) from error
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()
@@ -68,9 +70,15 @@ def check_folder(folder: Path, *, overwrite: bool) -> None:
     names = sorted(path.name for path in folder.iterdir())
     # a recipe of one's own is called recipe.yaml too, so that alone makes no run
     if names and not _STARTED.intersection(names):
-        raise OutputError("output_dir: holds files that are not a run's", given=" ".join(names[:5]), try_="another output_dir")  # fmt: skip
+        raise OutputError(
+            "output_dir: holds files that are not a run's", given=" ".join(names[:5]), try_="another output_dir"
+        )
     if (folder / "summary.json").is_file() and not overwrite:
-        raise OutputError(f"the run in {folder} is finished", given=str(folder), try_="another output_dir, or --overwrite to start anew")  # fmt: skip
+        raise OutputError(
+            f"the run in {folder} is finished",
+            given=str(folder),
+            try_="another output_dir, or --overwrite to start anew",
+        )
 
 
 def empty_folder(folder: Path) -> None:
@@ -89,7 +97,14 @@ def _remove(paths: Iterable[Path]) -> None:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-def save_checkpoint(run: Path, step: int, save_adapter: Callable[[Path], None], stepper: Stepper, state: dict[str, Any], keep: int | None) -> Path:  # fmt: skip
+def save_checkpoint(
+    run: Path,
+    step: int,
+    save_adapter: Callable[[Path], None],
+    stepper: Stepper,
+    state: dict[str, Any],
+    keep: int | None,
+) -> Path:
     """Write checkpoint-`step` after `step` finished steps, then remove the oldest beyond `keep`."""
     folder = run / f"checkpoint-{step}"
     with new_folder(folder) as temporary:

@@ -35,7 +35,9 @@ def batch_loss(model: CausalLM, batch: Batch) -> HeadLoss:
     return model.head.loss(hidden.index_select(0, batch.predict_at), batch.targets, batch.weights)
 
 
-def train_step(model: CausalLM, stepper: Stepper, micro_batches: Sequence[Batch], *, learning_rate: float, seed: int = 0) -> StepResult:  # fmt: skip
+def train_step(
+    model: CausalLM, stepper: Stepper, micro_batches: Sequence[Batch], *, learning_rate: float, seed: int = 0
+) -> StepResult:
     """Forward, backward and update. `seed` is the step's own: it decides dropout and nothing else."""
     start = time.perf_counter()
     total_weight = sum(batch.total_weight for batch in micro_batches)

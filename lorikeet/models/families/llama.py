@@ -33,10 +33,16 @@ class Llama(Family):
         theta = float(rope.pop("rope_theta", None) or config.get("rope_theta") or 10000.0)
         max_position = whole(config, "max_position_embeddings", 2048)
         shape = Shape(
-            vocab_size=vocabulary, width=width, layers=layers, heads=heads,
-            kv_heads=whole(config, "num_key_value_heads", heads), head_dim=head_dim, ffn_width=ffn,
-            max_position=max_position, config=config,
-        )  # fmt: skip
+            vocab_size=vocabulary,
+            width=width,
+            layers=layers,
+            heads=heads,
+            kv_heads=whole(config, "num_key_value_heads", heads),
+            head_dim=head_dim,
+            ffn_width=ffn,
+            max_position=max_position,
+            config=config,
+        )
         bias = bool(config.get("attention_bias", False))
         return DecoderSpec(
             shape=shape,
@@ -76,15 +82,17 @@ class Llama(Family):
         if "rope_freqs.weight" in shapes:
             raise ModelError(
                 "this GGUF file carries Llama 3's rope factors, which are not read yet",
-                given=metadata.get("general.name"), try_="the same model as a Hugging Face folder",
-            )  # fmt: skip
+                given=metadata.get("general.name"),
+                try_="the same model as a Hugging Face folder",
+            )
         scaling = get("rope.scaling.type")
         if scaling in ("linear", "yarn"):
             original = get("rope.scaling.original_context_length")
             config["rope_scaling"] = {
-                "rope_type": scaling, "factor": get("rope.scaling.factor"),
+                "rope_type": scaling,
+                "factor": get("rope.scaling.factor"),
                 **({"original_max_position_embeddings": original} if original else {}),
-            }  # fmt: skip
+            }
         return config
 
     def from_gguf(self, name: str, tensor: Tensor, spec: DecoderSpec) -> Tensor:
