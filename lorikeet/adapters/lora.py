@@ -25,6 +25,27 @@ from lorikeet.models.linear import FrozenLinear, LinearGroup
 from lorikeet.ops.lora_linear import LowRank, lora_linear
 
 PREFIX = "base_model.model."
+# settings of PEFT's that make another model of the same A and B
+UNSUPPORTED = [
+    "use_dora",
+    "modules_to_save",
+    "rank_pattern",
+    "alpha_pattern",
+    "layers_to_transform",
+    "lora_bias",
+    "trainable_token_indices",
+    "target_parameters",
+    "fan_in_fan_out",
+    "exclude_modules",
+    "layer_replication",
+    "alora_invocation_tokens",
+    "use_qalora",
+    "use_bdlora",
+    "arrow_config",
+    "kasa_config",
+    "monteclora_config",
+    "velora_config",
+]
 
 
 class Lora(Adapter):
@@ -38,7 +59,8 @@ class Lora(Adapter):
     lora_dropout: float = Field(0.0, ge=0, lt=1, description="Probability to drop an input of the update.")
     target_modules: Literal["all-linear"] | str | list[str] = Field(
         "all-linear",
-        description="all-linear (every linear but the head), a list of names (q_proj or layers.3.mlp.up_proj), or a regex on the whole name.",
+        description="all-linear (every linear but the head), a list of names (q_proj or layers.3.mlp.up_proj), "
+        "or a regex on the whole name.",
     )
     bias: Literal["none", "lora_only", "all"] = Field(
         "none", description="Also train biases: none, those of the targeted linears, or all of them."
@@ -132,7 +154,7 @@ class Lora(Adapter):
         """See `Adapter.merged`."""
         pair = linear.adapter
         if not isinstance(pair, LoraPair):
-            return linear.dense(torch.float32)
+            return linear.dense(_master(linear.stored_dtype))
         return linear.dense(pair.a.dtype) + self.factor * (pair.b.detach() @ pair.a.detach())
 
     def peft_config(self, model: CausalLM) -> dict[str, Any]:
@@ -160,22 +182,13 @@ class Lora(Adapter):
     @classmethod
     def from_peft(cls, config: dict[str, Any]) -> Lora:
         """See `Adapter.from_peft`."""
-        unknown = (
-            "use_dora",
-            "modules_to_save",
-            "rank_pattern",
-            "alpha_pattern",
-            "layers_to_transform",
-            "lora_bias",
-            "trainable_token_indices",
-            "target_parameters",
-            "fan_in_fan_out",
-        )
+        unknown = [name for name in UNSUPPORTED if config.get(name)]
+        if config.get("init_lora_weights", True) not in (True, False, None, "gaussian", "eva", "orthogonal"):
+            unknown.append("init_lora_weights")  # PiSSA and its like move a part of the base into A and B
         for name in unknown:
-            if config.get(name):
-                raise RecipeError(
-                    f"this adapter uses '{name}', which is not supported", given=config[name], allowed="plain LoRA"
-                )
+            raise RecipeError(
+                f"this adapter uses '{name}', which is not supported", given=config[name], allowed="plain LoRA"
+            )
         return cls(
             r=config["r"],
             lora_alpha=config["lora_alpha"],
@@ -221,13 +234,13 @@ class LoraGroup(nn.Module):
     def __init__(self, group: LinearGroup, dropout: float):
         super().__init__()
         self._group, self.dropout = [group], dropout  # in a list: the group owns us, not we it
-        self._members = [linear for linear in group.linears if isinstance(linear.adapter, LoraPair)]
-        self._low_rank = [LowRank(linear.rows, linear.adapter.factor) for linear in self._members]  # type: ignore[union-attr]
+        found = [(linear.rows, linear.adapter) for linear in group.linears]
+        self._pairs = [(rows, pair) for rows, pair in found if isinstance(pair, LoraPair)]
+        self._low_rank = [LowRank(rows, pair.factor) for rows, pair in self._pairs]
 
     def forward(self, x: Tensor) -> Tensor:
         """x [T, in] -> [T, sum of the members' out]."""
         group = self._group[0]
-        pairs = [linear.adapter for linear in self._members]
-        factors = [factor for pair in pairs if isinstance(pair, LoraPair) for factor in (pair.a, pair.b)]
+        factors = [factor for _, pair in self._pairs for factor in (pair.a, pair.b)]
         dropout = self.dropout if torch.is_grad_enabled() else 0.0
         return lora_linear(x, group.weight, group.bias(), self._low_rank, factors, dropout)

@@ -37,6 +37,11 @@ class FrozenLinear(nn.Module):
     def device(self) -> torch.device:
         return next(self._weight[0].parameters()).device
 
+    @property
+    def stored_dtype(self) -> torch.dtype:
+        """Of the weight as it is kept; integers where it is quantised."""
+        return next(self._weight[0].parameters()).dtype
+
     def dense(self, dtype: torch.dtype) -> Tensor:
         """The frozen weight [out, in]; may alias storage."""
         return self._weight[0].dense(dtype)[self.rows]
