@@ -70,7 +70,7 @@ def plan_rows(examples: Sequence[Example], *, row_tokens: int, share: bool = Tru
     rows: list[list[Example]] = []
     used = 0
     for example, cost in zip(ordered, costs):
-        if rows and used < target and used + cost <= row_tokens:
+        if rows and used + cost <= row_tokens and (used < target or cost == 0):  # a duplicate costs nothing
             rows[-1].append(example)
             used += cost
         else:  # the first of a row pays for its whole prefix
