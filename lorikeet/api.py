@@ -19,9 +19,9 @@ import torch
 from lorikeet import config
 from lorikeet.adapters._contract import Adapter
 from lorikeet.adapters._merge import compare, merged_tensors, probes
-from lorikeet.adapters._storage import CONFIG, IDENTITY, fill, read_adapter, read_json, save_adapter
+from lorikeet.adapters._storage import CONFIG, IDENTITY, WEIGHTS, fill, read_adapter, read_json, save_adapter
 from lorikeet.base.errors import CheckFailed, CheckpointError, OutputError, RecipeError, TokenizerError
-from lorikeet.base.files import need_space, new_folder, write_file
+from lorikeet.base.files import need_space, new_folder, sha256_file, write_file
 from lorikeet.base.kinds import kind_class
 from lorikeet.base.log import note
 from lorikeet.base.nouns import Batch
@@ -33,13 +33,14 @@ from lorikeet.config import Recipe
 from lorikeet.data import pipeline
 from lorikeet.data.dataset import Examples
 from lorikeet.data.formats.auto import Auto
-from lorikeet.data.pack import pack_row, plan_rows, plan_step, steps_per_epoch
+from lorikeet.data.pack import pack_row, plan_rows, run_step, total_steps
 from lorikeet.data.pipeline import Prepared
 from lorikeet.data.show import show as show_examples
 from lorikeet.data.templates._contract import Template, TemplateOptions
 from lorikeet.data.templates.jinja import Jinja
 from lorikeet.infer.chat import Chat
 from lorikeet.infer.engine import Engine
+from lorikeet.infer.predict import check_output
 from lorikeet.infer.predict import predict as predict_file
 from lorikeet.infer.samples import write_samples
 from lorikeet.infer.sampling import GenerateOptions
@@ -65,6 +66,7 @@ from lorikeet.train.state import (
     latest_checkpoint,
     locked,
     read_state,
+    trained_adapter,
 )
 
 GIB = 1 << 30
@@ -144,9 +146,8 @@ def train(recipe: Recipe, *, overwrite: bool = False) -> dict[str, Any]:
         recipe = _with_row_tokens(recipe, model)
         recipe.adapter.attach(model, seed=recipe.train.seed)
         parameters = recipe.adapter.parameters(model)
-        trainable = sum(parameter.numel() for parameter in parameters.values())
-        parts = f"{base.shape.layers} layers, {str(model.dtype).split('.')[-1]} on {model.device}"
-        note(f"model: {recipe.model.path}, {parts}; {trainable:,} trainable parameters")
+        size = f"{sum(parameter.numel() for parameter in parameters.values()):,} trainable parameters"
+        note(f"model: {recipe.model.path}, {base.shape.layers} layers, {model.dtype} on {model.device}; {size}")
         identity = _identity(recipe, base, template, prepared, model)
         saver = partial(save_adapter, adapter=recipe.adapter, model=model, identity=_adapter_identity(recipe, identity))
         run = Run(
@@ -191,19 +192,15 @@ def evaluate(target: Recipe | Path, *, adapter: Path | None = None) -> dict[str,
     model = base.load(recipe.quant)
     recipe = _with_row_tokens(recipe, model)
     chosen = adapter or recipe.output_dir / "adapter"
-    used = "none"
-    if adapter is not None or chosen.exists():
+    if used := adapter is not None or chosen.exists():
         _attach(model, base, chosen)
-        used = str(chosen)
     rows = _validation_rows(recipe, prepared)
     assert rows is not None
     result = evaluate_batches(model, rows)
+    found = {"eval_loss" if name == "loss" else name: value for name, value in vars(result).items()}
     return {
-        "adapter": used,
-        "eval_loss": result.loss,
-        "perplexity": result.perplexity,
-        "token_accuracy": result.token_accuracy,
-        "trained_tokens": result.trained_tokens,
+        "adapter": str(chosen) if used else "none",
+        **found,
         "conversations": len(prepared.validation),
         "peak_rss_bytes": peak_rss_bytes(),
     }
@@ -217,11 +214,7 @@ def engine(path: str | Path) -> Engine:
 def predict(path: str | Path, inputs: Sequence[Path | str], output: Path, **options: Any) -> dict[str, Any]:
     """Answer every prompt of the input files; writes one JSON object per line to `output`."""
     generate = GenerateOptions(**options)
-    if output.is_dir():
-        raise OutputError(f"{output} is a folder", given=str(output), allowed="a file name, e.g. replies.jsonl")
-    if any(output.resolve() == Path(file).resolve() for file in inputs):
-        raise OutputError(f"{output} is one of the files of prompts", given=str(output), try_="--output replies.jsonl")
-    need_space(output.parent, 1 << 20, "the replies")
+    check_output(output, inputs)
     read = list(pipeline.conversations([str(file) for file in inputs], Auto.model_validate({}), reply=False))
     start = time.perf_counter()
     rows = predict_file(engine(path), read, output, generate)
@@ -244,7 +237,7 @@ def merge(path: Path, output: Path, *, dtype: str | None = None, max_shard_bytes
         )
     if output.exists() and any(output.iterdir() if output.is_dir() else [output]):
         raise OutputError(f"{output} exists already", given=str(output), try_="another folder")
-    engine_, base, adapter, identity = _open(path)
+    engine_, _, adapter, identity = _open(path)
     if adapter is None:
         raise CheckpointError(f"{path} has no adapter to merge", given=str(path), allowed="a run or an adapter folder")
     model, target = engine_.model, getattr(torch, dtype) if dtype else engine_.model.dtype
@@ -254,7 +247,7 @@ def merge(path: Path, output: Path, *, dtype: str | None = None, max_shard_bytes
     with new_folder(output) as folder:
         hf.save(folder, settings, merged_tensors(model, adapter, target), max_shard_bytes=max_shard_bytes)
         engine_.tokenizer.save(folder)
-        write_file(folder / "generation_config.json", json.dumps(_generation_config(engine_), indent=2) + "\n")
+        write_file(folder / "generation_config.json", json.dumps(engine_.generation_config(), indent=2) + "\n")
         write_file(folder / IDENTITY, json.dumps({"template": identity.get("template")}, indent=2) + "\n")
     note("comparing the merged model with base + adapter")
     merged = load(open_checkpoint(output), NoQuant(), dtype=model.dtype, device=model.device)
@@ -271,15 +264,10 @@ def merge(path: Path, output: Path, *, dtype: str | None = None, max_shard_bytes
             f"the merged model in {output} does not equal base + adapter",
             given=f"mean KL {check.kl:.3g}, same most likely token {check.agreement:.0%}",
             allowed=f"mean KL at most {check.tolerance:g}",
-            try_="lorikeet merge --dtype float32",
         )
-    note(
-        f"merged = base + adapter within rounding: mean KL {check.kl:.2e}, same most likely token {check.agreement:.0%}"
-    )
+    told = f"mean KL {check.kl:.2e}, same most likely token {check.agreement:.0%}"
+    note(f"merged = base + adapter within rounding: {told}")
     return found
-
-
-# ---- opening ----------------------------------------------------------------------------------------------------
 
 
 def _open(path: str | Path) -> tuple[Engine, Base, Adapter | None, dict[str, Any]]:
@@ -289,7 +277,7 @@ def _open(path: str | Path) -> tuple[Engine, Base, Adapter | None, dict[str, Any
     if (folder / "recipe.yaml").is_file():
         recipe = config.load(folder / "recipe.yaml")
         options, quant = recipe.model, recipe.quant
-        where = _run_adapter(folder)
+        where = trained_adapter(folder)
         template_options: TemplateOptions = recipe.data.template
     elif (folder / CONFIG).is_file():
         where = folder
@@ -316,7 +304,8 @@ def _open(path: str | Path) -> tuple[Engine, Base, Adapter | None, dict[str, Any
             given=template.fingerprint[:12],
             allowed=identity["template_fingerprint"][:12],
         )
-    return Engine(model, base.tokenizer, template), base, adapter, identity
+    weights = base.checkpoint.fingerprint() + (sha256_file(where / WEIGHTS) if where else "")
+    return Engine(model, base.tokenizer, template, f"{weights} {model.dtype}"), base, adapter, identity
 
 
 def _template(folder: Path) -> TemplateOptions:
@@ -325,19 +314,6 @@ def _template(folder: Path) -> TemplateOptions:
     if named is None:
         return Jinja.model_validate({})
     return kind_class("lorikeet.data.templates", TemplateOptions, named["kind"]).model_validate(named)
-
-
-def _run_adapter(run: Path) -> Path:
-    """A run's adapter: the finished one, else that of its last checkpoint."""
-    if (run / "adapter").is_dir():
-        return run / "adapter"
-    last = latest_checkpoint(run)
-    if last is None:
-        raise CheckpointError(
-            f"the run in {run} has no adapter yet", given=str(run), try_=f"lorikeet train {run}/recipe.yaml"
-        )
-    note(f"the run is not finished: using {last.name}")
-    return last
 
 
 def _attach(model: CausalLM, base: Base, folder: Path) -> tuple[Adapter, dict[str, Any]]:
@@ -355,9 +331,6 @@ def _attach(model: CausalLM, base: Base, folder: Path) -> tuple[Adapter, dict[st
     return adapter, identity
 
 
-# ---- training ---------------------------------------------------------------------------------------------------
-
-
 def _with_row_tokens(recipe: Recipe, model: CausalLM) -> Recipe:
     """The recipe with train.row_tokens decided, so that the run's folder says what was used."""
     if recipe.train.row_tokens is not None:
@@ -368,26 +341,17 @@ def _with_row_tokens(recipe: Recipe, model: CausalLM) -> Recipe:
 
 
 def _steps(recipe: Recipe, prepared: Prepared) -> int:
-    if recipe.train.max_steps is not None:
-        return recipe.train.max_steps
-    per_epoch = steps_per_epoch(len(prepared.train), recipe.train.examples_per_step)
-    return max(1, round(per_epoch * recipe.train.num_train_epochs))
+    options = recipe.train
+    return total_steps(len(prepared.train), options.examples_per_step, options.num_train_epochs, options.max_steps)
 
 
 def _step_batches(examples: Examples, recipe: Recipe, step: int) -> list[Batch]:
     """The run's step as micro-batches: a pure function of the step."""
     options = recipe.train
     assert options.row_tokens is not None
-    epoch, within = divmod(step, steps_per_epoch(len(examples), options.examples_per_step))
-    return plan_step(
-        examples,
-        seed=options.seed,
-        epoch=epoch,
-        step=within,
-        examples_per_step=options.examples_per_step,
-        row_tokens=options.row_tokens,
-        share=getattr(recipe.adapter, "lora_dropout", 0) == 0,
-    )[0]
+    share = getattr(recipe.adapter, "lora_dropout", 0) == 0  # dropout's masks are drawn per row
+    size, capacity = options.examples_per_step, options.row_tokens
+    return run_step(examples, step, seed=options.seed, examples_per_step=size, row_tokens=capacity, share=share)
 
 
 def _validation_rows(recipe: Recipe, prepared: Prepared) -> list[Batch] | None:
@@ -438,14 +402,3 @@ def _resume(run: Run, recipe: Recipe) -> tuple[Progress, Stepper]:
     metrics.truncate(done.step)
     note(f"going on from {last}")
     return done, stepper
-
-
-def _generation_config(engine_: Engine) -> dict[str, Any]:
-    tokenizer = engine_.tokenizer
-    ids = list(engine_.template.stop_ids)
-    bos = (
-        tokenizer.control.get(tokenizer.bos_token)
-        if tokenizer.bos_token
-        else engine_.model.shape.config.get("bos_token_id")
-    )
-    return {"bos_token_id": bos, "eos_token_id": ids, "pad_token_id": tokenizer.pad_id}

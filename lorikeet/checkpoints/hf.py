@@ -50,7 +50,7 @@ def open(path: Path, *, allow_pickle: bool = False) -> HuggingFaceCheckpoint:
             f"{path}: the weights are pickled, and a pickle can run code when it is loaded",
             given=" ".join(file.name for file in files[:4]),
             allowed=f"{SAFE}, or {SAFE}.index.json with its shards",
-            try_="a copy with safetensors; or, if you trust the source, model.allow_pickle=true (download: --allow-pickle)",
+            try_="a copy with safetensors; if you trust the source, model.allow_pickle=true (download: --allow-pickle)",
         )
     tensors = {name: tensor for file in files for name, tensor in _unpickle(file).items()}
     return HuggingFaceCheckpoint(path, config, files, promised, tensors)

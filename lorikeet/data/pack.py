@@ -33,6 +33,11 @@ def steps_per_epoch(examples: int, examples_per_step: int) -> int:
     return math.ceil(examples / examples_per_step)
 
 
+def total_steps(examples: int, examples_per_step: int, epochs: float, max_steps: int | None) -> int:
+    """Steps of a whole run."""
+    return max_steps or max(1, round(steps_per_epoch(examples, examples_per_step) * epochs))
+
+
 def order(count: int, seed: int, epoch: int) -> np.ndarray:
     """The epoch's permutation of the examples."""
     return numpy_rng(seed, "order", epoch).permutation(count)
@@ -57,6 +62,23 @@ def plan_step(
     for rank in ranks:
         rank += [_filler()] * (len(ranks[0]) - len(rank))
     return ranks
+
+
+def run_step(
+    examples: ExampleSource, step: int, *, seed: int, examples_per_step: int, row_tokens: int, share: bool = True
+) -> list[Batch]:
+    """Step `step` of a run on one device, counted over all its epochs."""
+    epoch, within = divmod(step, steps_per_epoch(len(examples), examples_per_step))
+    ranks = plan_step(
+        examples,
+        seed=seed,
+        epoch=epoch,
+        step=within,
+        examples_per_step=examples_per_step,
+        row_tokens=row_tokens,
+        share=share,
+    )
+    return ranks[0]
 
 
 def plan_rows(examples: Sequence[Example], *, row_tokens: int, share: bool = True) -> list[list[Example]]:

@@ -32,11 +32,10 @@ def run(
     `model` replaces the recipe's. An interrupted demo goes on where it stopped; a finished one starts anew."""
     started = time.perf_counter()
     beside = {part: output.with_name(f"{output.name}-{part}") for part in ("task", "before", "after", "merged")}
-    recipe = _recipe(output, seed, model)
     finished = (output / "summary.json").is_file()
     note(f"1/5  making {notes} expense notes to learn from and {held_out} to be asked about (seed {seed})")
     train_file, held_out_file = write_task(beside["task"], notes, held_out, seed)
-    recipe = config.parse(recipe, [f"data.train=[{train_file}]"])
+    recipe = config.parse(_recipe(output, seed, model, train_file))
     options = recipe.generate.model_dump()
     note(f"2/5  asking the untouched model, {recipe.model.path}")
     before = _ask(recipe.model.path, held_out_file, beside["before"], options)
@@ -64,9 +63,10 @@ def run(
     return summary | found
 
 
-def _recipe(output: Path, seed: int, model: str | None) -> dict[str, Any]:
+def _recipe(output: Path, seed: int, model: str | None, train_file: Path) -> dict[str, Any]:
     values: dict[str, Any] = yaml.safe_load((Path(__file__).parent / "recipe.yaml").read_text())
     values["output_dir"] = str(output)
+    values["data"]["train"] = [str(train_file)]
     values["train"]["seed"] = seed
     if model is not None:
         values["model"]["path"] = model

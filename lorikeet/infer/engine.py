@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -47,8 +47,9 @@ class Event:
 class Engine:
     """A model that answers, with the tokenizer and template it was trained with."""
 
-    def __init__(self, model: CausalLM, tokenizer: Tokenizer, template: Template):
-        self.model, self.tokenizer, self.template = model, tokenizer, template
+    def __init__(self, model: CausalLM, tokenizer: Tokenizer, template: Template, identity: str = ""):
+        """`identity` names the weights, base and adapter: half-done work of other weights is not gone on with."""
+        self.model, self.tokenizer, self.template, self.identity = model, tokenizer, template, identity
 
     def prompt(self, conversation: Conversation) -> list[int]:
         """The ids after which the model answers: exactly those it was trained on."""
@@ -64,6 +65,13 @@ class Engine:
             texts.setdefault(event.name, []).append(event.text)
             if event.reason is not None:
                 yield event.name, "".join(texts.pop(event.name)), event.reason
+
+    def generation_config(self) -> dict[str, Any]:
+        """generation_config.json: where a reply begins and ends, for other engines."""
+        name, settings = self.tokenizer.bos_token, self.model.shape.config
+        bos = self.tokenizer.control.get(name) if name else settings.get("bos_token_id")
+        ends = list(self.template.stop_ids)
+        return {"bos_token_id": bos, "eos_token_id": ends, "pad_token_id": self.tokenizer.pad_id}
 
     def generate(self, requests: Sequence[Request]) -> Iterator[Event]:
         """Events of all requests. Raises ModelError for a prompt that leaves no room to answer."""

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lorikeet.base.errors import DataError
-from lorikeet.base.files import write_file
+from lorikeet.base.errors import DataError, OutputError
+from lorikeet.base.files import need_space, write_file
 from lorikeet.base.log import progress
 from lorikeet.base.nouns import Conversation
 from lorikeet.infer.engine import Engine
@@ -49,6 +49,15 @@ def predict(
     return rows
 
 
+def check_output(output: Path, inputs: Sequence[Path | str]) -> None:
+    """Raise OutputError for an output that cannot or must not be written, before a model is loaded."""
+    if output.is_dir():
+        raise OutputError(f"{output} is a folder", given=str(output), allowed="a file name, e.g. replies.jsonl")
+    if any(output.resolve() == Path(file).resolve() for file in inputs):
+        raise OutputError(f"{output} is one of the files of prompts", given=str(output), try_="--output replies.jsonl")
+    need_space(output.parent, 1 << 20, "the replies")
+
+
 def _fits(engine: Engine, prompt: Conversation) -> None:
     """Raise DataError, before anything is written, for a prompt that leaves no room for a reply."""
     length, room = len(engine.prompt(prompt)), engine.model.shape.max_position
@@ -72,7 +81,7 @@ def _line(index: int, row: dict[str, Any]) -> str:
 
 def _identity(engine: Engine, prompts: Sequence[Conversation], options: GenerateOptions) -> str:
     digest = hashlib.sha256(options.model_dump_json(exclude={"batch_size"}).encode())
-    digest.update(f"{engine.tokenizer.fingerprint} {engine.template.fingerprint}".encode())
+    digest.update(f"{engine.identity} {engine.tokenizer.fingerprint} {engine.template.fingerprint}".encode())
     for prompt in prompts:
         digest.update(repr(prompt.messages).encode())
     return digest.hexdigest()

@@ -57,7 +57,7 @@ def pick_device(device: str) -> torch.device:
 def pick_dtype(dtype: Dtype, device: torch.device) -> torch.dtype:
     """The dtype `model.dtype` stands for; auto times a matmul on the CPU and asks a GPU."""
     if dtype != "auto":
-        return getattr(torch, dtype)  # type: ignore[no-any-return]
+        return getattr(torch, dtype)
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     if device.type != "cpu":

@@ -11,4 +11,4 @@ from torch.utils.checkpoint import checkpoint
 
 def checkpointed(block: Callable[..., Tensor], *inputs: Any) -> Tensor:
     """block(*inputs), keeping only the inputs. Random draws are repeated exactly in the second pass."""
-    return checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=True)  # type: ignore[no-any-return]
+    return checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=True)

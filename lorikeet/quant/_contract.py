@@ -44,6 +44,6 @@ class Quant(Options):
 
     def freeze(self, weight: Tensor) -> FrozenWeight:
         """Keep a dense `weight` [out, in] this way."""
-        kept = self.empty(*weight.shape, dtype=weight.dtype, device=weight.device)
+        kept = self.empty(weight.shape[0], weight.shape[1], weight.dtype, weight.device)
         kept.write(0, weight)
         return kept

@@ -1,4 +1,4 @@
-"""What a run writes down while it goes: one JSON object per line, appended and flushed, so that a crash loses nothing."""
+"""What a run writes down while it goes: one JSON object per line, appended, so that a crash loses nothing."""
 
 from __future__ import annotations
 

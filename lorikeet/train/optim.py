@@ -73,7 +73,7 @@ class Stepper:
     def backward(self, loss: Tensor) -> None:
         """Add the gradients of `loss` to what the parameters already hold."""
         if loss.requires_grad:
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
 
     def step(self, rate: float) -> float:
         """Clip, update with learning rate `rate`, clear; returns the gradients' norm before clipping."""

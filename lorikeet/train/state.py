@@ -20,7 +20,7 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from lorikeet.base.errors import OutputError, RecipeError
+from lorikeet.base.errors import CheckpointError, OutputError, RecipeError
 from lorikeet.base.files import new_folder, sha256_file, write_file
 from lorikeet.base.log import note
 from lorikeet.train.optim import Stepper
@@ -133,6 +133,18 @@ def latest_checkpoint(run: Path) -> Path | None:
             return folder
         note(f"{folder} is damaged or incomplete: skipped")
     return None
+
+
+def trained_adapter(run: Path) -> Path:
+    """A run's adapter: the finished one, else that of its last checkpoint. Raises CheckpointError for neither."""
+    if (run / "adapter").is_dir():
+        return run / "adapter"
+    last = latest_checkpoint(run)
+    if last is None:
+        remedy = f"lorikeet train {run}/recipe.yaml"
+        raise CheckpointError(f"the run in {run} has no adapter yet", given=str(run), try_=remedy)
+    note(f"the run is not finished: using {last.name}")
+    return last
 
 
 def intact(folder: Path) -> bool:
