@@ -46,6 +46,10 @@ SCALINGS: dict[str, dict[str, Any]] = {
         "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16, "rope_theta": 1000.0,
         "beta_fast": 16.0, "beta_slow": 2.0, "mscale": 0.8, "mscale_all_dim": 0.5, "truncate": False,
     },
+    "yarn with rounded bounds": {  # inside the head: 1.4 and 4.0 before rounding
+        "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64, "rope_theta": 10000.0,
+        "beta_fast": 2.0, "beta_slow": 0.1,
+    },
     "yarn with an attention factor": {
         "rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 32, "rope_theta": 10000.0,
         "attention_factor": 0.7,
