@@ -178,8 +178,8 @@ def located(error: ErrorType, source: Tree) -> ErrorType:
     An error that names no option is one about the value it was given, where that stands in the recipe once."""
     dotted = re.match(r"([a-z_]+(?:\.[a-z0-9_]+)*): ", error.what)
     key: Key = tuple(dotted[1].split(".")) if dotted else ()
-    if not dotted and isinstance(error.given, str):
-        same = [at for at, value in leaves(source.values) if value == error.given]
+    if (not key or key not in source.places) and isinstance(error.given, str | Path):
+        same = [at for at, value in leaves(source.values) if value == str(error.given)]
         key = same[0] if len(same) == 1 else ()
     if key not in source.places or not key or source.places[key] in str(error.given):
         return error
