@@ -67,7 +67,13 @@ def test_files(place: Place, write: Write, name: str, content: str | bytes, erro
 
 def test_a_missing_file(place: Place) -> None:
     place.recipe(data={"train": ["tiny.json"]})
-    place.refused(TRAIN, "DataError: tiny.json: no such file", "ending in .json .jsonl", "try      tiny.jsonl")
+    place.refused(
+        TRAIN,
+        "DataError: tiny.json: no such file",
+        place.line("tiny.json"),
+        "ending in .json .jsonl",
+        "try      tiny.jsonl",
+    )
 
 
 def test_a_folder_for_a_file(place: Place) -> None:

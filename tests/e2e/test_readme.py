@@ -69,6 +69,7 @@ def checkout(
         shutil.copytree(ROOT / "examples", tmp_path / "examples")
     model = make_model(tmp_path / "model", max_position_embeddings=2048)
     monkeypatch.setitem(download.ALIASES, "smollm2-135m", str(model))
+    monkeypatch.setattr("os.cpu_count", lambda: 1)  # more threads than free cores make a tiny model crawl
     monkeypatch.chdir(tmp_path)
     threads = torch.get_num_threads()
     yield tmp_path
