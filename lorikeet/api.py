@@ -17,9 +17,9 @@ from typing import Any
 import torch
 
 from lorikeet import config
+from lorikeet.adapters import _storage as storage
 from lorikeet.adapters._contract import Adapter
 from lorikeet.adapters._merge import compare, merged_tensors, probes
-from lorikeet.adapters._storage import CONFIG, IDENTITY, WEIGHTS, fill, read_adapter, read_json, save_adapter
 from lorikeet.base.errors import CheckFailed, CheckpointError, OutputError, RecipeError, TokenizerError
 from lorikeet.base.files import need_space, new_folder, sha256_file, write_file
 from lorikeet.base.kinds import kind_class
@@ -50,6 +50,7 @@ from lorikeet.quant._contract import Quant
 from lorikeet.quant.none import NoQuant
 from lorikeet.tokens._contract import Tokenizer
 from lorikeet.tokens.open import open_tokenizer
+from lorikeet.train import state as run_state
 from lorikeet.train.capacity import default_row_tokens
 from lorikeet.train.evaluate import evaluate as evaluate_batches
 from lorikeet.train.loop import Progress, Run, summarise
@@ -57,17 +58,6 @@ from lorikeet.train.loop import train as train_loop
 from lorikeet.train.metrics import Metrics, peak_rss_bytes
 from lorikeet.train.optim import Stepper
 from lorikeet.train.report import write_report
-from lorikeet.train.state import (
-    check_folder,
-    check_identity,
-    checkpoints,
-    clear_leftovers,
-    empty_folder,
-    latest_checkpoint,
-    locked,
-    read_state,
-    trained_adapter,
-)
 
 GIB = 1 << 30
 MERGED_DTYPES = ("float32", "bfloat16", "float16")
@@ -136,11 +126,11 @@ def train(recipe: Recipe, *, overwrite: bool = False) -> dict[str, Any]:
     Raises Interrupted (exit code 3) after saving when asked to stop."""
     folder, started = recipe.output_dir, time.time()
     config.check_effects(recipe)
-    check_folder(folder, overwrite=overwrite)
+    run_state.check_folder(folder, overwrite=overwrite)
     need_space(folder, GIB // 4, "checkpoints and the adapter")
     base, template, prepared = prepare(recipe)
-    with locked(folder):
-        empty_folder(folder) if overwrite else clear_leftovers(folder)
+    with run_state.locked(folder):
+        run_state.empty_folder(folder) if overwrite else run_state.clear_leftovers(folder)
         note(f"data: {prepared.counts}")
         model = base.load(recipe.quant)
         recipe = _with_row_tokens(recipe, model)
@@ -149,7 +139,9 @@ def train(recipe: Recipe, *, overwrite: bool = False) -> dict[str, Any]:
         size = f"{sum(parameter.numel() for parameter in parameters.values()):,} trainable parameters"
         note(f"model: {recipe.model.path}, {base.shape.layers} layers, {model.dtype} on {model.device}; {size}")
         identity = _identity(recipe, base, template, prepared, model)
-        saver = partial(save_adapter, adapter=recipe.adapter, model=model, identity=_adapter_identity(recipe, identity))
+        saver = partial(
+            storage.save_adapter, adapter=recipe.adapter, model=model, identity=_adapter_identity(recipe, identity)
+        )
         run = Run(
             folder,
             model,
@@ -248,7 +240,7 @@ def merge(path: Path, output: Path, *, dtype: str | None = None, max_shard_bytes
         hf.save(folder, settings, merged_tensors(model, adapter, target), max_shard_bytes=max_shard_bytes)
         engine_.tokenizer.save(folder)
         write_file(folder / "generation_config.json", json.dumps(engine_.generation_config(), indent=2) + "\n")
-        write_file(folder / IDENTITY, json.dumps({"template": identity.get("template")}, indent=2) + "\n")
+        write_file(folder / storage.IDENTITY, json.dumps({"template": identity.get("template")}, indent=2) + "\n")
     note("comparing the merged model with base + adapter")
     merged = load(open_checkpoint(output), NoQuant(), dtype=model.dtype, device=model.device)
     check = compare(model, merged, probes(engine_.tokenizer), 1e-6 if target == torch.float32 == model.dtype else 0.02)
@@ -277,15 +269,15 @@ def _open(path: str | Path) -> tuple[Engine, Base, Adapter | None, dict[str, Any
     if (folder / "recipe.yaml").is_file():
         recipe = config.load(folder / "recipe.yaml")
         options, quant = recipe.model, recipe.quant
-        where = trained_adapter(folder)
+        where = run_state.trained_adapter(folder)
         template_options: TemplateOptions = recipe.data.template
-    elif (folder / CONFIG).is_file():
+    elif (folder / storage.CONFIG).is_file():
         where = folder
-        base_name = read_json(folder / CONFIG).get("base_model_name_or_path")
+        base_name = storage.read_json(folder / storage.CONFIG).get("base_model_name_or_path")
         if not base_name:
             raise CheckpointError(
                 f"the adapter in {folder} does not say which model it belongs to",
-                given=f"no base_model_name_or_path in {CONFIG}",
+                given=f"no base_model_name_or_path in {storage.CONFIG}",
                 try_="write the model's path there",
             )
         options = ModelOptions(path=str(base_name))
@@ -304,30 +296,23 @@ def _open(path: str | Path) -> tuple[Engine, Base, Adapter | None, dict[str, Any
             given=template.fingerprint[:12],
             allowed=identity["template_fingerprint"][:12],
         )
-    weights = base.checkpoint.fingerprint() + (sha256_file(where / WEIGHTS) if where else "")
+    weights = base.checkpoint.fingerprint() + (sha256_file(where / storage.WEIGHTS) if where else "")
     return Engine(model, base.tokenizer, template, f"{weights} {model.dtype}"), base, adapter, identity
 
 
 def _template(folder: Path) -> TemplateOptions:
     """The template that lorikeet.json names, else the model's own."""
-    named = read_json(folder / IDENTITY).get("template")
+    named = storage.read_json(folder / storage.IDENTITY).get("template")
     if named is None:
         return Jinja.model_validate({})
     return kind_class("lorikeet.data.templates", TemplateOptions, named["kind"]).model_validate(named)
 
 
 def _attach(model: CausalLM, base: Base, folder: Path) -> tuple[Adapter, dict[str, Any]]:
-    adapter, tensors, identity = read_adapter(folder)
-    trained_on = identity.get("base_fingerprint")
-    if trained_on not in (None, base.checkpoint.fingerprint()):
-        raise CheckpointError(
-            f"the adapter in {folder} was trained on another base model",
-            given=str(base.checkpoint.path),
-            allowed=identity.get("base"),
-            try_="the base it was trained on",
-        )
+    adapter, tensors, identity = storage.read_adapter(folder)
+    storage.check_base(identity, base.checkpoint, folder)
     adapter.attach(model, seed=0)
-    fill(model, adapter, tensors, source=folder)
+    storage.fill(model, adapter, tensors, source=folder)
     return adapter, identity
 
 
@@ -387,16 +372,16 @@ def _adapter_identity(recipe: Recipe, identity: dict[str, Any]) -> dict[str, Any
 
 def _resume(run: Run, recipe: Recipe) -> tuple[Progress, Stepper]:
     """Load the newest whole checkpoint, if there is one."""
-    stepper, last = Stepper(run.parameters, recipe.train), latest_checkpoint(run.folder)
+    stepper, last = Stepper(run.parameters, recipe.train), run_state.latest_checkpoint(run.folder)
     metrics = Metrics(run.folder / "metrics.jsonl")
     if last is None:
-        if checkpoints(run.folder):
+        if run_state.checkpoints(run.folder):
             raise CheckpointError(f"no checkpoint in {run.folder} is whole", try_="--overwrite to start anew")
         metrics.truncate(-1)
         return Progress(), stepper
-    state, optimizer = read_state(last)
-    check_identity(state["identity"], json.loads(json.dumps(run.identity)), last)
-    fill(run.model, recipe.adapter, read_adapter(last)[1], source=last)
+    state, optimizer = run_state.read_state(last)
+    run_state.check_identity(state["identity"], json.loads(json.dumps(run.identity)), last)
+    storage.fill(run.model, recipe.adapter, storage.read_adapter(last)[1], source=last)
     stepper.load_state_dict(optimizer)
     done = Progress(**state["progress"])
     metrics.truncate(done.step)

@@ -17,6 +17,7 @@ from torch import Tensor
 from lorikeet.adapters._contract import Adapter
 from lorikeet.base.errors import CheckpointError
 from lorikeet.base.kinds import kind_class, kinds
+from lorikeet.checkpoints._contract import Checkpoint
 from lorikeet.models.causal_lm import CausalLM
 
 WEIGHTS, CONFIG, IDENTITY = "adapter_model.safetensors", "adapter_config.json", "lorikeet.json"
@@ -78,6 +79,17 @@ def _options(config: dict[str, Any], folder: Path) -> Adapter:
                 raise _damaged(folder / CONFIG, f"{type(error).__name__}: {error}") from error
     known = " ".join(cls.peft_type for cls in classes)
     raise CheckpointError("an adapter of a kind that is not supported", given=config.get("peft_type"), allowed=known)
+
+
+def check_base(identity: dict[str, Any], base: Checkpoint, folder: Path) -> None:
+    """Raise CheckpointError where lorikeet.json says that the adapter was trained on other weights."""
+    if identity.get("base_fingerprint") not in (None, base.fingerprint()):
+        raise CheckpointError(
+            f"the adapter in {folder} was trained on another base model",
+            given=str(base.path),
+            allowed=identity.get("base"),
+            try_="the base it was trained on",
+        )
 
 
 @torch.no_grad()
