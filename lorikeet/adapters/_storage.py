@@ -110,4 +110,5 @@ def fill(model: CausalLM, adapter: Adapter, tensors: dict[str, Tensor], *, sourc
                 given=tuple(tensors[name].shape),
                 allowed=tuple(parameter.shape),
             )
+    for name, parameter in parameters.items():  # only now: an adapter that does not fit leaves nothing half filled
         parameter.copy_(tensors[name])

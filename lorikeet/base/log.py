@@ -13,15 +13,15 @@ def note(line: str) -> None:
     console.print(line, markup=False)
 
 
-def progress(*extra_columns: TextColumn) -> Progress:
-    """A progress bar: description, bar, count, elapsed and remaining time, then the caller's own columns."""
+def progress(*figures: TextColumn) -> Progress:
+    """A progress bar: description, bar, count, time. With `figures` of the caller's own it fits 80 columns with them:
+    a short bar and only the time that remains."""
+    time = [TimeRemainingColumn()] if figures else [TimeElapsedColumn(), TimeRemainingColumn()]
     return Progress(
         TextColumn("{task.description}"),
-        BarColumn(),
+        BarColumn(bar_width=8 if figures else 40),
         MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        *extra_columns,
+        *time,
+        *figures,
         console=console,
-        transient=False,
     )

@@ -27,7 +27,7 @@ class EvalResult:
     loss: float  # mean over the trained weight
     perplexity: float  # exp(loss)
     token_accuracy: float  # share of trained tokens that are the most likely ones
-    trained_tokens: int
+    trained_tokens: int  # predictions made; one that conversations share counts once
     tokens: int
 
 

@@ -193,7 +193,7 @@ def _log(metrics: Metrics, done: Progress, result: StepResult, rate: float, opti
 
 def _now(result: StepResult, rate: float) -> str:
     gib = peak_rss_bytes() / (1 << 30)
-    return f"loss {result.loss:.3f}  lr {rate:.2e}  {result.tokens / result.seconds:,.0f} tok/s  peak {gib:.2f} GiB"
+    return f"loss {result.loss:.3f} lr {rate:.1e} {result.tokens / result.seconds:.0f} tok/s {gib:.2f} GiB"
 
 
 def _validate(run: Run, metrics: Metrics, step: int) -> EvalResult:
