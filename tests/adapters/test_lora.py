@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from parity import tiny
 from pydantic import ValidationError
 
 from lorikeet.adapters.lora import Lora
 from lorikeet.base.errors import RecipeError
 from lorikeet.models.decoder import Decoder
+from parity import tiny
 
 
 def touched(model: Decoder) -> list[str]:

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from parity import tiny
 
 from lorikeet.adapters._merge import compare, merged_tensors
 from lorikeet.adapters._storage import fill, read_adapter, save_adapter
 from lorikeet.adapters.lora import Lora
 from lorikeet.base.errors import CheckpointError
 from lorikeet.models.decoder import Decoder
+from parity import tiny
 
 OPTIONS = {"r": 3, "target_modules": ["q_proj", "down_proj"]}
 PROBES = [[1, 2, 3], [5, 4, 3, 2, 1, 0]]

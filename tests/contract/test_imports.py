@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from contract import source
 
 # top to bottom; inside a row an item may import those to its right only, across `|` nobody imports the other

@@ -9,10 +9,10 @@ import typing
 from pathlib import Path
 
 import pytest
-from contract import source
 from hypothesis import given
 from hypothesis import strategies as st
 
+from contract import source
 from lorikeet.base import errors
 from lorikeet.base.kinds import kinds
 from lorikeet.base.options import Options

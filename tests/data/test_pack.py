@@ -9,12 +9,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from parity.tiny import example
-from parity.trees import conversations
 
 from lorikeet.base.nouns import Batch, Example
 from lorikeet.data.pack import order, pack_row, plan_rows, plan_step, steps_per_epoch
 from lorikeet.ops.attention import visible
+from parity.tiny import example
+from parity.trees import conversations
 
 
 def texts_seen(row: Batch) -> list[tuple[int, ...]]:

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from parity import tiny
 from torch import Tensor
 
 from lorikeet.base.nouns import Conversation
@@ -16,6 +15,7 @@ from lorikeet.data.templates._contract import Segment
 from lorikeet.infer.engine import Engine
 from lorikeet.models.causal_lm import CausalLM
 from lorikeet.models.kv_cache import Decode, Prefill
+from parity import tiny
 
 END = 256
 VOCAB = 257

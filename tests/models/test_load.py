@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from parity import tiny
 
 from lorikeet.base.errors import CheckpointError, ModelError
 from lorikeet.checkpoints import hf
@@ -16,6 +15,7 @@ from lorikeet.models.decoder import Decoder
 from lorikeet.models.families.llama import Llama
 from lorikeet.models.load import identify, load, pick_device, pick_dtype
 from lorikeet.quant.none import NoQuant
+from parity import tiny
 
 CONFIG: dict[str, Any] = {
     "model_type": "llama", "vocab_size": tiny.VOCAB, "hidden_size": 16, "num_hidden_layers": 2,

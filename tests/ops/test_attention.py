@@ -7,8 +7,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from parity.tiny import example
-from parity.trees import conversations
 from torch import Tensor
 from torch.nn.attention.flex_attention import flex_attention
 
@@ -16,6 +14,8 @@ from lorikeet.base.nouns import Batch, Example
 from lorikeet.data.pack import pack_row, plan_rows
 from lorikeet.ops import attention
 from lorikeet.ops.attention import PackedView, plan_buckets, reference_attention, visible
+from parity.tiny import example
+from parity.trees import conversations
 
 E = 4
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from parity import tiny
 
 from lorikeet.adapters._storage import fill, read_adapter, save_adapter
 from lorikeet.adapters.lora import Lora
@@ -19,6 +18,7 @@ from lorikeet.train.loop import Outcome, Progress, Run, TrainOptions, train
 from lorikeet.train.metrics import Metrics
 from lorikeet.train.optim import Stepper
 from lorikeet.train.state import check_identity, latest_checkpoint, read_state
+from parity import tiny
 
 OPTIONS: dict[str, Any] = {"learning_rate": 0.05, "warmup_steps": 2, "examples_per_step": 6, "weight_decay": 0.01}
 ROW_TOKENS = 24  # several micro-batches a step

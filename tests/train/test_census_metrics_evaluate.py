@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from parity import tiny
 from torch import nn
 
 from lorikeet.base.errors import TrainingError
@@ -17,6 +16,7 @@ from lorikeet.train import capacity
 from lorikeet.train.census import Census
 from lorikeet.train.evaluate import evaluate
 from lorikeet.train.metrics import Metrics, peak_rss_bytes
+from parity import tiny
 
 
 def parameter(gradient: list[float] | None) -> nn.Parameter:
