@@ -17,6 +17,9 @@ from lorikeet.models.causal_lm import Shape
 from lorikeet.ops.attention import PackedView
 
 
+ROUND = 32  # keys are read in multiples of this: oneDNN makes and keeps a kernel for every shape it has not seen
+
+
 class KvCache:
     """B rows of up to S tokens: keys and values [layers, B, K, S, E]."""
 
@@ -90,7 +93,8 @@ class Decode:
     def _plan(self) -> None:
         lengths = self.cache.lengths
         self._rows = torch.arange(len(lengths), device=lengths.device)
-        self._longest = int(lengths.max()) + 1 if len(lengths) else 0
+        longest = int(lengths.max()) + 1 if len(lengths) else 0
+        self._longest = min(longest + -longest % ROUND, self.cache.capacity)  # what is not written yet is masked
         index = torch.arange(self._longest, device=lengths.device)
         self._distance = lengths[:, None] - index  # [B, S], how far back each key is; negative: not written
         self._masks: dict[int | None, Tensor] = {}

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 QUERY_BLOCK = 256  # longer runs are cut here: half of a long causal square is never computed
+ROUND = 32  # bucket sizes are multiples of this: oneDNN makes and keeps a kernel for every shape it has not seen
 BUCKET_SCORES = 1 << 22  # at most this many scores per head in a bucket: bounds the largest temporary
 
 
@@ -291,10 +292,16 @@ def _pieces(until: np.ndarray) -> list[tuple[int, int, np.ndarray]]:
 
 def _fits(group: list[tuple[int, int, np.ndarray]]) -> bool:
     """Whether padding these pieces to one size wastes little and stays within the temporary's bound."""
-    queries, keys = max(end - first for first, end, _ in group), max(len(keys) for *_, keys in group)
+    queries, keys = _sizes(group)
     used = sum((end - first) * len(keys) for first, end, keys in group)
     padded = queries * keys * len(group)
-    return padded <= BUCKET_SCORES and padded <= 1.35 * used + 4096
+    return padded <= BUCKET_SCORES and padded <= 1.35 * used + 8192
+
+
+def _sizes(group: list[tuple[int, int, np.ndarray]]) -> tuple[int, int]:
+    """Padded numbers of queries and keys."""
+    queries, keys = max(end - first for first, end, _ in group), max(len(keys) for *_, keys in group)
+    return queries + -queries % ROUND, keys + -keys % ROUND
 
 
 def _bucket(
@@ -305,7 +312,7 @@ def _bucket(
     device: torch.device,
 ) -> Bucket:
     n, size = len(group), len(until)
-    lq, lk = max(end - first for first, end, _ in group), max(len(keys) for *_, keys in group)
+    lq, lk = _sizes(group)
     read, write = np.zeros((n, lq), np.int64), np.full((n, lq), size, np.int64)
     keys = np.zeros((n, lk), np.int64)
     seen = np.zeros((n, lq, lk), bool)

@@ -130,5 +130,5 @@ def linear_cross_entropy(
     chunk: int | None = None,
 ) -> HeadLoss:
     """hidden [N, D], weight [V, D], targets [N] int64, weights [N] -> HeadLoss. `chunk`: predictions at once."""
-    chunk = chunk or max(1, CHUNK_BYTES // (4 * weight.shape[0]))
+    chunk = chunk or max(64, CHUNK_BYTES // (4 * weight.shape[0]) // 64 * 64)
     return HeadLoss(*LinearCrossEntropyFunction.apply(hidden, weight, bias, targets, weights, scale, softcap, chunk))

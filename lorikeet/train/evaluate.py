@@ -40,7 +40,7 @@ def evaluate(model: CausalLM, batches: Iterable[Batch]) -> EvalResult:
         loss += result.loss.item()
         weight += batch.total_weight
         # a prediction that several conversations share counts for each of them, as its weight does
-        correct += (result.correct.cpu() * batch.weights).sum().item()
+        correct += (result.correct.cpu()[: len(batch.weights)] * batch.weights).sum().item()
         trained += len(batch.targets)
         tokens += batch.source_tokens
     mean = loss / weight

@@ -73,6 +73,7 @@ def test_any_forest_equals_its_reference(examples: list[Example], window: int | 
 
 def test_a_conversation_longer_than_a_query_block(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attention, "QUERY_BLOCK", 16)
+    monkeypatch.setattr(attention, "ROUND", 1)
     row = forest(sizes=(70, 16, 17, 33))
     assert max(len(bucket.read_queries) // bucket.pieces for bucket in buckets(row)) == 16
     compare(row, 4, 2)
@@ -90,8 +91,17 @@ def test_pieces_of_unlike_size_are_padded_together_and_padding_changes_nothing()
     compare(row, 4, 2)
 
 
+def test_bucket_sizes_repeat_from_row_to_row() -> None:
+    """A matmul of a new shape costs a new kernel, which stays in memory."""
+    for sizes in ((70, 16, 17, 33), (71, 15, 19, 30), (66, 18, 31, 32)):
+        for bucket in buckets(forest(sizes=sizes)):
+            queries, keys = (len(index) // bucket.pieces for index in (bucket.read_queries, bucket.keys))
+            assert queries % attention.ROUND == 0 and keys % attention.ROUND == 0
+
+
 def test_buckets_stay_within_the_bound_of_the_largest_temporary(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attention, "BUCKET_SCORES", 200)
+    monkeypatch.setattr(attention, "ROUND", 1)
     row = row_of([example([i, 1, 2, 3, 4, 5, 6, 7, 8, 9]) for i in range(9)])
     found = buckets(row)
     assert len(found) == 5 and all(len(one.read_queries) * 10 <= 200 for one in found)
