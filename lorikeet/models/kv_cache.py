@@ -16,7 +16,6 @@ from lorikeet.base.prefix_tree import lay_out, sorted_order
 from lorikeet.models.causal_lm import Shape
 from lorikeet.ops.attention import PackedView
 
-
 ROUND = 32  # keys are read in multiples of this: oneDNN makes and keeps a kernel for every shape it has not seen
 
 

@@ -20,7 +20,6 @@ from lorikeet.ops.attention import PackedView
 from lorikeet.ops.linear_cross_entropy import HeadLoss
 from lorikeet.train.optim import Stepper
 
-
 ROUND = 64  # lengths of rows and numbers of predictions are multiples of this
 
 
