@@ -132,7 +132,7 @@ class _Reply:
         self.stops = [stop for stop in (*template.stop_strings, *request.options.stop) if stop]
         self.ids: list[int] = []
         self.reason: Reason | None = None
-        self._text, self._said, self._from = "", 0, 0
+        self._text, self._said = "", 0
 
     def add(self, token: int) -> None:
         """Take the next token; decides whether the reply has ended."""

@@ -44,8 +44,8 @@ def batch_loss(model: CausalLM, batch: Batch) -> HeadLoss:
 def rounded(batch: Batch) -> Batch:
     """The batch with T and N padded to multiples of ROUND: one more conversation that nobody learns from.
 
-    oneDNN makes and keeps a kernel for every new matmul shape (measured: 4 times the time at first use, and 3 MB
-    for each length of a row, for ever); rounded lengths repeat."""
+    oneDNN makes and keeps a kernel for every new matmul shape (benchmarks/new_shapes.py: twice the time at first
+    use, and 3 MiB for each length of a row, for ever); rounded lengths repeat."""
     tokens, predictions = -len(batch.tokens) % ROUND, -len(batch.targets) % ROUND
     end = len(batch.tokens) + tokens
     ramp = torch.arange(tokens, device=batch.positions.device)
