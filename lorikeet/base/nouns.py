@@ -35,6 +35,8 @@ class Message:
     trained: bool | None = None  # None: the loss policy decides
     weight: float | None = None  # None: 1 where trained
     tool_calls: tuple[dict[str, Any], ...] = ()
+    name: str | None = None  # who speaks, or which tool answers, as OpenAI's messages have it
+    tool_call_id: str | None = None  # which call a tool's message answers
 
 
 @dataclass(frozen=True, slots=True)

@@ -157,6 +157,9 @@ class _Jinja(BoundTemplate):
     def _message(self, message: Message, content: str, slots: _Slots | None) -> dict[str, Any]:
         """The message as the template sees it."""
         plain: dict[str, Any] = {"role": message.role, "content": content}
+        for key, value in (("name", message.name), ("tool_call_id", message.tool_call_id)):
+            if value is not None:
+                plain[key] = value if slots is None else self._guard(value, slots)
         if message.tool_calls:
             calls = message.tool_calls
             plain["tool_calls"] = [call if slots is None else self._guard(call, slots) for call in calls]
