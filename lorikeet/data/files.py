@@ -21,24 +21,30 @@ from lorikeet.base.errors import DataError, nearest
 from lorikeet.base.extras import require
 from lorikeet.base.files import sha256_file
 from lorikeet.base.nouns import Origin
+from lorikeet.data.documents import SampleBy, documents
 
 Row = dict[str, Any]
 Advance = Callable[[int], None]
 
-EXTENSIONS = (".json", ".jsonl", ".csv", ".parquet", ".txt")
+EXTENSIONS = (".json", ".jsonl", ".csv", ".parquet", ".txt", ".md")
 _BLOCK_BYTES = 1 << 20
 _ADVANCE_BYTES = 1 << 18  # a progress bar need not move for every row
 
 
-def read_rows(path: str | Path, advance: Advance | None = None) -> Iterator[tuple[Row, Origin]]:
-    """The rows of one file with their origins: .json .jsonl .csv .parquet .txt, each also with .gz behind it.
+def read_rows(
+    path: str | Path, advance: Advance | None = None, sample_by: SampleBy | None = None
+) -> Iterator[tuple[Row, Origin]]:
+    """The rows of one file with their origins: .json .jsonl .csv .parquet .txt .md, each also with .gz behind it.
 
-    `advance` is called with the bytes of the file consumed since its last call (for a progress bar).
+    `advance` is called with the bytes of the file consumed since its last call (for a progress bar). `sample_by` is
+    what a row of a .txt or .md file is; by default a line of a .txt file and the whole of a .md file.
     Raises DataError for a file that is missing, empty, of an unknown kind, broken, or not UTF-8.
     """
     path = Path(path)
     kind = _kind(path)
-    readers = {".json": _json, ".jsonl": _jsonl, ".csv": _csv, ".parquet": _parquet, ".txt": _txt}
+    readers = {".json": _json, ".jsonl": _jsonl, ".csv": _csv, ".parquet": _parquet}
+    readers[".txt"] = lambda file, name: documents(_lines(file, name), name, sample_by or "line")
+    readers[".md"] = lambda file, name: documents(_lines(file, name), name, sample_by or "document")
     found = False
     with path.open("rb") as raw:
         plain: IO[bytes] = gzip.GzipFile(fileobj=raw) if path.suffix == ".gz" else raw  # type: ignore[assignment]
@@ -143,14 +149,6 @@ def _jsonl(file: IO[bytes], name: str) -> Iterator[tuple[Row, Origin]]:
             _no_object(origin, value)
         yield value, origin
         row += 1
-
-
-def _txt(file: IO[bytes], name: str) -> Iterator[tuple[Row, Origin]]:
-    row = 0
-    for number, line in _lines(file, name):
-        if line.strip():
-            yield {"text": line.rstrip("\r\n")}, Origin(name, row, number)
-            row += 1
 
 
 def _csv(file: IO[bytes], name: str) -> Iterator[tuple[Row, Origin]]:

@@ -26,7 +26,7 @@ from lorikeet.base.log import progress
 from lorikeet.base.nouns import Conversation
 from lorikeet.base.rng import derive
 from lorikeet.data.dataset import Examples, Writer
-from lorikeet.data.files import Advance, read_rows, source_sha256
+from lorikeet.data.files import Advance, source_sha256
 from lorikeet.data.formats._contract import Format
 from lorikeet.data.formats.auto import Auto
 from lorikeet.data.loss import LossOptions
@@ -160,7 +160,7 @@ def _read(
 ) -> Iterator[tuple[Conversation | None, DataError | None]]:
     """Each row's conversation, or the error of a row that cannot be read. Errors of whole files are raised."""
     for file in files:
-        rows = read_rows(file, advance)
+        rows = format.rows(file, advance)
         first = list(islice(rows, _FIRST_ROWS))
         settled = format.settle([row for row, _ in first], file)
         for row, origin in chain(first, rows):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
 from lorikeet.base.nouns import Conversation, Origin
 from lorikeet.base.options import Options
+from lorikeet.data.files import Advance, read_rows
 
 
 class Format(Options):
@@ -18,6 +19,10 @@ class Format(Options):
     def recognises(self, row: dict[str, Any]) -> bool:
         """Whether a row has this format's columns; used when `data.format` is auto."""
         raise NotImplementedError
+
+    def rows(self, file: str, advance: Advance | None = None) -> Iterator[tuple[dict[str, Any], Origin]]:
+        """The rows of a file; kinds that cut files into rows in their own way override this."""
+        return read_rows(file, advance)
 
     def settle(self, rows: Sequence[dict[str, Any]], file: str) -> Format:
         """The format to read `file` with, knowing its first rows; kinds that detect something override this."""
