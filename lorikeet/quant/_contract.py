@@ -1,6 +1,7 @@
 """How a frozen weight is kept: anything that can produce its `[out, in]` matrix.
 
 This one method, `dense`, is where adapters and quantisation meet: N adapters and M kinds of storage are N + M files.
+Experts [E, out, in] are one weight with E * out rows, and an expert is `rows` of it: a kind needs no line for them.
 """
 
 from __future__ import annotations
@@ -20,6 +21,11 @@ class FrozenWeight(nn.Module):
     def dense(self, dtype: torch.dtype) -> Tensor:
         """The matrix [out, in] in `dtype`. May alias storage: callers never write to it."""
         raise NotImplementedError
+
+    def rows(self, start: int, stop: int, dtype: torch.dtype) -> Tensor:
+        """Rows start..stop of `dense` [stop - start, in]. A kind that computes its dense form computes only these
+        rows here: of many experts, few are asked for."""
+        return self.dense(dtype)[start:stop]
 
     def write(self, start: int, weight: Tensor) -> None:
         """Keep a dense `weight` [n, in] as rows start..start+n. Loading fills a group's storage member by member, so

@@ -33,3 +33,6 @@ class DenseWeight(FrozenWeight):
 
     def dense(self, dtype: torch.dtype) -> Tensor:
         return self.weight.to(dtype)
+
+    def rows(self, start: int, stop: int, dtype: torch.dtype) -> Tensor:
+        return self.weight[start:stop].to(dtype)
