@@ -13,9 +13,10 @@ import pytest
 import torch
 
 from lorikeet.base.errors import CheckpointError, DownloadError, MissingExtra
-from lorikeet.checkpoints import _fetch, download
+from lorikeet.checkpoints import download
 from lorikeet.checkpoints import hf as hf_kind
 from lorikeet.checkpoints.open import open_checkpoint
+from lorikeet.checkpoints.sources import _fetch
 
 BIG = 300_000
 

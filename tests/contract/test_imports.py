@@ -28,7 +28,7 @@ GUARDED = {"transformers", "peft", "accelerate", "datasets", "trl", "huggingface
 MAY = {
     "models/huggingface.py": GUARDED,
     "tokens/huggingface.py": {"transformers"},
-    "checkpoints/download.py": {"huggingface_hub"},
+    "checkpoints/sources/hf.py": {"huggingface_hub"},
 }
 EXTRAS = [*sorted(GUARDED), "pyarrow", "bitsandbytes", "tiktoken", "sentencepiece", "deepspeed", "modelscope"]
 

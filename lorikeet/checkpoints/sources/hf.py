@@ -1,0 +1,71 @@
+"""The Hugging Face hub, through its own client: `hf:ORG/NAME[@REVISION]`.
+
+The client is optional (`lorikeet-llm[hf]`). It brings what one expects of it: HF_TOKEN, HF_ENDPOINT for mirrors, Xet.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from lorikeet.base.errors import DownloadError
+from lorikeet.base.extras import require
+from lorikeet.base.files import sha256_file
+from lorikeet.checkpoints.open import open_checkpoint
+from lorikeet.checkpoints.sources._fetch import Progress
+from lorikeet.checkpoints.sources._shelf import PICKLES, TAKEN, finished, write_note
+
+FORM = "hf:ORG/NAME[@REVISION]"
+
+
+def parse(name: str, home: Path) -> Hub | None:
+    """`hf:ORG/NAME[@REVISION]`."""
+    if not name.startswith("hf:"):
+        return None
+    match = re.fullmatch(r"hf:([\w.-]+/[\w.-]+)(?:@([\w./-]+))?", name)
+    if match is None:
+        raise DownloadError("a source that cannot be read", given=name, allowed=FORM)
+    return Hub(match[1], match[2] or "main", home)
+
+
+class Hub:
+    """A repository at a revision."""
+
+    def __init__(self, name: str, revision: str, home: Path):
+        self.name, self.revision = name, revision
+        self.shelf = home / "hf" / name.replace("/", "--")
+        self.target = self.shelf / revision.replace("/", "--")
+
+    def here(self) -> Path | None:
+        """The folder, if it is whole."""
+        return finished(self.target)
+
+    def fetch(self, *, allow_pickle: bool, progress: Progress) -> Path:
+        """The folder. The hub's client shows its own progress."""
+        hub: Any = require("huggingface_hub", extra="hf", needed_by=f"downloading hf:{self.name}")
+        patterns = [*TAKEN, *PICKLES] if allow_pickle else list(TAKEN)
+        try:
+            info = hub.HfApi().model_info(self.name, revision=self.revision, files_metadata=True)
+            hub.snapshot_download(self.name, revision=info.sha, local_dir=self.target, allow_patterns=patterns)
+        except Exception as error:  # the hub's own errors, and those of whatever HTTP client it uses
+            raise DownloadError(
+                f"hf:{self.name} cannot be downloaded",
+                given=f"revision {self.revision}: {error}",
+                allowed=FORM,
+                try_="check the name and the network; for a gated model, `hf auth login`",
+            ) from error
+        for sibling in info.siblings:
+            file = self.target / sibling.rfilename
+            # only large files come with a sha256; the hub's client checks the sizes of the others
+            if sibling.lfs is not None and file.is_file() and sha256_file(file) != sibling.lfs.sha256:
+                file.unlink()
+                raise DownloadError(
+                    "the checksum differs; the file is deleted",
+                    given=str(file),
+                    allowed=f"sha256 {sibling.lfs.sha256}",
+                    try_="the same command again",
+                )
+        open_checkpoint(self.target, allow_pickle=allow_pickle)
+        write_note(self.target, f"hf:{self.name}@{info.sha}", "", {})
+        return self.target
