@@ -24,8 +24,9 @@ class Checkpoint(Protocol):
         """[out, in] order for matrices, without reading the tensor."""
         ...
 
-    def read(self, name: str) -> Tensor:
-        """The tensor, dense and on the CPU. Stored dtype for float formats; float32 for what GGUF dequantises.
+    def read(self, name: str, part: int | None = None) -> Tensor:
+        """The tensor, dense and on the CPU, or only entry `part` of its first dimension (one expert of a stack).
+        Stored dtype for float formats; float32 for what GGUF dequantises.
         Raises CheckpointError for a missing name or a truncated file."""
         ...
 

@@ -87,13 +87,18 @@ class GGUFCheckpoint:
         """[out, in] for matrices."""
         return self._info(name).shape
 
-    def read(self, name: str) -> Tensor:
-        """The tensor in its own float dtype, or float32 where it is quantised. Always a copy."""
+    def read(self, name: str, part: int | None = None) -> Tensor:
+        """The tensor, or entry `part` of its first dimension, in its own float dtype, or float32 where it is
+        quantised. Always a copy."""
         info = self._info(name)
         kind = GGMLQuantizationType(info.kind)
-        raw = self._raw(name)
+        raw, shape = self._raw(name), info.shape
+        if part is not None:
+            shape = info.shape[1:]
+            rows = math.prod(shape[:-1])
+            raw = raw[part * rows : (part + 1) * rows]
         if kind in FLOATS:
-            return torch.from_numpy(raw.copy()).view(FLOATS[kind]).reshape(info.shape)
+            return torch.from_numpy(raw.copy()).view(FLOATS[kind]).reshape(shape)
         out = np.empty((raw.shape[0], info.shape[-1]), np.float32)
         step = max(1, DEQUANTISE_ELEMENTS // info.shape[-1])
         try:
@@ -105,7 +110,7 @@ class GGUFCheckpoint:
                 given=kind.name,
                 try_="a GGUF of another type, Q8_0 say",
             ) from error
-        return torch.from_numpy(out).reshape(info.shape)
+        return torch.from_numpy(out).reshape(shape)
 
     def fingerprint(self) -> str:
         """sha256 over names, types, shapes and stored bytes."""

@@ -96,14 +96,14 @@ class HuggingFaceCheckpoint:
         self._need(name)
         return self._shapes[name]
 
-    def read(self, name: str) -> Tensor:
-        """The tensor in its stored dtype."""
+    def read(self, name: str, part: int | None = None) -> Tensor:
+        """The tensor in its stored dtype, or entry `part` of its first dimension."""
         self._need(name)
         if self._pickled:
-            return self._pickled[name]
+            return self._pickled[name] if part is None else self._pickled[name][part]
         # opened anew each time: an open handle keeps every page that was ever read mapped
         with _safe_open(self._where[name]) as shard:
-            tensor: Tensor = shard.get_tensor(name)
+            tensor: Tensor = shard.get_tensor(name) if part is None else shard.get_slice(name)[part]
         return tensor
 
     def fingerprint(self) -> str:
