@@ -63,6 +63,7 @@ class CausalLM(nn.Module):
     shape: Shape
     head: Head
     gradient_checkpointing: bool = False
+    shares_within: int | None = None  # longer texts must not share a prefix: their length changes what a token computes
 
     def hidden(self, tokens: Tensor, positions: Tensor, view: View) -> Tensor:
         """tokens [T] int64, positions [T] int64 -> the last hidden states [T, D], after the final norm."""

@@ -1,8 +1,10 @@
-"""The native decoder: pre-norm attention and gated MLP over one packed row of tokens.
+"""The native decoder: pre-norm attention and feed-forward over one packed row of tokens.
 
-    x = x + O(attend(rotate(QKV(norm(x)))))        x = x + down(swiglu(gate_up(norm(x))))
+    x = x + O(attend(rotate(QKV(norm(x)))))        x = x + feed_forward(norm(x))
 
-Everything works on [T, ...]; who sees whom is the view's business.
+with what families add where their spec says so: norms on q and k (Qwen 3), norms behind attention and feed-forward,
+windows with a rope of their own, a scaled embedding, caps on scores and logits (Gemma). Everything works on [T, ...];
+who sees whom is the view's business.
 """
 
 from __future__ import annotations
@@ -13,55 +15,66 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lorikeet.models.build import Build, Norm
 from lorikeet.models.causal_lm import CausalLM, Head
 from lorikeet.models.families._contract import DecoderSpec
-from lorikeet.models.linear import LinearGroup
+from lorikeet.models.slots import Slot, slots
 from lorikeet.ops.attention import View
 from lorikeet.ops.checkpointing import checkpointed
-from lorikeet.ops.norm import RmsNorm
 from lorikeet.ops.rope import rotate
-from lorikeet.ops.swiglu import swiglu
 from lorikeet.quant._contract import Quant
 
 
 class Block(nn.Module):
-    """One layer. Names of its parts follow the checkpoint's."""
+    """One layer."""
 
-    def __init__(self, index: int, spec: DecoderSpec, quant: Quant, dtype: torch.dtype, device: torch.device):
+    def __init__(self, index: int, spec: DecoderSpec, build: Build):
         super().__init__()
-        self.index, self.spec = index, spec
-        shape = spec.shape
+        self.index, self.spec, self.window = index, spec, spec.window(index)
+        shape, names = spec.shape, spec.names
         q, kv = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
 
-        def group(owner: str, names: tuple[str, ...], sizes: tuple[int, ...], width: int, bias: bool) -> LinearGroup:
-            storage = quant.empty(sum(sizes), width, dtype, device)
-            biases = [torch.empty(size, dtype=dtype, device=device) if bias else None for size in sizes]
-            full = [f"model.layers.{index}.{owner}.{name}" for name in names]
-            return LinearGroup(full, sizes, storage, biases)
+        def inside(name: str) -> str:
+            return f"{names.layers}.{index}.{name}"
 
-        self.input_layernorm = RmsNorm(shape.width, spec.norm_eps, dtype, device)
-        self.qkv = group("self_attn", ("q_proj", "k_proj", "v_proj"), (q, kv, kv), shape.width, spec.attention_bias)
-        self.o = group("self_attn", ("o_proj",), (shape.width,), q, spec.output_bias)
-        self.post_attention_layernorm = RmsNorm(shape.width, spec.norm_eps, dtype, device)
-        self.gate_up = group("mlp", ("gate_proj", "up_proj"), (shape.ffn_width,) * 2, shape.width, spec.mlp_bias)
-        self.down = group("mlp", ("down_proj",), (shape.width,), shape.ffn_width, spec.mlp_bias)
+        def norm(name: str | None, width: int = shape.width) -> Norm | None:
+            return None if name is None else build.norm(inside(name), width, spec.norm_eps, spec.norm_offset)
+
+        self.before_attention = build.norm(inside(names.before_attention), shape.width, spec.norm_eps, spec.norm_offset)
+        sizes = (q, kv, kv) if len(names.qkv) == 3 else (q + 2 * kv,)
+        self.qkv = build.linears([inside(name) for name in names.qkv], sizes, shape.width, bias=spec.attention_bias)
+        self.q_norm, self.k_norm = norm(names.q_norm, shape.head_dim), norm(names.k_norm, shape.head_dim)
+        self.o = build.linears([inside(names.output)], [shape.width], q, bias=spec.output_bias)
+        self.after_attention = norm(names.after_attention)
+        self.before_mlp = build.norm(inside(names.before_mlp), shape.width, spec.norm_eps, spec.norm_offset)
+        self.feed_forward = spec.feed_forward(index, build)
+        self.after_mlp = norm(names.after_mlp)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, view: View) -> Tensor:
         """x [T, D], cos and sin [T, 1, E] -> [T, D]."""
-        shape = self.spec.shape
+        mixed = self.o(self._attention(self.before_attention(x), cos, sin, view))
+        x = x + (mixed if self.after_attention is None else self.after_attention(mixed))
+        found = self.feed_forward(self.before_mlp(x))
+        return x + (found if self.after_mlp is None else self.after_mlp(found))
+
+    def _attention(self, x: Tensor, cos: Tensor, sin: Tensor, view: View) -> Tensor:
+        shape, spec = self.spec.shape, self.spec
         rotated, heads = shape.heads + shape.kv_heads, shape.heads
-        qkv = self.qkv(self.input_layernorm(x)).view(len(x), -1, shape.head_dim)  # [T, H + 2K, E]
-        qk = rotate(qkv[:, :rotated], cos, sin)
+        qkv = self.qkv(x).view(len(x), -1, shape.head_dim)  # [T, H + 2K, E]
+        qk = qkv[:, :rotated]
+        if self.q_norm is not None and self.k_norm is not None:
+            qk = torch.cat([self.q_norm(qk[:, :heads]), self.k_norm(qk[:, heads:])], dim=1)
+        qk = rotate(qk, cos, sin)
         mixed = view.attend(
             self.index,
             qk[:, :heads],
             qk[:, heads:],
             qkv[:, rotated:],
-            scale=shape.head_dim**-0.5,
-            window=self.spec.window,
+            scale=shape.head_dim**-0.5 if spec.scale is None else spec.scale,
+            window=self.window,
+            softcap=spec.softcap,
         )
-        x = x + self.o(mixed.reshape(len(x), -1))
-        return x + self.down(swiglu(self.gate_up(self.post_attention_layernorm(x))))
+        return mixed.reshape(len(x), -1)
 
 
 class Decoder(CausalLM):
@@ -70,49 +83,37 @@ class Decoder(CausalLM):
     def __init__(self, spec: DecoderSpec, quant: Quant, dtype: torch.dtype, device: torch.device):
         super().__init__()
         self.spec, self.shape = spec, spec.shape
-        sizes = (spec.shape.vocab_size, spec.shape.width)
-        self.embed = nn.Parameter(torch.empty(sizes, dtype=dtype, device=device), requires_grad=False)
-        self.blocks = nn.ModuleList(Block(i, spec, quant, dtype, device) for i in range(spec.shape.layers))
-        self.norm = RmsNorm(spec.shape.width, spec.norm_eps, dtype, device)
-        untied = None if spec.tied else nn.Parameter(torch.empty(sizes, dtype=dtype, device=device), False)
-        self.head = Head(self.embed if untied is None else untied)
+        build, names = Build(quant, dtype, device), spec.names
+        self.embedding = build.embedding(names.embedding, spec.shape.vocab_size, spec.shape.width)
+        self.blocks = nn.ModuleList(Block(i, spec, build) for i in range(spec.shape.layers))
+        self.norm = build.norm(names.norm, spec.shape.width, spec.norm_eps, spec.norm_offset)
+        # not a second part where tied: its tensor is then the embedding's
+        self.untied = None if spec.tied else build.embedding(names.head, spec.shape.vocab_size, spec.shape.width)
+        self.head = Head((self.untied or self.embedding).weight, softcap=spec.final_softcap)
+        self.shares_within = spec.rope.unchanged_within()
 
     def hidden(self, tokens: Tensor, positions: Tensor, view: View) -> Tensor:
         """See `CausalLM.hidden`."""
-        cos, sin = self.spec.rope.table(positions, self.dtype)
-        x = F.embedding(tokens, self.embed)
-        if self.gradient_checkpointing and torch.is_grad_enabled():
+        x = F.embedding(tokens, self.embedding.weight)
+        by_length = self.shares_within is not None
+        far = near = self.spec.rope.table(positions, self.dtype, view.lengths().to(x.device) if by_length else None)
+        if self.spec.local_rope is not None:
+            near = self.spec.local_rope.table(positions, self.dtype)
+        if self.spec.embedding_scale is not None:
+            x = x * torch.tensor(self.spec.embedding_scale, dtype=x.dtype)  # rounded as the model was trained
+        recompute = self.gradient_checkpointing and torch.is_grad_enabled()
+        if recompute:
             x.requires_grad_()  # so that each block, the first too, is recomputed inside the graph
-            for block in self.blocks:
-                x = checkpointed(block, x, cos, sin, view)
-        else:
-            for block in self.blocks:
-                x = block(x, cos, sin, view)
+        for block in self.blocks:
+            cos, sin = far if block.window is None else near
+            x = checkpointed(block, x, cos, sin, view) if recompute else block(x, cos, sin, view)
         return self.norm(x)
 
-    def slots(self) -> Iterator[tuple[str, Tensor | None, LinearGroup | None, int]]:
-        """Where each checkpoint tensor goes: (name, tensor or None, group or None, member of the group)."""
-        yield "model.embed_tokens.weight", self.embed, None, 0
-        for block in self.blocks:
-            assert isinstance(block, Block)
-            prefix = f"model.layers.{block.index}"
-            for norm in ("input_layernorm", "post_attention_layernorm"):
-                yield f"{prefix}.{norm}.weight", getattr(block, norm).weight, None, 0
-            for group in (block.qkv, block.o, block.gate_up, block.down):
-                for i, linear in enumerate(group.linears):
-                    yield f"{linear.name}.weight", None, group, i
-                    if linear.bias is not None:
-                        yield f"{linear.name}.bias", linear.bias, None, 0
-        yield "model.norm.weight", self.norm.weight, None, 0
-        if self.head.weight is not self.embed:
-            yield "lm_head.weight", self.head.weight, None, 0
+    def slots(self) -> Iterator[Slot]:
+        """Where each checkpoint tensor goes."""
+        return slots(self)
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """See `CausalLM.tensors`: the frozen weights, without adapters."""
-        for name, tensor, group, member in self.slots():
-            yield name, group.linears[member].dense(self.dtype) if group is not None else _present(tensor)
-
-
-def _present(tensor: Tensor | None) -> Tensor:
-    assert tensor is not None
-    return tensor
+        for slot in self.slots():
+            yield slot.name, slot.read(self.dtype)

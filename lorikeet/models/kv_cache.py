@@ -55,6 +55,10 @@ class Prefill:
         self._packed = PackedView(torch.from_numpy(tree.visible_until), torch.from_numpy(tree.positions))
         cache.lengths.copy_(lengths)
 
+    def lengths(self) -> Tensor:
+        """See `View.lengths`."""
+        return self._packed.lengths()
+
     def attend(
         self,
         layer: int,
@@ -83,6 +87,10 @@ class Decode:
     def positions(self) -> Tensor:
         """[B] rotary positions of the new tokens."""
         return self.cache.lengths
+
+    def lengths(self) -> Tensor:
+        """See `View.lengths`; the new token is its text's last."""
+        return self.cache.lengths + 1
 
     def advance(self) -> None:
         """The new tokens are now part of what was read."""

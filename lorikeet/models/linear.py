@@ -6,11 +6,12 @@ named slices of it, each with its own bias and its own place for an adapter. A l
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 
+from lorikeet.models.slots import Slot, parameter_slot
 from lorikeet.ops.lora_linear import lora_linear
 from lorikeet.quant._contract import FrozenWeight
 
@@ -84,6 +85,14 @@ class LinearGroup(nn.Module):
             for member, bias in zip(self.linears, biases)
         ]
         return torch.cat([part.float() if part.dtype != torch.float64 else part for part in parts])
+
+    def slots(self) -> Iterator[Slot]:
+        """Each member's weight and bias; see models/build.py."""
+        for linear in self.linears:
+            size = (linear.out_features, linear.in_features)
+            yield Slot(f"{linear.name}.weight", size, linear.write, linear.dense)
+            if linear.bias is not None:
+                yield parameter_slot(f"{linear.name}.bias", linear.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """x [T, in] -> [T, sum of the members' out]."""

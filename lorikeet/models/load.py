@@ -83,18 +83,16 @@ def families() -> Iterator[Family]:
 
 def identify(checkpoint: Checkpoint) -> tuple[Family, DecoderSpec]:
     """The family of a checkpoint and what it says about the network. Raises ModelError for an unknown one."""
-    config, known = checkpoint.config, []
+    known = []
     for family in families():
+        if family.matches(checkpoint):
+            return family, family.spec(family.config(checkpoint))
         known.append(family.kind)
-        if checkpoint.layout == "gguf":
-            if config.get("general.architecture") == family.gguf_architecture:
-                shapes = {name: checkpoint.shape(name) for name in checkpoint.names()}
-                return family, family.spec(family.config_from_gguf(config, shapes))
-        elif config.get("model_type") == family.model_type:
-            return family, family.spec(config)
+    config = checkpoint.config
+    named = config.get("model_type") or config.get("general.architecture")
     raise ModelError(
         f"unknown kind of network in {checkpoint.path}",
-        given=config.get("model_type") or config.get("general.architecture"),
+        given=named or "a config.json without model_type",
         allowed=" ".join(known),
     )
 
@@ -103,29 +101,14 @@ def load(checkpoint: Checkpoint, quant: Quant, *, dtype: torch.dtype, device: to
     """The checkpoint's network with its weights, frozen. Raises CheckpointError for a missing or odd tensor."""
     family, spec = identify(checkpoint)
     model = Decoder(spec, quant, dtype, device)
-    gguf = checkpoint.layout == "gguf"
-    present = set(checkpoint.names())
-    for name, tensor, group, member in model.slots():
-        source = family.gguf_name(name) if gguf else name
-        if source not in present:
-            raise CheckpointError(f"tensor '{source}' is missing", given=f"{len(present)} tensors in {checkpoint.path}")
-        dense = checkpoint.read(source)
-        if gguf:
-            dense = family.from_gguf(name, dense, spec)
-        expected = tuple(tensor.shape) if tensor is not None else _member_shape(group, member)
-        if tuple(dense.shape) != expected:
+    for slot in model.slots():
+        dense = family.read(checkpoint, slot.name, spec)
+        if tuple(dense.shape) != slot.shape:
             raise CheckpointError(
-                f"tensor '{source}' has another shape than the config says", given=tuple(dense.shape), allowed=expected
+                f"tensor '{slot.name}' has another shape than the config says",
+                given=tuple(dense.shape),
+                allowed=slot.shape,
             )
-        if group is not None:
-            group.linears[member].write(dense.to(device=device, dtype=dtype))
-        elif tensor is not None:
-            with torch.no_grad():
-                tensor.copy_(dense)
+        slot.write(dense.to(device=device, dtype=dtype))
         del dense
     return model
-
-
-def _member_shape(group: object, member: int) -> tuple[int, int]:
-    linear = group.linears[member]  # type: ignore[attr-defined]
-    return linear.out_features, linear.in_features

@@ -26,6 +26,10 @@ BUCKET_SCORES = 1 << 22  # at most this many scores per head in a bucket: bounds
 class View(Protocol):
     """What a query may see: a packed row while training and prefilling, a cache while decoding."""
 
+    def lengths(self) -> Tensor:
+        """[T] int64: how many tokens the text of each token has, of those that share a prefix the longest."""
+        ...
+
     def attend(
         self,
         layer: int,
@@ -112,6 +116,12 @@ class PackedView:
         if key not in self._buckets:
             self._buckets[key] = plan_buckets(self.visible_until, self.positions, window, q.device)
         return BucketedAttention.apply(q, k, v, self._buckets[key], scale, softcap)
+
+    def lengths(self) -> Tensor:
+        """See `View.lengths`: a text and those that share its prefix lie between two tokens of position 0."""
+        roots = torch.cumsum(self.positions == 0, 0) - 1
+        ends = torch.zeros(int(roots[-1]) + 1, dtype=self.positions.dtype)
+        return ends.scatter_reduce_(0, roots, self.positions + 1, "amax")[roots]
 
     def flex(
         self,

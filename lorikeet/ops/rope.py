@@ -1,7 +1,8 @@
 """Rotary position embedding (Su et al. 2021) with the scalings that Llama-like models use.
 
 Pairs are the two halves of a head ("rotate half", Hugging Face's layout). Frequencies follow transformers'
-`modeling_rope_utils`: linear and dynamic NTK (kaiokendev, bloc97), llama3 (Llama 3.1), yarn (Peng et al. 2023).
+`modeling_rope_utils`: linear and dynamic NTK (kaiokendev, bloc97), llama3 (Llama 3.1), yarn (Peng et al. 2023),
+longrope (Ding et al. 2024; Phi-3). A head may be rotated in its first part only (`rotary_dim`; Phi-4).
 """
 
 from __future__ import annotations
@@ -15,14 +16,15 @@ from torch import Tensor
 
 from lorikeet.base.errors import ModelError
 
-KINDS = ("default", "linear", "dynamic", "llama3", "yarn")
+KINDS = ("default", "linear", "dynamic", "llama3", "yarn", "longrope")
+BY_LENGTH = ("dynamic", "longrope")  # whose frequencies depend on how long the text is
 
 
 @dataclass(frozen=True)
 class Rope:
     """What a checkpoint says about its rotary embedding. `scaling` is config.json's rope_scaling / rope_parameters."""
 
-    head_dim: int
+    rotary_dim: int  # of a head's E: how many are rotated, from the first on
     theta: float
     max_position: int  # max_position_embeddings: where dynamic scaling begins
     scaling: dict[str, Any] = field(default_factory=dict)
@@ -30,18 +32,33 @@ class Rope:
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise ModelError(f"unknown rope scaling '{self.kind}'", given=self.scaling, allowed=" ".join(KINDS))
+        try:
+            frequencies, _ = self.frequencies(self.max_position)
+            fits = len(frequencies) == self.rotary_dim // 2 and bool(frequencies.isfinite().all())
+        except (KeyError, TypeError, ZeroDivisionError, ValueError, RuntimeError) as error:
+            raise ModelError(
+                f"the config's rope scaling '{self.kind}' lacks a setting or has an odd one",
+                given=f"{type(error).__name__} {error} in {self.scaling}"[:200],
+                try_="the config.json that belongs to the weights",
+            ) from error
+        if not fits:
+            raise ModelError(
+                f"the config's rope scaling '{self.kind}' does not fit the heads",
+                given=f"{len(frequencies)} frequencies for {self.rotary_dim} rotated dimensions",
+            )
 
     @property
     def kind(self) -> str:
         return self.scaling.get("rope_type") or self.scaling.get("type") or "default"
 
     def frequencies(self, length: int) -> tuple[Tensor, float]:
-        """Radians per position [E / 2] float32, and the factor on cos and sin. `length` matters to `dynamic` only."""
-        scaling, half = self.scaling, torch.arange(0, self.head_dim, 2, dtype=torch.int64).float() / self.head_dim
+        """Radians per position [rotary_dim / 2] float32, and the factor on cos and sin, for texts of `length` tokens
+        (which matters to BY_LENGTH only)."""
+        scaling, half = self.scaling, torch.arange(0, self.rotary_dim, 2, dtype=torch.int64).float() / self.rotary_dim
         theta = self.theta
         if self.kind == "dynamic" and length > self.max_position:
             grown = scaling["factor"] * length / self.max_position - (scaling["factor"] - 1)
-            theta *= grown ** (self.head_dim / (self.head_dim - 2))
+            theta *= grown ** (self.rotary_dim / (self.rotary_dim - 2))
         plain = 1.0 / theta**half
         if self.kind == "linear":
             return plain / scaling["factor"], 1.0
@@ -49,15 +66,37 @@ class Rope:
             return _llama3(plain, scaling, self.max_position), 1.0
         if self.kind == "yarn":
             return _yarn(plain, self)
+        if self.kind == "longrope":
+            return _longrope(plain, self, length)
         return plain, 1.0
 
-    def table(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """cos and sin [T, 1, E] in `dtype` for int64 positions [T]."""
-        length = int(positions.max()) + 1 if self.kind == "dynamic" else 0
-        frequencies, factor = self.frequencies(length)
-        angles = positions[:, None].float() * frequencies.to(positions.device)
+    def table(self, positions: Tensor, dtype: torch.dtype, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """cos and sin [T, 1, rotary_dim] in `dtype` for int64 positions [T].
+
+        `lengths` [T]: how long the text of each token is, for BY_LENGTH (by default, all are one text)."""
+        if self.kind not in BY_LENGTH:
+            angles, factor = self._angles(positions, 0)
+        else:
+            if lengths is None:
+                lengths = (positions.max() + 1).expand_as(positions)
+            angles = torch.empty(len(positions), self.rotary_dim // 2, device=positions.device)
+            # short texts are all alike
+            lengths = lengths.clamp_min(self.unchanged_within())
+            for length in lengths.unique().tolist():
+                mine = lengths == length
+                angles[mine], factor = self._angles(positions[mine], int(length))
         angles = torch.cat([angles, angles], dim=-1)[:, None]
         return (angles.cos() * factor).to(dtype), (angles.sin() * factor).to(dtype)
+
+    def unchanged_within(self) -> int | None:
+        """Texts up to so many tokens all have the same frequencies; None: texts of any length."""
+        if self.kind == "longrope":
+            return int(self.scaling.get("original_max_position_embeddings") or self.max_position)
+        return self.max_position if self.kind == "dynamic" else None
+
+    def _angles(self, positions: Tensor, length: int) -> tuple[Tensor, float]:
+        frequencies, factor = self.frequencies(length)
+        return positions[:, None].float() * frequencies.to(positions.device), factor
 
 
 def _llama3(plain: Tensor, scaling: dict[str, Any], max_position: int) -> Tensor:
@@ -71,8 +110,21 @@ def _llama3(plain: Tensor, scaling: dict[str, Any], max_position: int) -> Tensor
     return torch.where(between, blended, scaled)
 
 
+def _longrope(plain: Tensor, rope: Rope, length: int) -> tuple[Tensor, float]:
+    """One set of factors for texts within the original context, another for longer ones."""
+    scaling = rope.scaling
+    original = scaling.get("original_max_position_embeddings") or rope.max_position
+    factors = torch.tensor(scaling["long_factor" if length > original else "short_factor"], dtype=torch.float32)
+    amplitude = scaling.get("attention_factor")
+    if amplitude is None:
+        # the config's own factor, where it has one, counts before the ratio of the two contexts
+        grown = scaling.get("factor") or rope.max_position / original
+        amplitude = 1.0 if grown <= 1 else math.sqrt(1 + math.log(grown) / math.log(original))
+    return plain / factors, float(amplitude)
+
+
 def _yarn(plain: Tensor, rope: Rope) -> tuple[Tensor, float]:
-    scaling, dim = rope.scaling, rope.head_dim
+    scaling, dim = rope.scaling, rope.rotary_dim
     original = scaling.get("original_max_position_embeddings") or rope.max_position
     factor = scaling.get("factor") or rope.max_position / original
 
@@ -97,9 +149,10 @@ def _yarn(plain: Tensor, rope: Rope) -> tuple[Tensor, float]:
 
 
 def reference_rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """The definition. x [T, H, E], cos and sin [T, 1, E] -> [T, H, E]."""
-    first, second = x.chunk(2, dim=-1)
-    return x * cos + torch.cat([-second, first], dim=-1) * sin
+    """The definition. x [T, H, E], cos and sin [T, 1, rotary_dim] -> [T, H, E]."""
+    turned, rest = x[..., : cos.shape[-1]], x[..., cos.shape[-1] :]
+    first, second = turned.chunk(2, dim=-1)
+    return torch.cat([turned * cos + torch.cat([-second, first], dim=-1) * sin, rest], dim=-1)
 
 
 class RotateFunction(torch.autograd.Function):
@@ -117,11 +170,12 @@ class RotateFunction(torch.autograd.Function):
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    half = x.shape[-1] // 2
+    half, turned = cos.shape[-1] // 2, cos.shape[-1]
     out = torch.empty_like(x, memory_format=torch.contiguous_format)
-    first, second, c, s = x[..., :half], x[..., half:], cos[..., :half], sin[..., :half]
+    first, second, c, s = x[..., :half], x[..., half:turned], cos[..., :half], sin[..., :half]
     torch.mul(first, c, out=out[..., :half]).addcmul_(second, s, value=-1)
-    torch.mul(second, c, out=out[..., half:]).addcmul_(first, s)
+    torch.mul(second, c, out=out[..., half:turned]).addcmul_(first, s)
+    out[..., turned:] = x[..., turned:]
     return out
 
 

@@ -1,14 +1,16 @@
-"""Llama (Touvron et al. 2023) and its relatives with the same config: SmolLM, TinyLlama, Vicuna."""
+"""Llama (Touvron et al. 2023) and its relatives with the same config: SmolLM, TinyLlama, Vicuna, Llama 3."""
 
 from __future__ import annotations
 
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from lorikeet.base.errors import ModelError
-from lorikeet.models.causal_lm import Shape
-from lorikeet.models.families._contract import DecoderSpec, Family, whole
+from lorikeet.checkpoints._contract import Checkpoint
+from lorikeet.models.families import _config
+from lorikeet.models.families._contract import DecoderSpec, Family
 from lorikeet.ops.rope import Rope
 
 
@@ -20,79 +22,31 @@ class Llama(Family):
     architecture: ClassVar[str] = "LlamaForCausalLM"
     gguf_architecture: ClassVar[str | None] = "llama"
 
+    def matches(self, checkpoint: Checkpoint) -> bool:
+        # Mixtral's GGUF files say llama, too, and differ by their experts
+        experts = checkpoint.layout == "gguf" and checkpoint.config.get("llama.expert_count")
+        return not experts and super().matches(checkpoint)
+
     def spec(self, config: dict[str, Any]) -> DecoderSpec:
-        heads, width = whole(config, "num_attention_heads"), whole(config, "hidden_size")
-        layers, ffn = whole(config, "num_hidden_layers"), whole(config, "intermediate_size")
-        vocabulary = whole(config, "vocab_size")
-        activation = config.get("hidden_act", "silu")
-        if activation != "silu":
-            raise ModelError("a Llama model with another activation", given=activation, allowed="silu")
-        head_dim = whole(config, "head_dim", width // heads)
-        # transformers 5 writes rope_parameters; before, rope_theta and rope_scaling stood apart
-        rope = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
-        theta = float(rope.pop("rope_theta", None) or config.get("rope_theta") or 10000.0)
-        max_position = whole(config, "max_position_embeddings", 2048)
-        shape = Shape(
-            vocab_size=vocabulary,
-            width=width,
-            layers=layers,
-            heads=heads,
-            kv_heads=whole(config, "num_key_value_heads", heads),
-            head_dim=head_dim,
-            ffn_width=ffn,
-            max_position=max_position,
-            config=config,
-        )
+        shape = _config.sizes(config)
         bias = bool(config.get("attention_bias", False))
         return DecoderSpec(
             shape=shape,
-            rope=Rope(head_dim, theta, max_position, rope),
-            norm_eps=float(config.get("rms_norm_eps", 1e-6)),
-            tied=bool(config.get("tie_word_embeddings", False)),
+            rope=_config.rope(config, shape),
+            norm_eps=_config.number(config, "rms_norm_eps") or 1e-6,
+            tied=_config.tied(config, False),
             attention_bias=bias,
             output_bias=bias,
             mlp_bias=bool(config.get("mlp_bias", False)),
+            activation=_config.activation(config),
         )
 
-    def config_from_gguf(self, metadata: dict[str, Any], shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
-        def get(key: str, default: Any = None) -> Any:
-            return metadata.get(f"llama.{key}", default)
-
-        heads, width = get("attention.head_count"), get("embedding_length")
-        config = {
-            "architectures": [self.architecture],
-            "model_type": self.model_type,
-            "vocab_size": shapes["token_embd.weight"][0],
-            "hidden_size": width,
-            "num_hidden_layers": get("block_count"),
-            "num_attention_heads": heads,
-            "num_key_value_heads": get("attention.head_count_kv", heads),
-            "head_dim": get("attention.key_length", width // heads),
-            "intermediate_size": get("feed_forward_length"),
-            "max_position_embeddings": get("context_length"),
-            "rms_norm_eps": get("attention.layer_norm_rms_epsilon"),
-            "rope_theta": get("rope.freq_base", 10000.0),
-            "hidden_act": "silu",
-            "attention_bias": "blk.0.attn_q.bias" in shapes,
-            "mlp_bias": "blk.0.ffn_gate.bias" in shapes,
-            "tie_word_embeddings": "output.weight" not in shapes,
-            "bos_token_id": metadata.get("tokenizer.ggml.bos_token_id"),
-            "eos_token_id": metadata.get("tokenizer.ggml.eos_token_id"),
-        }
-        if "rope_freqs.weight" in shapes:
-            raise ModelError(
-                "this GGUF file carries Llama 3's rope factors, which are not read yet",
-                given=metadata.get("general.name"),
-                try_="the same model as a Hugging Face folder",
-            )
-        scaling = get("rope.scaling.type")
-        if scaling in ("linear", "yarn"):
-            original = get("rope.scaling.original_context_length")
-            config["rope_scaling"] = {
-                "rope_type": scaling,
-                "factor": get("rope.scaling.factor"),
-                **({"original_max_position_embeddings": original} if original else {}),
-            }
+    def config_from_gguf(self, checkpoint: Checkpoint) -> dict[str, Any]:
+        config, names = _config.gguf_settings(checkpoint, self.architecture, self.model_type), set(checkpoint.names())
+        config["attention_bias"] = "blk.0.attn_q.bias" in names
+        config["mlp_bias"] = "blk.0.ffn_gate.bias" in names
+        if "rope_freqs.weight" in names:
+            config["rope_scaling"] = llama3_scaling(checkpoint.read("rope_freqs.weight"), config)
         return config
 
     def from_gguf(self, name: str, tensor: Tensor, spec: DecoderSpec) -> Tensor:
@@ -102,3 +56,27 @@ class Llama(Family):
                 rest = tensor.shape[1:]
                 return tensor.view(heads, -1, 2, *rest).transpose(1, 2).reshape(tensor.shape)
         return tensor
+
+
+def llama3_scaling(factors: Tensor, config: dict[str, Any]) -> dict[str, Any]:
+    """The llama3 rope settings that give a GGUF file's `rope_freqs` [E / 2], by which frequencies are divided.
+
+    The file keeps the result but not the settings; only `factor` differs between the published models (8 and 32), and
+    it is the largest of the divisors. Raises ModelError where the settings found do not give the file's numbers."""
+    settings = {
+        "rope_type": "llama3",
+        "factor": round(factors.max().item(), 3),
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+    }
+    head_dim, theta, length = config["head_dim"], config["rope_theta"], config["max_position_embeddings"]
+    plain, _ = Rope(head_dim, theta, length).frequencies(0)
+    scaled, _ = Rope(head_dim, theta, length, settings).frequencies(0)
+    if factors.shape != plain.shape or not torch.allclose(plain / scaled, factors.float(), rtol=1e-3):
+        raise ModelError(
+            "this GGUF file carries rope factors that Llama 3's settings do not give",
+            given=f"{len(factors)} factors from {factors.min():.4g} to {factors.max():.4g}",
+            try_="the same model as a Hugging Face folder",
+        )
+    return settings

@@ -1,0 +1,67 @@
+"""The empty parts of a network, each knowing its checkpoint names; see slots.py for how they are filled."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from lorikeet.models.linear import LinearGroup
+from lorikeet.models.slots import Slot, parameter_slot
+from lorikeet.ops.norm import rms_norm
+from lorikeet.quant._contract import Quant
+
+
+class Norm(nn.Module):
+    """RMSNorm with a weight [D]; `offset` is what the checkpoint leaves out of it (Gemma: 1)."""
+
+    def __init__(self, name: str, weight: nn.Parameter, eps: float, offset: float):
+        super().__init__()
+        self.name, self.weight, self.eps, self.offset = name, weight, eps, offset
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [..., D] -> [..., D]."""
+        return rms_norm(x, self.weight, self.eps, self.offset)
+
+    def slots(self) -> Iterator[Slot]:
+        """See `Part`."""
+        yield parameter_slot(f"{self.name}.weight", self.weight)
+
+
+class Embedding(nn.Module):
+    """A table [V, D]: the embedding, or a head of its own. Applied by its owner."""
+
+    def __init__(self, name: str, weight: nn.Parameter):
+        super().__init__()
+        self.name, self.weight = name, weight
+
+    def slots(self) -> Iterator[Slot]:
+        """See `Part`."""
+        yield parameter_slot(f"{self.name}.weight", self.weight)
+
+
+@dataclass(frozen=True)
+class Build:
+    """How parts are made: how frozen weights are kept, in which dtype, where."""
+
+    quant: Quant
+    dtype: torch.dtype
+    device: torch.device
+
+    def linears(self, names: Sequence[str], sizes: Sequence[int], width: int, *, bias: bool = False) -> LinearGroup:
+        """Linears over one input [T, width], named as in the checkpoint, with outputs of `sizes`."""
+        storage = self.quant.empty(sum(sizes), width, self.dtype, self.device)
+        biases = [torch.empty(size, dtype=self.dtype, device=self.device) if bias else None for size in sizes]
+        return LinearGroup(names, sizes, storage, biases)
+
+    def parameter(self, *sizes: int) -> nn.Parameter:
+        """A frozen tensor without contents."""
+        return nn.Parameter(torch.empty(sizes, dtype=self.dtype, device=self.device), requires_grad=False)
+
+    def norm(self, name: str, width: int, eps: float, offset: float = 0.0) -> Norm:
+        return Norm(name, self.parameter(width), eps, offset)
+
+    def embedding(self, name: str, vocabulary: int, width: int) -> Embedding:
+        return Embedding(name, self.parameter(vocabulary, width))

@@ -1,0 +1,110 @@
+"""Gemma 3's text network (Gemma Team 2025): five layers with a window to one that sees everything, each kind with a
+rope of its own; norms before and behind attention and feed-forward and on q and k; a scaled, tied embedding.
+
+A model with a vision tower (`model_type` gemma3) is read as its text part, which is then saved as `gemma3_text`.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from lorikeet.base.errors import ModelError
+from lorikeet.checkpoints._contract import Checkpoint
+from lorikeet.models.families import _config
+from lorikeet.models.families._contract import DecoderSpec, Family, Names
+
+NAMES = Names(
+    after_attention="post_attention_layernorm",
+    before_mlp="pre_feedforward_layernorm",
+    after_mlp="post_feedforward_layernorm",
+    q_norm="self_attn.q_norm",
+    k_norm="self_attn.k_norm",
+)
+TEXT_PARTS = ("language_model.model.", "model.language_model.")  # where the text part's tensors lie, old and new
+
+
+class Gemma3(Family):
+    """Norm weights are kept less one; GGUF files keep them whole."""
+
+    kind: ClassVar[str] = "gemma3"
+    model_type: ClassVar[str] = "gemma3_text"
+    architecture: ClassVar[str] = "Gemma3ForCausalLM"
+    gguf_architecture: ClassVar[str | None] = "gemma3"
+    gguf_layer: ClassVar[dict[str, str]] = {
+        "post_attention_layernorm": "post_attention_norm",
+        "pre_feedforward_layernorm": "ffn_norm",
+        "post_feedforward_layernorm": "post_ffw_norm",
+    }
+
+    def matches(self, checkpoint: Checkpoint) -> bool:
+        return checkpoint.config.get("model_type") == "gemma3" or super().matches(checkpoint)
+
+    def config(self, checkpoint: Checkpoint) -> dict[str, Any]:
+        if checkpoint.config.get("model_type") != "gemma3":
+            return super().config(checkpoint)
+        text = checkpoint.config.get("text_config")
+        if not isinstance(text, dict):
+            raise ModelError(f"{checkpoint.path}: config.json lacks 'text_config'", given="model_type gemma3")
+        return {**_DEFAULTS, **text, "model_type": self.model_type, "architectures": [self.architecture]}
+
+    def read(self, checkpoint: Checkpoint, name: str, spec: DecoderSpec) -> Tensor:
+        if checkpoint.config.get("model_type") == "gemma3":
+            inside = name.removeprefix("model.")
+            known = set(checkpoint.names())
+            return checkpoint.read(next((f"{p}{inside}" for p in TEXT_PARTS if f"{p}{inside}" in known), name))
+        return super().read(checkpoint, name, spec)
+
+    def spec(self, config: dict[str, Any]) -> DecoderSpec:
+        if config.get("use_bidirectional_attention"):
+            raise ModelError("a Gemma 3 that reads both ways (an embedding model) does not write text")
+        shape = _config.sizes(config, max_position=131072, head_dim=256)
+        every = _config.whole(config, "sliding_window_pattern", config.get("_sliding_window_pattern") or 6)
+        pattern = ["full_attention" if not (i + 1) % every else "sliding_attention" for i in range(shape.layers)]
+        ropes = config.get("rope_parameters") or {}
+        far = ropes.get("full_attention") or config.get("rope_scaling") or {}
+        near = ropes.get("sliding_attention") or {"rope_theta": config.get("rope_local_base_freq") or 10000.0}
+        return DecoderSpec(
+            shape=shape,
+            rope=_config.rope_from(far, config, shape, theta=1e6),
+            local_rope=_config.rope_from(near, config, shape, theta=1e4),
+            norm_eps=_config.number(config, "rms_norm_eps") or 1e-6,
+            norm_offset=1.0,
+            tied=_config.tied(config, True),
+            attention_bias=bool(config.get("attention_bias", False)),
+            output_bias=bool(config.get("attention_bias", False)),
+            names=NAMES,
+            activation=_config.activation(config, "gelu_pytorch_tanh", key="hidden_activation"),
+            windows=_config.windows({"sliding_window": 4096} | config, shape.layers, pattern=pattern),
+            scale=(_config.number(config, "query_pre_attn_scalar") or 256.0) ** -0.5,
+            # no cap on scores: published configs have none, and transformers reads the setting but never applies it
+            final_softcap=_config.number(config, "final_logit_softcapping"),
+            embedding_scale=math.sqrt(shape.width),
+        )
+
+    def config_from_gguf(self, checkpoint: Checkpoint) -> dict[str, Any]:
+        config, metadata = _config.gguf_settings(checkpoint, self.architecture, self.model_type), checkpoint.config
+        head_dim = config["head_dim"]
+        # the file does not say by what scores are divided: sqrt(E), but the 27B model sqrt(D / H)
+        big = config["num_hidden_layers"] == 62
+        scaling = config.pop("rope_scaling", None)
+        far = {"rope_type": "default", "rope_theta": metadata.get("gemma3.rope.freq_base", 1e6)}
+        del config["rope_theta"], config["hidden_act"]
+        return config | {
+            "hidden_activation": "gelu_pytorch_tanh",
+            "query_pre_attn_scalar": config["hidden_size"] // config["num_attention_heads"] if big else head_dim,
+            "sliding_window": metadata.get("gemma3.attention.sliding_window"),
+            "rope_parameters": {
+                "full_attention": far | (scaling or {}),
+                "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+            },
+        }
+
+    def from_gguf(self, name: str, tensor: Tensor, spec: DecoderSpec) -> Tensor:
+        return tensor - 1 if name.endswith("norm.weight") else tensor
+
+
+# what published text_configs leave to transformers' defaults (Gemma3TextConfig)
+_DEFAULTS = {"vocab_size": 262208, "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256}

@@ -1,0 +1,48 @@
+"""The slots of a network: one for each checkpoint tensor, which loading fills and saving reads.
+
+A part is any module with a method `slots`; a network's slots are those of its parts in the order they were made. So a
+new part (experts, another feed-forward) brings its own slots, and loading, merging and saving need no line for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Protocol, cast
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One checkpoint tensor's place. `write` takes it dense, on any device in any dtype; `read` gives it back dense
+    in the dtype asked for, without adapters."""
+
+    name: str
+    shape: tuple[int, ...]
+    write: Callable[[Tensor], None]
+    read: Callable[[torch.dtype], Tensor]
+
+
+class Part(Protocol):
+    """A module that holds checkpoint tensors of its own."""
+
+    def slots(self) -> Iterator[Slot]: ...
+
+
+def slots(model: nn.Module) -> Iterator[Slot]:
+    """The slots of all parts inside `model`."""
+    for module in model.modules():
+        if hasattr(module, "slots") and module is not model:
+            yield from cast(Part, module).slots()
+
+
+def parameter_slot(name: str, parameter: Tensor) -> Slot:
+    """The slot of a tensor that is kept as it is."""
+
+    def write(tensor: Tensor) -> None:
+        with torch.no_grad():
+            parameter.copy_(tensor)
+
+    return Slot(name, tuple(parameter.shape), write, lambda dtype: parameter)
