@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lorikeet.base.errors import ModelError
-from lorikeet.ops.norm import RmsNormFunction, reference_rms_norm
+from lorikeet.ops.norm import reference_rms_norm, rms_norm
 from lorikeet.ops.rope import Rope, reference_rotate, rotate
 from lorikeet.ops.swiglu import reference_swiglu, swiglu
 
@@ -32,21 +32,21 @@ def same_gradients(fast: Callable[..., Tensor], slow: Callable[..., Tensor], *in
 @pytest.mark.parametrize("eps", [1e-6, 0.5])
 def test_rms_norm_equals_its_reference(eps: float) -> None:
     def fast(x: Tensor, weight: Tensor) -> Tensor:
-        return RmsNormFunction.apply(x, weight, eps)
+        return rms_norm(x, weight, eps)
 
     same_gradients(fast, lambda x, weight: reference_rms_norm(x, weight, eps), random(5, 7), random(7, seed=1))
 
 
 def test_rms_norm_rounds_once_in_bfloat16() -> None:
     x, weight = random(6, 32, dtype=torch.bfloat16), random(32, seed=1, dtype=torch.bfloat16)
-    found = RmsNormFunction.apply(x, weight, 1e-6)
+    found = rms_norm(x, weight, 1e-6)
     assert found.dtype == torch.bfloat16
     torch.testing.assert_close(found, reference_rms_norm(x, weight, 1e-6), rtol=0, atol=0)
 
 
 def test_rms_norm_without_a_trained_weight_computes_no_gradient_for_it() -> None:
     x, weight = random(3, 4), random(4, seed=1).detach()
-    RmsNormFunction.apply(x, weight, 1e-6).sum().backward()
+    rms_norm(x, weight, 1e-6).sum().backward()
     assert x.grad is not None and weight.grad is None
 
 
@@ -75,8 +75,8 @@ def test_rotated_scores_depend_on_distances_only() -> None:
 
 
 def test_an_unknown_scaling_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(ModelError, match="longrope") as error:
-        Rope(8, 100.0, 64, {"rope_type": "longrope"})
+    with pytest.raises(ModelError, match="spiral") as error:
+        Rope(8, 100.0, 64, {"rope_type": "spiral"})
     assert "llama3" in str(error.value)
 
 

@@ -42,7 +42,8 @@ def decoder(
 ) -> Decoder:
     """A decoder with random weights, norms and biases."""
     shape = Shape(vocab, width, layers, heads, kv_heads, head_dim, 20, max_position, {})
-    spec = DecoderSpec(shape, Rope(head_dim, 10000.0, max_position), 1e-5, tied, bias, bias, bias, window)
+    rope, windows = Rope(head_dim, 10000.0, max_position), () if window is None else (window,) * layers
+    spec = DecoderSpec(shape, rope, 1e-5, tied, bias, bias, bias, windows=windows)
     model = Decoder(spec, NoQuant(), dtype, CPU)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():

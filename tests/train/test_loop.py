@@ -71,7 +71,7 @@ def test_a_signal_in_the_last_step_changes_nothing(tmp_path: Path) -> None:
 
 def test_a_loss_that_is_not_a_number_stops_the_run_and_leaves_earlier_checkpoints(tmp_path: Path) -> None:
     run = run_in(tmp_path, evaluate_before=False)
-    calling(run, 2, lambda: run.model.embed.data.fill_(math.nan))
+    calling(run, 2, lambda: run.model.embedding.weight.data.fill_(math.nan))
     with pytest.raises(TrainingError, match="loss of step 3 is nan"):
         train(run, TrainOptions(**OPTIONS, save_steps=1))
     assert checkpoints(tmp_path) == [1, 2] and intact(tmp_path / "checkpoint-2")

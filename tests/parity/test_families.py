@@ -1,0 +1,169 @@
+"""Every native family: random tiny models written by transformers, read by us, in float32: the same logits.
+
+Also in cached decoding, from packed rows that share a prefix, and through one LoRA step's gradients.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lorikeet.base.kinds import kinds
+from lorikeet.data.pack import pack_row
+from lorikeet.models.kv_cache import Decode, KvCache, Prefill
+from lorikeet.ops.attention import PackedView
+from parity import tiny
+from parity.test_transformers import TOLERANCE, difference, logits, ours
+
+transformers = pytest.importorskip("transformers")
+
+COMMON = {
+    "vocab_size": 97, "hidden_size": 64, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "max_position_embeddings": 64, "attn_implementation": "eager", "pad_token_id": 0,
+}  # fmt: skip
+LONGROPE = {
+    "rope_type": "longrope", "short_factor": [1.0, 1.1, 1.3, 1.5, 2.0, 2.2, 2.5, 3.0],
+    "long_factor": [2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0],
+}  # fmt: skip
+GEMMA = {"head_dim": 12, "query_pre_attn_scalar": 20, "sliding_window": 8}
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "mistral": ("Mistral", {"sliding_window": 7}),
+    "mistral, no window, wide heads": ("Mistral", {"sliding_window": None, "head_dim": 20}),
+    "qwen2": ("Qwen2", {"tie_word_embeddings": True}),
+    "qwen2, windows above": ("Qwen2", {"use_sliding_window": True, "sliding_window": 6, "max_window_layers": 1}),
+    "qwen3": ("Qwen3", {"head_dim": 20}),
+    "qwen3, biases, tied": ("Qwen3", {"head_dim": 16, "attention_bias": True, "tie_word_embeddings": True}),
+    "qwen3, yarn": (
+        "Qwen3",
+        {"head_dim": 16, "rope_parameters": {
+            "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16, "rope_theta": 10000.0
+        }},
+    ),
+    "gemma2": ("Gemma2", GEMMA),
+    "gemma2, no caps": (
+        "Gemma2", {**GEMMA, "final_logit_softcapping": None, "attn_logit_softcapping": None, "num_hidden_layers": 2}
+    ),
+    "gemma2, tight caps": ("Gemma2", {**GEMMA, "final_logit_softcapping": 2.0, "attn_logit_softcapping": 1.5}),
+    "gemma3": ("Gemma3", {**GEMMA, "num_hidden_layers": 7}),
+    "gemma3, layer types, linear rope": (
+        "Gemma3",
+        {**GEMMA, "layer_types": ["full_attention", "sliding_attention", "sliding_attention"], "rope_parameters": {
+            "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1000.0},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 50.0},
+        }},
+    ),
+    "gemma3, capped logits, untied": (
+        "Gemma3", {**GEMMA, "final_logit_softcapping": 4.0, "tie_word_embeddings": False}
+    ),
+    "phi3": ("Phi3", {"sliding_window": 9}),
+    "phi3, longrope": (
+        "Phi3",
+        {"original_max_position_embeddings": 32, "rope_parameters": LONGROPE | {"rope_theta": 10000.0}},
+    ),
+    "phi4-mini: a part of each head rotated, tied": (
+        "Phi3",
+        {"original_max_position_embeddings": 32, "tie_word_embeddings": True, "rope_parameters": {
+            "rope_type": "longrope", "rope_theta": 10000.0, "partial_rotary_factor": 0.75,
+            "short_factor": LONGROPE["short_factor"][:6], "long_factor": LONGROPE["long_factor"][:6],
+        }},
+    ),
+}  # fmt: skip
+TESTED_ELSEWHERE = {"llama": "test_transformers.py", "qwen": "test_qwen1.py", "mixtral": "test_experts.py"}
+
+
+def theirs(case: str, seed: int = 0) -> Any:
+    """A random model with weights, norms and biases far from their initial values."""
+    name, options = CASES[case]
+    torch.manual_seed(seed)
+    config_class = getattr(transformers, f"{name}TextConfig", None) or getattr(transformers, f"{name}Config")
+    config = config_class(**COMMON | options)
+    model = getattr(transformers, f"{name}ForCausalLM")(config).float().eval()
+    offset = 0 if name.startswith("Gemma") else 1
+    with torch.no_grad():
+        for parameter_name, parameter in model.named_parameters():
+            parameter.normal_(offset if "norm" in parameter_name else 0, 0.15)
+    model.tie_weights()
+    return model
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("seed", [0, 1])
+def test_logits_equal_transformers(case: str, seed: int, tmp_path: Path) -> None:
+    model = theirs(case, seed)
+    model.save_pretrained(tmp_path)
+    found = ours(tmp_path)
+    assert difference(model, found, seed=seed, length=48) <= TOLERANCE
+    assert difference(model, found, seed=seed, length=20) <= TOLERANCE  # longrope's other factors
+
+
+@pytest.mark.parametrize("case", CASES)
+@torch.no_grad()
+def test_cached_decoding_equals_reading_anew(case: str, tmp_path: Path) -> None:
+    """Two prompts of different length, six tokens each: windows, caps and ropes hold in the cache, too."""
+    theirs(case).save_pretrained(tmp_path)
+    model = ours(tmp_path)
+    generator = torch.Generator().manual_seed(3)
+    texts = [torch.randint(97, (size,), generator=generator).tolist() for size in (20, 13)]
+    cache = KvCache(model.shape, 2, 64, torch.float32, tiny.CPU)
+    prefill = Prefill(cache, [text[:-6] for text in texts])
+    hidden = model.hidden(prefill.tokens, prefill.positions, prefill)[prefill.last]
+    decode = Decode(cache)
+    for step in range(-6, 0):
+        for row, text in enumerate(texts):
+            expected = logits(model, torch.tensor(text[: len(text) + step]))[-1]
+            torch.testing.assert_close(model.head.logits(hidden)[row], expected, rtol=0, atol=TOLERANCE)
+        hidden = model.hidden(torch.tensor([text[step] for text in texts]), decode.positions, decode)
+        decode.advance()
+
+
+@pytest.mark.parametrize("case", CASES)
+@torch.no_grad()
+def test_a_shared_prefix_equals_each_conversation_alone(case: str, tmp_path: Path) -> None:
+    theirs(case).save_pretrained(tmp_path)
+    model = ours(tmp_path)
+    prefix, ends = list(range(3, 18)), ([40, 41, 42], [50, 51], [60, 61, 62, 63, 64])
+    examples = [tiny.example(prefix + end) for end in ends]
+    row = pack_row(examples)
+    assert len(row.tokens) == len(prefix) + sum(map(len, ends))
+    packed = model.hidden(row.tokens, row.positions, PackedView(row.visible_until, row.positions))
+    place = len(prefix)
+    for alone, end in zip(tiny.one_by_one(model, examples), ends):
+        torch.testing.assert_close(packed[place : place + len(end)], alone[len(prefix) :], rtol=0, atol=TOLERANCE)
+        place += len(end)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_lora_gradients_equal_peft(case: str, tmp_path: Path) -> None:
+    """One text, every linear: the same loss and the same gradient of each A and B."""
+    peft = pytest.importorskip("peft")
+    model = theirs(case)
+    model.save_pretrained(tmp_path)
+    found = ours(tmp_path)
+    parameters = tiny.with_lora(found, target_modules="all-linear")
+    options = peft.LoraConfig(r=3, lora_alpha=6, target_modules="all-linear", task_type="CAUSAL_LM")
+    wrapped = peft.get_peft_model(model, options)
+    named = {name.replace(".default", ""): value for name, value in wrapped.named_parameters() if value.requires_grad}
+    assert named.keys() == parameters.keys()
+    with torch.no_grad():
+        for name, value in named.items():
+            value.copy_(parameters[name])
+    text = torch.randint(97, (24,), generator=torch.Generator().manual_seed(1))
+    loss = wrapped(text[None], labels=text[None]).loss
+    loss.backward()
+    ours_loss, gradients = tiny.loss_and_gradients(found, parameters, [pack_row([tiny.example(text.tolist())])])
+    assert abs(ours_loss - loss.item()) < 1e-4
+    for name, value in named.items():
+        assert value.grad is not None
+        difference_ = (gradients[name] - value.grad).abs().max()
+        assert difference_ <= 1e-3 * value.grad.abs().max(), name
+
+
+def test_every_family_has_its_parity_test() -> None:
+    from lorikeet.models.load import families
+
+    covered = {name.removesuffix("ForCausalLM").lower() for name, _ in CASES.values()} | set(TESTED_ELSEWHERE)
+    assert {family.kind for family in families()} == set(kinds("lorikeet.models.families"))
+    assert set(kinds("lorikeet.models.families")) <= covered
