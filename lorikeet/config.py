@@ -12,7 +12,7 @@ directory. `output_dir` always means the working directory.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -73,10 +73,17 @@ def load(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
     return _build(tree(path, overrides))
 
 
-def parse(values: dict[str, Any], overrides: Sequence[str] = (), name: str = "the recipe") -> Recipe:
-    """The recipe in a mapping of plain values, as `load` would read it from YAML."""
+def parse(
+    values: dict[str, Any],
+    overrides: Sequence[str] = (),
+    name: str = "the recipe",
+    places: Mapping[Key, str] | None = None,
+) -> Recipe:
+    """The recipe in a mapping of plain values, as `load` would read it from YAML.
+
+    `places`: where each value was written, for messages; `name` stands for the places that are not there."""
     made = yaml_lines.parse(yaml_lines.dump(values), name)
-    made.places = {(): name}
+    made.places = {(): name, **(places or {})}
     return _build(_overridden(made, overrides))
 
 

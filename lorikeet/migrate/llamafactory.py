@@ -1,0 +1,372 @@
+"""LLaMA-Factory's YAML (and the flags of `llamafactory-cli train`), with the dataset_info.json it names its data in."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+from lorikeet.base.errors import RecipeError
+from lorikeet.migrate import _training_arguments as arguments
+from lorikeet.migrate._contract import Content, System, Translation
+from lorikeet.migrate._datasets import Dataset, from_info, set_datasets, split_names
+from lorikeet.migrate._kinds import set_method, set_quant, set_targets, set_template
+from lorikeet.migrate._table import Row, apply, by_hand, differs, not_needed, to, write_defaults
+
+NAME = "LLaMA-Factory"
+_SPEED = "changes speed or memory there, and no number"
+_PREPARED = "examples are prepared once and kept under the cache folder by content; data.cache says whether"
+_STAGE = "only supervised training here: no preference, reward or reinforcement stages"
+_OPTIMIZER = "no such optimizer here; AdamW is used"
+_VISION = "models here read text only"
+
+TABLE: dict[str, Row] = {
+    **arguments.TABLE,
+    "model_name_or_path": to("model.path", "text"),
+    "stage": by_hand("data.loss"),
+    "finetuning_type": by_hand("adapter.kind"),
+    "template": by_hand("data.template"),
+    "dataset": by_hand("data.train", "data.format"),
+    "dataset_dir": by_hand("data.train"),
+    "eval_dataset": by_hand("data.validation", "data.format"),
+    "val_size": by_hand("data.validation"),
+    "max_samples": by_hand("data.max_examples"),
+    "cutoff_len": by_hand("data.max_length", "data.truncation"),
+    "train_on_prompt": by_hand("data.loss"),
+    "mask_history": by_hand("data.loss"),
+    "packing": by_hand(),
+    "neat_packing": by_hand(),
+    "mix_strategy": by_hand(),
+    "interleave_probs": by_hand("data.train"),
+    "lora_rank": by_hand("adapter.r"),
+    "lora_alpha": by_hand("adapter.lora_alpha"),
+    "lora_dropout": by_hand("adapter.lora_dropout"),
+    "lora_target": by_hand("adapter.target_modules"),
+    "use_rslora": by_hand("adapter.use_rslora"),
+    "use_dora": by_hand("adapter.kind"),
+    "quantization_bit": by_hand("quant"),
+    "quantization_method": by_hand("quant"),
+    "quantization_type": by_hand("quant"),
+    "double_quantization": by_hand("quant"),
+    "disable_gradient_checkpointing": by_hand("train.gradient_checkpointing"),
+    "default_system": by_hand("data.template"),
+    "max_new_tokens": to("generate.max_new_tokens", "whole"),
+    "temperature": by_hand("generate.temperature"),
+    "top_p": by_hand("generate.top_p"),
+    "top_k": by_hand("generate.top_k"),
+    "repetition_penalty": to("generate.repetition_penalty", "number"),
+    "do_sample": by_hand("generate.temperature"),
+    "adapter_name_or_path": differs("training always starts a new adapter; merge the old one first: lorikeet merge"),
+    "additional_target": differs("no module is trained in full beside the adapter"),
+    "loraplus_lr_ratio": differs("A and B have one learning rate", 1, 1.0),
+    "pissa_init": differs("A starts random and B at zero, as in PEFT"),
+    "use_galore": differs(_OPTIMIZER),
+    "use_apollo": differs(_OPTIMIZER),
+    "use_badam": differs(_OPTIMIZER),
+    "use_adam_mini": differs(_OPTIMIZER),
+    "use_muon": differs(_OPTIMIZER),
+    "use_llama_pro": differs("no blocks are added to the model"),
+    "freeze_trainable_layers": differs("no layers are trained in full"),
+    "freeze_trainable_modules": differs("no layers are trained in full"),
+    "use_dft_loss": differs("the loss here is cross-entropy"),
+    "pure_bf16": differs("trained weights are float32 here"),
+    "rope_scaling": differs("positions are scaled as the model's config says"),
+    "shift_attn": differs("attention here is the whole causal one"),
+    "mixture_of_depths": differs("every token passes every layer"),
+    "resize_vocab": differs("no tokens are added to the vocabulary"),
+    "add_tokens": differs("no tokens are added to the vocabulary"),
+    "new_special_tokens": differs("no tokens are added to the vocabulary"),
+    "add_special_tokens": differs("no tokens are added to the vocabulary"),
+    "disable_shuffling": differs("the order of every epoch is random, from train.seed"),
+    "early_stopping_steps": differs("a run ends at its last step"),
+    "enable_thinking": differs("thinking is trained where the rows have it, as the template lays it out", "true"),
+    "tool_format": differs("tools are laid out by the template"),
+    "train_from_scratch": differs("training starts from the model's weights"),
+    "pref_beta": differs(_STAGE),
+    "pref_loss": differs(_STAGE),
+    "pref_ftx": differs(_STAGE),
+    "reward_model": differs(_STAGE),
+    "ref_model": differs(_STAGE),
+    "num_beams": differs("replies are sampled or greedy, without beams", 1),
+    "length_penalty": differs("replies are sampled or greedy, without beams", 1.0, 1),
+    "model_revision": differs("the newest revision is fetched; model.path: hf:ORG/NAME@REVISION names one", "main"),
+    "streaming": not_needed(_PREPARED),
+    "buffer_size": not_needed(_PREPARED),
+    "overwrite_cache": not_needed(_PREPARED),
+    "tokenized_path": not_needed(_PREPARED),
+    "preprocessing_num_workers": not_needed(_PREPARED),
+    "preprocessing_batch_size": not_needed(_PREPARED),
+    "cache_dir": not_needed("$XDG_CACHE_HOME/lorikeet"),
+    "trust_remote_code": not_needed("no code of a model is ever run"),
+    "plot_loss": not_needed("report.html has the curves"),
+    "compute_accuracy": not_needed("token accuracy is always measured"),
+    "include_effective_tokens_per_second": not_needed("metrics.jsonl has it"),
+    "use_swanlab": not_needed("figures go to metrics.jsonl and report.html; no account, no upload"),
+    "swanlab_project": not_needed("figures go to metrics.jsonl and report.html; no account, no upload"),
+    "flash_attn": not_needed(_SPEED),
+    "enable_liger_kernel": not_needed(_SPEED),
+    "use_unsloth": not_needed(_SPEED),
+    "use_unsloth_gc": not_needed(_SPEED),
+    "use_kv_cache": not_needed(_SPEED),
+    "low_cpu_mem_usage": not_needed(_SPEED),
+    "use_fast_tokenizer": not_needed("tokenizer.json is always used"),
+    "upcast_layernorm": not_needed("norms compute in float32"),
+    "upcast_lmhead_output": not_needed("the loss computes in float32"),
+    "split_special_tokens": not_needed("text of a row never becomes a control token"),
+    "ignore_pad_token_for_loss": not_needed("there is no padding"),
+    "eval_on_each_dataset": not_needed("validation is one figure over all its rows"),
+    "freeze_vision_tower": not_needed(_VISION),
+    "freeze_multi_modal_projector": not_needed(_VISION),
+    "media_dir": not_needed(_VISION),
+    "image_max_pixels": not_needed(_VISION),
+    "video_max_pixels": not_needed(_VISION),
+    "hf_hub_token": not_needed("huggingface_hub reads its own login"),
+    "infer_backend": not_needed("lorikeet chat RUN"),
+    "infer_dtype": not_needed("model.dtype serves training and answering"),
+    "export_dir": not_needed("lorikeet merge RUN FOLDER"),
+    "export_size": not_needed("lorikeet merge RUN FOLDER"),
+    "export_device": not_needed("lorikeet merge RUN FOLDER"),
+    "export_legacy_format": not_needed("weights are always saved as safetensors"),
+}
+DEFAULTS: dict[str, tuple[str, Any]] = {
+    **arguments.DEFAULTS,
+    "data.max_length": ("cutoff_len", 2048),
+    "data.truncation": ("cutoff_len", "keep_reply"),
+    "adapter.r": ("lora_rank", 8),
+    "train.gradient_checkpointing": ("disable_gradient_checkpointing", True),
+}
+_ONLY_HERE = ("finetuning_type", "stage", "cutoff_len", "lora_rank", "lora_target", "dataset_dir", "template")
+
+
+class LlamaFactory(System):
+    """See the module."""
+
+    name: ClassVar[str] = NAME
+    precedence: ClassVar[int] = 1
+
+    def recognise(self, content: Content) -> int:
+        return sum(content.has(key) for key in _ONLY_HERE) if content.has("model_name_or_path") else 0
+
+    def translate(self, content: Content, datasets: Sequence[str]) -> Translation:
+        made = Translation(content)
+        arguments.together(made, NAME)
+        _adapter(made)
+        _quant(made)
+        _data(made, datasets)
+        _generate(made)
+        arguments.when_to_validate(made)
+        if content.has("disable_gradient_checkpointing"):
+            off = content.flag("disable_gradient_checkpointing")
+            made.set("train.gradient_checkpointing", not off, "disable_gradient_checkpointing")
+        apply(TABLE, made)
+        made.unknown(list(TABLE))
+        write_defaults(DEFAULTS, made, NAME)
+        return made
+
+
+def _adapter(made: Translation) -> None:
+    content = made.content
+    key = "finetuning_type"
+    kind = set_method(made, content.text(key, "lora"), key) if content.has(key) else "lora"
+    if content.has("use_dora") and content.flag("use_dora"):
+        kind = set_method(made, "dora", "use_dora")
+    made.seen.add("use_dora")
+    if kind not in ("lora", "dora") or content.text(key, "lora") != "lora":
+        for name in ("lora_rank", "lora_alpha", "lora_dropout", "lora_target", "use_rslora"):
+            if content.has(name):
+                made.leave("not needed", name, f"has no effect there with finetuning_type: {content.text(key)}")
+        return
+    if content.has("lora_rank"):
+        made.set("adapter.r", content.whole("lora_rank"), "lora_rank")
+    if content.has("lora_alpha"):
+        made.set("adapter.lora_alpha", content.number("lora_alpha"), "lora_alpha")
+    if content.has("lora_dropout"):
+        made.set("adapter.lora_dropout", content.number("lora_dropout"), "lora_dropout")
+    if content.has("lora_target"):
+        set_targets(made, content.words("lora_target"), "lora_target")
+    if content.has("use_rslora"):
+        made.set("adapter.use_rslora", content.flag("use_rslora"), "use_rslora")
+
+
+def _quant(made: Translation) -> None:
+    content = made.content
+    made.seen |= {"quantization_method", "quantization_type", "double_quantization"}
+    if not content.has("quantization_bit"):
+        made.seen.add("quantization_bit")
+        return
+    bits, method = content.whole("quantization_bit"), content.text("quantization_method", "bnb").lower()
+    if method in ("bnb", "bitsandbytes") and bits in (4, 8):
+        set_quant(made, content.text("quantization_type", "nf4") if bits == 4 else "int8", "quantization_bit")
+    else:
+        set_quant(made, f"{method} {bits} bit", "quantization_bit")
+
+
+def _data(made: Translation, datasets: Sequence[str]) -> None:
+    content = made.content
+    _template(made)
+    _length(made)
+    _loss(made)
+    _packing(made)
+    if "data.train" in content.given:
+        made.seen |= {"dataset", "dataset_dir", "max_samples", "mix_strategy", "interleave_probs", "eval_dataset"}
+        return _validation(made, None, Path())
+    names = split_names(datasets or content.words("dataset"))
+    if not names:
+        raise RecipeError(
+            "dataset: is missing", given=str(content.path), allowed="the names of datasets in dataset_info.json"
+        )
+    info, folder = dataset_info(content)
+    chosen = [_dataset(made, name, info, folder, "dataset") for name in names]
+    _mix(made, chosen)
+    _limit(made, chosen)
+    set_datasets(made, "data.train", chosen, "dataset")
+    _validation(made, info, folder)
+    return None
+
+
+def _validation(made: Translation, info: dict[str, Any] | None, folder: Path) -> None:
+    content = made.content
+    if content.has("eval_dataset") and "eval_dataset" not in made.seen:
+        held = [
+            _dataset(made, name, info, folder, "eval_dataset") for name in split_names(content.words("eval_dataset"))
+        ]
+        set_datasets(made, "data.validation", held, "eval_dataset")
+        made.seen.add("val_size")
+    elif content.number("val_size"):
+        made.set("data.validation", content.number("val_size"), "val_size")
+    made.seen |= {"dataset_dir", "val_size"}
+
+
+def _length(made: Translation) -> None:
+    if made.content.has("cutoff_len"):
+        made.set("data.max_length", made.content.whole("cutoff_len"), "cutoff_len")
+        made.set("data.truncation", "keep_reply", "cutoff_len", "prompt and reply were both shortened there")
+
+
+def _dataset(made: Translation, name: str, info: dict[str, Any] | None, folder: Path, key: str) -> Dataset:
+    if info is None:
+        return Dataset(name, f"hf:{name}")  # dataset_dir: ONLINE
+    return from_info(made, name, info, folder, key)
+
+
+def dataset_info(content: Content) -> tuple[dict[str, Any] | None, Path]:
+    """What dataset_info.json says, and its folder. LLaMA-Factory runs in its own folder with `data/` in it, so
+    dataset_dir is looked for where the command is typed, beside the file, and in the folders above it."""
+    told = content.text("dataset_dir", "data")
+    if told == "ONLINE":
+        return None, Path()
+    beside = content.path.resolve().parent
+    bases = [Path.cwd(), beside, *beside.parents]
+    folders = [base / told for base in bases] + [beside]
+    found = next((folder for folder in folders if (folder / "dataset_info.json").is_file()), None)
+    if found is None:
+        raise RecipeError(
+            f"dataset: there is no {told}/dataset_info.json, which says what the names mean",
+            given=f"{content.text('dataset')}   ({content.place('dataset')})",
+            allowed="the file beside this one, above it, or where you type the command",
+            try_="data.train='[FILE]' behind the command, or dataset_dir: FOLDER in the file",
+        )
+    try:
+        info = json.loads((found / "dataset_info.json").read_text("utf-8-sig"))
+    except (ValueError, OSError) as error:
+        raise RecipeError("this is not JSON", given=f"{error}   ({found / 'dataset_info.json'})") from None
+    if not isinstance(info, dict):
+        raise RecipeError("dataset_info.json is a mapping of names", given=f"{found / 'dataset_info.json'}")
+    return info, found
+
+
+def _mix(made: Translation, chosen: list[Dataset]) -> None:
+    content = made.content
+    strategy = content.text("mix_strategy", "concat")
+    made.seen |= {"mix_strategy", "interleave_probs"}
+    if strategy == "concat":
+        return
+    shares = content.words("interleave_probs")
+    if shares and len(shares) != len(chosen):
+        content.wrong("interleave_probs", f"one number for each of the {len(chosen)} datasets")
+    for dataset, share in zip(chosen, shares or ["1"] * len(chosen)):
+        try:
+            dataset.weight = float(share)
+        except ValueError:
+            content.wrong("interleave_probs", "numbers with commas")
+    why = "an epoch there ends with the shortest (under) or longest (over) dataset; weights here decide shares only"
+    made.leave("differs", "mix_strategy", why)
+
+
+def _limit(made: Translation, chosen: list[Dataset]) -> None:
+    content = made.content
+    if not content.has("max_samples"):
+        return
+    most = content.whole("max_samples")
+    if len(chosen) == 1 and chosen[0].samples is None:
+        made.set("data.max_examples", most, "max_samples")
+        return
+    made.seen.add("max_samples")
+    for dataset in chosen:
+        dataset.samples = min(most, dataset.samples or most)
+
+
+def _template(made: Translation) -> None:
+    content = made.content
+    if not content.has("template"):
+        if not content.has("default_system"):
+            return
+        made.set("data.template", {"kind": "jinja"}, "", f"{NAME}'s default for template: the model's own")
+    else:
+        set_template(made, content.text("template"), "template")
+    if content.has("default_system"):
+        chosen = {**made.get("data.template"), "system": content.text("default_system")}
+        made.set("data.template", chosen, "template", "default_system")
+        made.seen.add("default_system")
+
+
+def _loss(made: Translation) -> None:
+    content = made.content
+    stage = content.text("stage", "sft")
+    made.seen.add("stage")
+    if stage == "pt":
+        made.set("data.loss", "all", "stage")
+    elif stage != "sft":
+        made.leave("differs", "stage", f"{_STAGE}; the recipe trains the good answers")
+    if content.flag("train_on_prompt"):
+        made.set("data.loss", "all", "train_on_prompt")
+    if content.flag("mask_history"):
+        made.set("data.loss", "last_reply", "mask_history")
+    made.seen |= {"train_on_prompt", "mask_history"}
+
+
+def _packing(made: Translation) -> None:
+    content = made.content
+    neat, packing = content.flag("neat_packing"), content.flag("packing", content.text("stage") == "pt")
+    made.seen |= {"packing", "neat_packing"}
+    if not (neat or packing):
+        if content.has("packing"):
+            made.leave("not needed", "packing", "rows are always packed here, and packing changes no number")
+        return
+    key = "neat_packing" if neat else "packing"
+    why = "a row of cutoff_len tokens counted as one example of a step there; a step here counts conversations: "
+    made.leave("differs", key, why + "raise gradient_accumulation_steps to as many as fitted into a row")
+    if not neat:
+        made.leave(
+            "differs", "packing", "packed examples saw each other there (not with neat_packing); here they never do"
+        )
+
+
+def _generate(made: Translation) -> None:
+    """Sampling is off where do_sample is; LLaMA-Factory samples by default, but only where it answers."""
+    content = made.content
+    asked = [key for key in ("temperature", "top_p", "top_k") if content.has(key)]
+    made.seen.add("do_sample")
+    if not asked:
+        return
+    if content.has("do_sample") and not content.flag("do_sample"):
+        for key in asked:
+            made.leave("not needed", key, "do_sample is off: the most likely token is taken")
+        return
+    made.set(
+        "generate.temperature", content.number("temperature", 0.95), "temperature" if content.has("temperature") else ""
+    )
+    for key in ("top_p", "top_k"):
+        if content.has(key):
+            made.set(f"generate.{key}", content.number(key), key)
