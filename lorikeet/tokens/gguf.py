@@ -1,90 +1,63 @@
 """The tokenizer inside a GGUF file, built from its metadata into the same class as a folder's.
 
-Only byte-level BPE (`tokenizer.ggml.model = gpt2`). `tokenizer.ggml.pre` names how text is split before merging; the
-patterns are llama.cpp's (src/llama-vocab.cpp), each applied to the pieces the one before it left. llama.cpp normalises
-nothing for BPE, and neither does this, even where the original tokenizer had NFC: the ids are those llama.cpp computes.
+`tokenizer.ggml.model` is `gpt2` (byte-level BPE; `tokenizer.ggml.pre` names how text is split before merging), `llama`
+(pieces with scores, joined best first) or `t5` (Unigram). Ids are those llama.cpp computes. It normalises nothing for
+the first two, and neither does this, even where the original tokenizer had NFC.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any
 
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, processors
 from tokenizers import Tokenizer as Backend
 
 from lorikeet.base.errors import TokenizerError
+from lorikeet.checkpoints._contract import Checkpoint
 from lorikeet.checkpoints.gguf import GGUFCheckpoint
-from lorikeet.tokens.huggingface import HuggingFaceTokenizer, Special
+from lorikeet.tokens._folder import Special
+from lorikeet.tokens._gguf_pre import PRE, Pre
+from lorikeet.tokens._pieces import CONTROL, NORMAL, UNKNOWN, USER_DEFINED, Pieces
+from lorikeet.tokens.huggingface import HuggingFaceTokenizer
 
-CONTROL, USER_DEFINED = 3, 4  # token types
-
-_GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-_CONTRACTION = r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])"
-_WORDS = r"[^\r\n\p{L}\p{N}]?\p{L}+"
-_REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-
-
-class Pre(NamedTuple):
-    """How text is split, and what llama.cpp assumes with it."""
-
-    patterns: tuple[str, ...]
-    ignore_merges: bool = False  # a piece that is a token as a whole is not merged up from bytes
-    add_bos: bool = False  # when the file does not say
+# what llama.cpp takes where the file names no id
+DEFAULT_IDS = {"llama": {"bos": 1, "eos": 2, "unknown": 0}, "t5": {"eos": 1, "unknown": 2, "padding": 0}}
+ROLES = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
 
 
-_GPT2_PRE = Pre((_GPT2,))
-_DIGITS_PRE = Pre((r"\p{N}", _GPT2))
-_LLAMA3_PRE = Pre((f"{_CONTRACTION}|{_WORDS}|\\p{{N}}{{1,3}}|{_REST}",), ignore_merges=True, add_bos=True)
-_QWEN2_PRE = Pre((f"{_CONTRACTION}|{_WORDS}|\\p{{N}}|{_REST}",))
-_DEFAULT_PRE = Pre((r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", "[0-9][0-9][0-9]"))
-
-PRE = {
-    "default": _DEFAULT_PRE,
-    "gpt-2": _GPT2_PRE,
-    "phi-2": _GPT2_PRE,
-    "olmo": _GPT2_PRE,
-    "smollm": _DIGITS_PRE,
-    "starcoder": _DIGITS_PRE,
-    "refact": _DIGITS_PRE,
-    "command-r": _DIGITS_PRE,
-    "codeshell": _DIGITS_PRE,
-    "llama-bpe": _LLAMA3_PRE,
-    "llama3": _LLAMA3_PRE,
-    "llama-v3": _LLAMA3_PRE,
-    "qwen2": _QWEN2_PRE,
-    "deepseek-r1-qwen": _QWEN2_PRE,
-    "stablelm2": _QWEN2_PRE,
-}
+def recognises(path: Path, checkpoint: Checkpoint | None) -> bool:
+    """A GGUF file, unless a tokenizer.json lies at `path`."""
+    return isinstance(checkpoint, GGUFCheckpoint) and not (path / "tokenizer.json").is_file()
 
 
-def load(checkpoint: GGUFCheckpoint) -> HuggingFaceTokenizer:
+def load(path: Path, checkpoint: Checkpoint | None) -> HuggingFaceTokenizer:
     """The tokenizer that the file describes. Raises TokenizerError for a kind or a split that is not known here."""
+    assert isinstance(checkpoint, GGUFCheckpoint)
     where = str(checkpoint.path)
 
     def value(key: str) -> Any:
         return checkpoint.metadata(f"tokenizer.ggml.{key}")
 
     kind = value("model")
-    if kind != "gpt2":
+    if kind not in ("gpt2", "llama", "t5"):
         raise TokenizerError(
             f"{where}: " + ("no tokenizer in this file" if kind is None else f"tokenizer of kind '{kind}'"),
             given=kind,
-            allowed="gpt2 (byte-level BPE)",
+            allowed="gpt2 (byte-level BPE), llama (pieces with scores), t5 (Unigram)",
             try_="the same model as a Hugging Face folder with tokenizer.json",
         )
-    name = value("pre") or "default"
-    if name not in PRE:
-        raise TokenizerError(
-            f"{where}: a way of splitting text that is not known here",
-            given=f"tokenizer.ggml.pre = {name}",
-            allowed=" ".join(PRE),
-            try_="the same model as a Hugging Face folder with tokenizer.json",
-        )
-    tokens: list[str] = value("tokens") or []
-    types: list[int] = value("token_type") or [1] * len(tokens)
-    backend = _backend(where, tokens, types, value("merges"), PRE[name])
-    special = _special(where, tokens, types, value, PRE[name], checkpoint.metadata("tokenizer.chat_template"))
+    tokens: list[str] = [token or f"[EMPTY_{id}]" for id, token in enumerate(value("tokens") or [])]
+    types: list[int] = value("token_type") or [NORMAL] * len(tokens)
+    add_bos = kind == "llama"
+    if kind == "gpt2":
+        pre = _pre(where, value("pre") or "default")
+        backend = _byte_level(where, tokens, types, value("merges"), pre)
+        add_bos = pre.add_bos
+    else:
+        backend = _scored(where, kind, tokens, types, value)
+    special = _special(where, kind, tokens, types, value, add_bos, checkpoint.metadata("tokenizer.chat_template"))
     bos = special.names.get("bos_token")
     if special.add_bos and bos is not None:
         backend.post_processor = processors.TemplateProcessing(
@@ -93,14 +66,33 @@ def load(checkpoint: GGUFCheckpoint) -> HuggingFaceTokenizer:
     return HuggingFaceTokenizer(backend, special)
 
 
-def _backend(where: str, tokens: list[str], types: list[int], merges: list[str] | None, pre: Pre) -> Backend:
+def _pre(where: str, name: str) -> Pre:
+    if name not in PRE:
+        raise TokenizerError(
+            f"{where}: a way of splitting text that is not known here",
+            given=f"tokenizer.ggml.pre = {name}",
+            allowed=" ".join(PRE),
+            try_="the same model as a Hugging Face folder with tokenizer.json",
+        )
+    return PRE[name]
+
+
+def _incomplete(where: str, given: str, allowed: str) -> TokenizerError:
+    return TokenizerError(
+        f"{where}: the tokenizer is incomplete",
+        given=given,
+        allowed=allowed,
+        try_="convert the model again, or use its Hugging Face folder",
+    )
+
+
+def _byte_level(where: str, tokens: list[str], types: list[int], merges: list[str] | None, pre: Pre) -> Backend:
     vocab = {token: id for id, token in enumerate(tokens)}
     if not tokens or merges is None or len(types) != len(tokens) or len(vocab) != len(tokens):
-        raise TokenizerError(
-            f"{where}: the tokenizer is incomplete",
-            given=f"{len(tokens)} tokens ({len(vocab)} different), {len(types)} types, {len(merges or [])} merges",
-            allowed="different tokens, a type for each, and merges",
-            try_="convert the model again, or use its Hugging Face folder",
+        raise _incomplete(
+            where,
+            f"{len(tokens)} tokens ({len(vocab)} different), {len(types)} types, {len(merges or [])} merges",
+            "different tokens, a type for each, and merges",
         )
     # a token may itself begin with a space, so the gap is looked for from the second character on
     pairs = [(merge[: merge.find(" ", 1)], merge[merge.find(" ", 1) + 1 :]) for merge in merges]
@@ -119,11 +111,52 @@ def _backend(where: str, tokens: list[str], types: list[int], merges: list[str] 
     return backend
 
 
+def _scored(where: str, kind: str, tokens: list[str], types: list[int], value: Callable[[str], Any]) -> Backend:
+    """llama.cpp's SPM and UGM. User-defined tokens are cut out of the raw text, and what follows one gets the space
+    that a text's start gets."""
+    scores: list[float] = value("scores") or []
+    different = len(set(tokens))
+    if not tokens or len(types) != len(tokens) or len(scores) != len(tokens) or different != len(tokens):
+        raise _incomplete(
+            where,
+            f"{len(tokens)} tokens ({different} different), {len(types)} types, {len(scores)} scores",
+            "different tokens, a type and a score for each",
+        )
+    prefix, tidy = value("add_space_prefix"), value("remove_extra_whitespaces")
+    unigram = kind == "t5"
+    prefixed = (not unigram if prefix is None else bool(prefix)) or (unigram and bool(tidy))
+    pieces = Pieces(
+        texts=tokens,
+        scores=scores,
+        kinds=types,
+        unknown=_id(value, kind, "unknown") or 0,
+        unigram=unigram,
+        prefix="always" if prefixed else "never",
+        tidy_spaces=unigram and bool(tidy),
+        charsmap=bytes(byte & 255 for byte in value("precompiled_charsmap") or b"") if unigram else b"",
+        match_normalised=False,
+    )
+    try:
+        return pieces.backend()
+    except Exception as error:  # the package raises bare Exception
+        raise TokenizerError(f"{where}: pieces that make no tokenizer", given=error) from error
+
+
+def _id(value: Callable[[str], Any], kind: str, role: str) -> int | None:
+    stated = value(f"{role}_token_id")
+    return DEFAULT_IDS.get(kind, {}).get(role) if stated is None else stated
+
+
 def _special(
-    where: str, tokens: list[str], types: list[int], value: Callable[[str], Any], pre: Pre, chat_template: str | None
+    where: str,
+    kind: str,
+    tokens: list[str],
+    types: list[int],
+    value: Callable[[str], Any],
+    add_bos: bool,
+    chat_template: str | None,
 ) -> Special:
-    keys = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
-    ids = {role: value(f"{key}_token_id") for role, key in keys.items()}
+    ids = {role: _id(value, kind, key) for role, key in ROLES.items()}
     ends = tuple(id for id in (value("eot_token_id"), value("eom_token_id")) if id is not None)
     outside = [id for id in (*ids.values(), *ends) if id is not None and not 0 <= id < len(tokens)]
     if outside:
@@ -132,14 +165,14 @@ def _special(
             given=f"id {outside[0]}",
             allowed=f"0 to {len(tokens) - 1}",
         )
-    names = {role: tokens[id] for role, id in ids.items() if id is not None}
-    if "unk_token" in names and types[ids["unk_token"]] not in (CONTROL, 2):
-        del names["unk_token"]  # byte-level BPE has no unknown text; do not make a word of the vocabulary special
-    add_bos = value("add_bos_token")
+    found = {role: id for role, id in ids.items() if id is not None}
+    if "unk_token" in found and types[found["unk_token"]] not in (CONTROL, UNKNOWN):
+        del found["unk_token"]  # byte-level BPE has no unknown text; do not make a word of the vocabulary special
+    stated = value("add_bos_token")
     return Special(
-        names=names,
+        names={role: tokens[id] for role, id in found.items()},
         others=tuple(tokens[id] for id in ends),
-        add_bos=pre.add_bos if add_bos is None else bool(add_bos),
+        add_bos=add_bos if stated is None else bool(stated),
         end_ids=ends,
         chat_template=chat_template,
     )

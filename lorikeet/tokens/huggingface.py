@@ -12,7 +12,6 @@ import hashlib
 import json
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +21,9 @@ from tokenizers import Tokenizer as Backend
 
 from lorikeet.base.errors import TokenizerError
 from lorikeet.base.files import write_file
+from lorikeet.checkpoints._contract import Checkpoint
+from lorikeet.tokens._folder import Special, read, special_tokens
 
-NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 # what a tokenizer is made of; kept as it came, so that saving gives it back
 FILES = (
     "tokenizer.json",
@@ -35,17 +35,6 @@ FILES = (
     "vocab.json",
     "merges.txt",
 )
-
-
-@dataclass(frozen=True)
-class Special:
-    """What a model says about its special tokens, besides the vocabulary."""
-
-    names: dict[str, str] = field(default_factory=dict)  # "bos_token" -> "<s>"
-    others: tuple[str, ...] = ()  # further control tokens
-    add_bos: bool | None = None  # None: what the backend's post-processor does decides
-    end_ids: tuple[int, ...] = ()  # ids that end a reply besides eos_token
-    chat_template: str | None = None
 
 
 class HuggingFaceTokenizer:
@@ -120,43 +109,21 @@ class HuggingFaceTokenizer:
         return {name: text.encode() for name, text in made.items()}
 
 
-def load(folder: Path) -> HuggingFaceTokenizer:
-    """The tokenizer in `folder`. Raises TokenizerError for a missing or broken file."""
-    file = folder / "tokenizer.json"
-    if not file.is_file():
-        raise TokenizerError(
-            f"{folder}: no tokenizer.json",
-            given=" ".join(sorted(entry.name for entry in folder.iterdir())[:12])
-            if folder.is_dir()
-            else "no such folder",
-            allowed="a folder with tokenizer.json",
-            try_=f"copy the base model's tokenizer files into {folder}",
-        )
-    files = {name: (folder / name).read_bytes() for name in FILES if (folder / name).is_file()}
+def recognises(path: Path, checkpoint: Checkpoint | None) -> bool:
+    """A folder with tokenizer.json."""
+    return (path / "tokenizer.json").is_file()
+
+
+def load(path: Path, checkpoint: Checkpoint | None = None) -> HuggingFaceTokenizer:
+    """The tokenizer in the folder `path`. Raises TokenizerError for a broken file."""
+    files = {name: read(path / name) for name in FILES if (path / name).is_file()}
     try:
         backend = Backend.from_str(files["tokenizer.json"].decode("utf-8"))
     except Exception as error:  # the package raises bare Exception
         raise TokenizerError(
-            f"{file}: broken", given=error, allowed="a tokenizer.json of the tokenizers package"
+            f"{path / 'tokenizer.json'}: broken", given=error, allowed="a tokenizer.json of the tokenizers package"
         ) from error
-    config = _json(folder / "tokenizer_config.json")
-    names = _names(_json(folder / "special_tokens_map.json")) | _names(config)
-    generation, model = _json(folder / "generation_config.json"), _json(folder / "config.json")
-    end_ids = _ids(generation.get("eos_token_id", model.get("eos_token_id")))
-    for role in ("bos_token", "eos_token", "pad_token"):
-        stated = _ids(generation.get(f"{role}_id")) or _ids(model.get(f"{role}_id"))
-        token = backend.id_to_token(stated[0]) if stated else None
-        if role not in names and token is not None:
-            names[role] = token
-    add_bos = config.get("add_bos_token")
-    special = Special(
-        names=names,
-        others=tuple(_others(config)),
-        add_bos=add_bos if isinstance(add_bos, bool) else None,
-        end_ids=end_ids,
-        chat_template=_chat_template(folder, config),
-    )
-    return HuggingFaceTokenizer(backend, special, files)
+    return HuggingFaceTokenizer(backend, special_tokens(path, backend.id_to_token), files)
 
 
 def _plain_encoder(description: dict[str, Any]) -> Backend:
@@ -209,51 +176,3 @@ def _cover(offsets: list[tuple[int, int]], length: int) -> list[tuple[int, int]]
 def _adds(backend: Backend, token: str | None) -> bool:
     """Does the backend put `token` before a text?"""
     return token is not None and backend.encode("a", add_special_tokens=True).tokens[:1] == [token]
-
-
-def _json(file: Path) -> dict[str, Any]:
-    """The object in `file`, {} when there is no such file."""
-    if not file.is_file():
-        return {}
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise TokenizerError(f"{file}: not JSON", given=error, try_="download the file again") from error
-    if not isinstance(content, dict):
-        raise TokenizerError(f"{file}: not a JSON object", given=type(content).__name__)
-    return content
-
-
-def _content(token: Any) -> str | None:
-    """A token is written as a string, or as an object with flags."""
-    text = token.get("content") if isinstance(token, dict) else token
-    return text if isinstance(text, str) and text else None
-
-
-def _names(config: dict[str, Any]) -> dict[str, str]:
-    found = {role: _content(config.get(role)) for role in NAMED}
-    return {role: token for role, token in found.items() if token is not None}
-
-
-def _others(config: dict[str, Any]) -> list[str]:
-    listed = [config.get("additional_special_tokens"), config.get("extra_special_tokens")]
-    tokens = [token for some in listed for token in (some.values() if isinstance(some, dict) else some or ())]
-    decoder = config.get("added_tokens_decoder") or {}
-    tokens += [decoder[id] for id in sorted(decoder, key=int) if decoder[id].get("special")]
-    return [text for text in map(_content, tokens) if text is not None]
-
-
-def _ids(value: Any) -> tuple[int, ...]:
-    if isinstance(value, int) and not isinstance(value, bool):
-        return (value,)
-    return tuple(id for id in value if isinstance(id, int)) if isinstance(value, list) else ()
-
-
-def _chat_template(folder: Path, config: dict[str, Any]) -> str | None:
-    file = folder / "chat_template.jinja"
-    if file.is_file():
-        return file.read_text(encoding="utf-8")
-    template = config.get("chat_template")
-    if isinstance(template, list):  # several, by name
-        template = {entry.get("name"): entry.get("template") for entry in template}.get("default")
-    return template if isinstance(template, str) else None

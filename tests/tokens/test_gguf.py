@@ -9,7 +9,7 @@ from lorikeet.base.errors import TokenizerError
 from lorikeet.checkpoints.download import resolve
 from lorikeet.checkpoints.open import open_checkpoint
 from lorikeet.tokens import huggingface
-from lorikeet.tokens.gguf import PRE
+from lorikeet.tokens._gguf_pre import PRE
 from lorikeet.tokens.open import open_tokenizer
 
 TEXTS = [
@@ -155,7 +155,7 @@ def test_refusals(trained, tmp_path):
             load(write(path, trained, *arguments, **changed))
         assert str(caught.value).count("\n") <= 3
 
-    refused(r"tokenizer of kind 'llama'[\s\S]*gpt2", "gpt-2", "llama")
+    refused(r"tokenizer of kind 'bert'[\s\S]*gpt2", "gpt-2", "bert")
     refused("no tokenizer in this file", "gpt-2", None)
     refused(r"tokenizer.ggml.pre = made-up[\s\S]*smollm", "made-up")
     refused("incomplete", tokens=None)

@@ -9,6 +9,7 @@ from tokenizers import Tokenizer as Backend
 
 from lorikeet.base.errors import TokenizerError
 from lorikeet.tokens import huggingface
+from lorikeet.tokens.open import open_tokenizer
 
 PLAIN = [
     "",
@@ -298,7 +299,7 @@ def test_the_fingerprint_is_of_what_decides_ids(folders, loaded, tmp_path):
 def test_refusals(folders, tmp_path):
     def refused(match, folder):
         with pytest.raises(TokenizerError, match=match) as caught:
-            huggingface.load(folder)
+            open_tokenizer(folder, None)
         assert str(caught.value).count("\n") <= 3
 
     refused(r"no tokenizer.json[\s\S]*no such folder", tmp_path / "absent")
