@@ -52,13 +52,14 @@ def kind_class(package: str, contract: type[OptionsType], name: str) -> type[Opt
     return _only_class(importlib.import_module(f"{package}.{name}"), contract)
 
 
-def kind_field(package: str, contract: type[OptionsType], shorthand: bool = True) -> Any:
+def kind_field(package: str, contract: type[OptionsType], shorthand: bool = True, without: str = "") -> Any:
     """The type annotation of a recipe field that holds one kind: validates `{kind: name, ...}` or just `name`.
 
-    The JSON schema is the union of the folder's kinds.
+    The JSON schema is the union of the folder's kinds. A kind that holds one of the others leaves itself out by name.
     """
+    known = [name for name in kinds(package) if name != without]
     # annotated without `from __future__` strings: pydantic needs the real objects
-    classes = tuple(_with_kind(kind_class(package, contract, name), name) for name in kinds(package))
+    classes = tuple(_with_kind(kind_class(package, contract, name), name) for name in known)
     union: Any = reduce(operator.or_, (*classes, contract))
 
     def resolve(value: Any) -> Any:
@@ -67,8 +68,10 @@ def kind_field(package: str, contract: type[OptionsType], shorthand: bool = True
         if isinstance(value, str) and shorthand:
             value = {"kind": value}
         if not isinstance(value, dict) or "kind" not in value:
-            raise ValueError(f"needs a mapping with a 'kind' (one of: {' '.join(kinds(package))})")
+            raise ValueError(f"needs a mapping with a 'kind' (one of: {' '.join(known)})")
         name = str(value["kind"])
+        if name == without:
+            raise ValueError(f"cannot be '{name}' again (one of: {' '.join(known)})")
         try:
             chosen = kind_class(package, contract, name)
         except RecipeError as error:  # as one of pydantic's, so that it gets the key and the line

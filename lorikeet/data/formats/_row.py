@@ -84,6 +84,26 @@ def role(name: object, aliases: dict[str, str], where: str, origin: Origin) -> s
     return found
 
 
+def training(turn: dict[str, Any], where: str, origin: Origin) -> tuple[bool | None, float | None]:
+    """What a turn says about its own learning: `trained` or `train`, and `weight`; None where it says nothing."""
+    said = {key: turn[key] for key in ("trained", "train") if turn.get(key) is not None}
+    for key, value in said.items():
+        if not isinstance(value, bool):
+            raise DataError(
+                f"{origin}: {where} has a '{key}' that is not a boolean", given=repr(value), allowed="true false"
+            )
+    if len(set(said.values())) > 1:
+        raise DataError(f"{origin}: {where} contradicts itself", given=f"{said}", allowed="one of trained and train")
+    weight = turn.get("weight")
+    if weight is not None and (
+        isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 <= weight < 1e6
+    ):
+        raise DataError(
+            f"{origin}: {where} has a 'weight' that is no loss weight", given=repr(weight), allowed="0 or more"
+        )
+    return next(iter(said.values()), None), None if weight is None else float(weight)
+
+
 def conversation(
     messages: Sequence[Message], origin: Origin, *, reply: bool, tools: tuple[dict[str, Any], ...] = ()
 ) -> Conversation:
@@ -98,12 +118,12 @@ def conversation(
     return Conversation(tuple(messages), tools, origin)
 
 
-def refuse_preferences(row: dict[str, Any], origin: Origin | str) -> None:
+def refuse_preferences(row: dict[str, Any], origin: Origin) -> None:
     """Raise DataError for a row of preference data: training on one side of it silently would be a guess."""
     if "chosen" in row and "rejected" in row:
         raise DataError(
-            f"{origin}: this is preference data, which these formats do not read",
+            f"{origin}: this is preference data, which this format does not read",
             given=f"columns {' '.join(row)}",
             allowed="one reply to each prompt",
-            try_="a copy of the file that has the chosen reply as its last assistant turn and no 'rejected'",
+            try_="data.format=preference   (the chosen reply is learned, the rejected one left aside)",
         )

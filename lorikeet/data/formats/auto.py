@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 from pydantic import Field
@@ -11,7 +11,6 @@ from lorikeet.base.errors import DataError, nearest
 from lorikeet.base.kinds import kind_class, kinds
 from lorikeet.base.log import note
 from lorikeet.base.nouns import Conversation, Origin
-from lorikeet.data.formats import _row
 from lorikeet.data.formats._contract import Format
 
 PACKAGE = "lorikeet.data.formats"
@@ -26,31 +25,52 @@ class Auto(Format):
         return False  # it is never the answer to its own question
 
     def settle(self, rows: Sequence[dict[str, Any]], file: str) -> Format:
-        """The most specific format that recognises the first row; it is printed. Raises DataError for none."""
-        for row in rows[:1]:
-            _row.refuse_preferences(row, file)
-        candidates = [kind_class(PACKAGE, Format, name)() for name in kinds(PACKAGE) if name != "auto"]
-        found = sorted(
-            (format_ for format_ in candidates if any(format_.recognises(row) for row in rows)),
-            key=lambda format_: (sum(format_.recognises(row) for row in rows), format_.precedence),
-        )
+        """The most specific format that recognises the first rows; it is printed. Raises DataError for none."""
+        found = detect(rows)
         if not found:
-            raise _unknown(rows, file, candidates)
-        note(f"{file}: format {found[-1].model_dump()['kind']}")
+            raise _unknown(rows, file)
+        note(f"{file}: format {found[-1].model_dump()['kind']}{_unread(found[-1], rows)}")
         return found[-1].settle(rows, file)
 
     def read(self, row: dict[str, Any], origin: Origin, *, reply: bool = True) -> Conversation:
         return self.settle([row], str(origin)).read(row, origin, reply=reply)
 
 
-def _unknown(rows: Sequence[dict[str, Any]], file: str, candidates: Sequence[Format]) -> DataError:
+def detect(rows: Sequence[dict[str, Any]]) -> list[Format]:
+    """The formats that recognise any of `rows`, the best last: of most rows, and of those the most specific."""
+    return sorted(
+        (format_ for format_ in _candidates() if any(format_.recognises(row) for row in rows)),
+        key=lambda format_: (sum(format_.recognises(row) for row in rows), format_.precedence),
+    )
+
+
+def _candidates() -> list[Format]:
+    return [kind_class(PACKAGE, Format, name)() for name in kinds(PACKAGE) if name != "auto"]
+
+
+def _unread(found: Format, rows: Sequence[dict[str, Any]]) -> str:
+    """Which columns the format has no option for, in words: what is left out is said too."""
+    named = set(_texts(found.model_dump()))
+    columns = [str(column) for column in rows[0] if column not in named] if rows else []
+    return f" (not read: {' '.join(columns[:12])}{' ...' if len(columns) > 12 else ''})" if columns else ""
+
+
+def _texts(options: dict[str, Any]) -> Iterator[str]:
+    for value in options.values():
+        if isinstance(value, dict):
+            yield from _texts(value)
+        elif isinstance(value, str):
+            yield value
+
+
+def _unknown(rows: Sequence[dict[str, Any]], file: str) -> DataError:
     columns = list(rows[0]) if rows else []
     known = ("instruction", "output", "conversations", "messages", "prompt", "response", "question", "answer", "text")
     near = [(column, close) for column in map(str, columns) if (close := nearest(column, known)) and close != column]
     return DataError(
         f"{file}: no format recognises these columns",
         given=f"columns {' '.join(map(str, columns)) or '(none)'}",
-        allowed="; ".join(f"{format_.model_dump()['kind']}: {format_.expects}" for format_ in candidates),
+        allowed="; ".join(f"{format_.model_dump()['kind']}: {format_.expects}" for format_ in _candidates()),
         try_=f"rename the column '{near[0][0]}' to '{near[0][1]}'"
         if near
         else "data.format='{kind: columns, prompt: NAME, response: NAME}'",

@@ -1,4 +1,7 @@
-"""Rows with one column for the question and one for the answer, whatever they are called."""
+"""Rows with one column for the question and one for the answer, whatever they are called, both plain text.
+
+(`prompt` and `completion` are TRL's names, which may hold messages too: the format prompt_completion.)
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,6 @@ from lorikeet.data.formats._contract import Format
 
 PAIRS = (
     ("prompt", "response"),
-    ("prompt", "completion"),
     ("question", "answer"),
     ("question", "response"),
     ("instruction", "response"),
@@ -23,6 +25,7 @@ PAIRS = (
     ("input", "output"),
     ("source", "target"),
 )
+QUESTIONS = ("prompt", "question", "query")
 
 
 class Columns(Format):
@@ -31,7 +34,7 @@ class Columns(Format):
     kind: Literal["columns"] = Field("columns", description="Rows with a question column and an answer column.")
     prompt: str | None = Field(None, description="The question's column; by default found among common names.")
     response: str | None = Field(None, description="The answer's column; by default found among common names.")
-    system: str | None = Field(None, description="The column of the system prompt, if there is one.")
+    system: str | None = Field(None, description="The column of the system prompt; found where it is 'system'.")
     expects: ClassVar[str] = "a pair of columns such as " + ", ".join("/".join(pair) for pair in PAIRS)
     precedence: ClassVar[int] = 1
 
@@ -45,14 +48,16 @@ class Columns(Format):
 
     def recognises(self, row: dict[str, Any]) -> bool:
         # a lone question is recognised too: predict reads such files, and training names the missing answer
-        return self._pair(row) is not None or any(column in row for column in ("prompt", "question", "query"))
+        return self._pair(row) is not None or any(isinstance(row.get(column), str) for column in QUESTIONS)
 
     def settle(self, rows: Sequence[dict[str, Any]], file: str) -> Format:
         pair = self._pair(rows[0]) if rows else None
         if pair is None or (self.prompt and self.response):
             return self
-        note(f"{file}: questions from the column '{pair[0]}', answers from '{pair[1]}'")
-        return self.model_copy(update={"prompt": pair[0], "response": pair[1]})
+        system = self.system or ("system" if "system" in rows[0] and "system" not in pair else None)
+        prompts = f", system prompts from '{system}'" if system else ""
+        note(f"{file}: questions from the column '{pair[0]}', answers from '{pair[1]}'{prompts}")
+        return self.model_copy(update={"prompt": pair[0], "response": pair[1], "system": system})
 
     def read(self, row: dict[str, Any], origin: Origin, *, reply: bool = True) -> Conversation:
         prompt, response = self._pair(row) or (self.prompt, self.response)
