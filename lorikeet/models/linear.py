@@ -45,7 +45,7 @@ class FrozenLinear(nn.Module):
 
     def dense(self, dtype: torch.dtype) -> Tensor:
         """The frozen weight [out, in]; may alias storage."""
-        return self._weight[0].dense(dtype)[self.rows]
+        return self._weight[0].rows(self.rows.start, self.rows.stop, dtype)
 
     def write(self, weight: Tensor) -> None:
         """Keep a dense weight [out, in] in the group's storage."""
@@ -56,6 +56,7 @@ class LinearGroup(nn.Module):
     """Linears over one input, computed together. `attached` is what an adapter put there: it computes instead."""
 
     attached: Callable[[Tensor], Tensor] | None  # set by an adapter
+    routes: bool = False  # whether it decides which experts compute: then all-linear leaves it alone
 
     def __init__(
         self, names: Sequence[str], sizes: Sequence[int], weight: FrozenWeight, biases: Sequence[Tensor | None]

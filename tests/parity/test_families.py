@@ -13,9 +13,10 @@ import torch
 
 from lorikeet.base.kinds import kinds
 from lorikeet.data.pack import pack_row
+from lorikeet.models.decoder import Decoder
 from lorikeet.models.kv_cache import Decode, KvCache, Prefill
 from lorikeet.ops.attention import PackedView
-from parity import tiny
+from parity import gguf_files, tiny
 from parity.test_transformers import TOLERANCE, difference, logits, ours
 
 transformers = pytest.importorskip("transformers")
@@ -71,7 +72,10 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         }},
     ),
 }  # fmt: skip
-TESTED_ELSEWHERE = {"llama": "test_transformers.py", "qwen": "test_qwen1.py", "mixtral": "test_experts.py"}
+TESTED_ELSEWHERE = {
+    "llama": "test_transformers.py", "qwen": "test_qwen1.py", "mixtral": "test_experts.py",
+    "qwen2_moe": "test_experts.py", "qwen3_moe": "test_experts.py",
+}  # fmt: skip
 
 
 def theirs(case: str, seed: int = 0) -> Any:
@@ -104,7 +108,10 @@ def test_logits_equal_transformers(case: str, seed: int, tmp_path: Path) -> None
 def test_cached_decoding_equals_reading_anew(case: str, tmp_path: Path) -> None:
     """Two prompts of different length, six tokens each: windows, caps and ropes hold in the cache, too."""
     theirs(case).save_pretrained(tmp_path)
-    model = ours(tmp_path)
+    assert_cached_decoding_equals_reading_anew(ours(tmp_path))
+
+
+def assert_cached_decoding_equals_reading_anew(model: Decoder) -> None:
     generator = torch.Generator().manual_seed(3)
     texts = [torch.randint(97, (size,), generator=generator).tolist() for size in (20, 13)]
     cache = KvCache(model.shape, 2, 64, torch.float32, tiny.CPU)
@@ -123,7 +130,10 @@ def test_cached_decoding_equals_reading_anew(case: str, tmp_path: Path) -> None:
 @torch.no_grad()
 def test_a_shared_prefix_equals_each_conversation_alone(case: str, tmp_path: Path) -> None:
     theirs(case).save_pretrained(tmp_path)
-    model = ours(tmp_path)
+    assert_a_shared_prefix_equals_each_conversation_alone(ours(tmp_path))
+
+
+def assert_a_shared_prefix_equals_each_conversation_alone(model: Decoder) -> None:
     prefix, ends = list(range(3, 18)), ([40, 41, 42], [50, 51], [60, 61, 62, 63, 64])
     examples = [tiny.example(prefix + end) for end in ends]
     row = pack_row(examples)
@@ -159,6 +169,32 @@ def test_lora_gradients_equal_peft(case: str, tmp_path: Path) -> None:
         assert value.grad is not None
         difference_ = (gradients[name] - value.grad).abs().max()
         assert difference_ <= 1e-3 * value.grad.abs().max(), name
+
+
+IN_GGUF = [
+    "mistral, no window, wide heads", "qwen2", "qwen3", "qwen3, yarn", "gemma2", "gemma3", "phi3", "phi3, longrope",
+    "phi4-mini: a part of each head rotated, tied",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("case", IN_GGUF)
+def test_a_gguf_file_gives_the_same_logits(case: str, tmp_path: Path) -> None:
+    name, options = CASES[case]
+    # what such files cannot say: Gemma's divisor of scores, and a wide window of Gemma 3's layer pattern
+    model = theirs(case) if "query_pre_attn_scalar" not in options else _with(case, query_pre_attn_scalar=12)
+    gguf_files.write(tmp_path / "tiny.gguf", model)
+    found = ours(tmp_path / "tiny.gguf")
+    assert difference(model, found, length=48) <= TOLERANCE
+    assert found.shape.config["model_type"] == ("llama" if name == "Mistral" else model.config.model_type)
+
+
+def _with(case: str, **options: Any) -> Any:
+    name, given = CASES[case]
+    CASES["changed"] = (name, {**given, **options})
+    try:
+        return theirs("changed")
+    finally:
+        del CASES["changed"]
 
 
 def test_every_family_has_its_parity_test() -> None:
