@@ -46,6 +46,7 @@ class Conversation:
     messages: tuple[Message, ...]
     tools: tuple[dict[str, Any], ...] = ()
     origin: Origin | None = None
+    stride: int | None = None  # of a document: tokens that a window repeats of the one before; None: max_length / 8
 
     def prompt(self) -> Conversation:
         """The conversation up to, not including, a final assistant message."""

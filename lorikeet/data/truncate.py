@@ -3,7 +3,11 @@
     drop         the conversation is left out
     cut          the tokens past max_length are left out, as most tools do: a long question then loses its answer
     keep_reply   the oldest turns go first, then the start of the question, so that the last reply survives; a reply
-                 that alone is too long is cut at its end
+                 that alone is too long is cut at its end; of a document nothing is lost: it becomes several windows
+
+The windows of a document are slices of its ids (never decoded and encoded again, so no token changes at an edge). Each
+but the first begins with the last `stride` tokens of the one before as context, weight 0, so every token is learned
+exactly once, and none without something before it.
 
 Nothing is cut inside the template's own text by `keep_reply`: a shorter conversation is rendered again, so what is
 trained on is always what an inference engine would build for that shorter conversation.
@@ -17,6 +21,7 @@ from typing import Literal
 
 import numpy as np
 
+from lorikeet.base.errors import DataError
 from lorikeet.base.nouns import Conversation
 from lorikeet.data.encode import encode_conversation
 from lorikeet.data.layout import Layout
@@ -57,6 +62,8 @@ class Encoder:
                 yield Piece(tokens, weights)
             elif self.truncation == "drop":
                 yield Piece(tokens, weights, dropped="longer than max_length")
+            elif self.truncation == "keep_reply" and layout.conversation.messages[0].role == "text":
+                yield from self._windows(tokens, weights, conversation)
             else:
                 if self.truncation == "keep_reply":
                     tokens, weights = self._keep_reply(layout, tokens, weights)
@@ -64,11 +71,24 @@ class Encoder:
                 lost = None if weights.any() else "no trained token within max_length"
                 yield Piece(tokens, weights, cut=True, dropped=lost)
 
+    def _windows(self, tokens: np.ndarray, weights: np.ndarray, document: Conversation) -> Iterator[Piece]:
+        """A document's windows. Raises DataError for a stride that leaves a window nothing new."""
+        stride = max(1, self.max_length // 8) if document.stride is None else document.stride
+        if stride >= self.max_length:
+            raise DataError(
+                "data.format.stride: a window would have room for nothing but what it repeats",
+                given=f"stride {stride}, data.max_length {self.max_length}",
+                allowed=f"1 to {self.max_length - 1}",
+                try_=f"data.format.stride={self.max_length // 8}",
+            )
+        for start in range(0, len(tokens) - stride, self.max_length - stride):
+            own = weights[start : start + self.max_length].copy()
+            own[: stride if start else 0] = 0
+            yield Piece(tokens[start : start + self.max_length], own)
+
     def _keep_reply(self, layout: Layout, tokens: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Ids and weights of a shorter conversation; longer than max_length only where the reply itself is."""
         conversation = layout.conversation
-        if conversation.messages[0].role == "text":
-            return tokens, weights
         # replies that an earlier layout trained must not train again
         messages = tuple(
             replace(message, trained=False) if index < layout.first else message

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from lorikeet.base.errors import DataError
-from lorikeet.base.kinds import kind_class, kinds
+from lorikeet.base.kinds import kind_class
 from lorikeet.base.nouns import Origin
 from lorikeet.data.formats._contract import Format
 from lorikeet.data.formats.auto import Auto
@@ -49,7 +49,7 @@ GOOD = {
         [U, U, A],
     ),
     "columns": ({"question": "q", "answer": "a"}, [U, A]),
-    "columns, prompt": ({"prompt": "q", "completion": "a", "extra": 1}, [U, A]),
+    "columns, prompt": ({"prompt": "q", "response": "a", "extra": 1}, [U, A]),
     "columns, input": ({"input": "q", "output": "a"}, [U, A]),
     "text": ({"text": "hello"}, [("text", "hello")]),
 }
@@ -83,14 +83,14 @@ def test_messages_keep_tools_training_and_weights() -> None:
             {"role": "tool", "content": ""},
             {"role": "assistant", "content": "a", "trained": False, "weight": 0},
         ],
-        "tools": '[{"type": "function"}]',
+        "tools": '[{"name": "f"}]',
     }
     conversation = read("messages", row)
     system, _, calling, tool, last = conversation.messages
     assert (system.role, system.weight) == ("system", 0.5)
     assert calling.tool_calls == (call,) and calling.content == ""
     assert tool.content == "" and last.trained is False and last.weight == 0
-    assert conversation.tools == ({"type": "function"},)
+    assert conversation.tools == ({"type": "function", "function": {"name": "f"}},)
 
 
 def test_prompts_without_answers_for_predict() -> None:
@@ -162,9 +162,3 @@ def test_unknown_columns_are_answered_with_all_formats() -> None:
     with pytest.raises(DataError) as caught:
         Auto().settle([{"promt": "q", "y": "a"}], "f.json")
     assert "columns promt y" in str(caught.value) and "'promt' to 'prompt'" in str(caught.value)
-    with pytest.raises(DataError, match="preference"):
-        Auto().settle([{"prompt": "q", "chosen": "a", "rejected": "b"}], "f.json")
-
-
-def test_every_kind_is_listed() -> None:
-    assert kinds(PACKAGE) == ["alpaca", "auto", "columns", "messages", "sharegpt", "text"]

@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lorikeet.base.errors import DataError
 from lorikeet.base.nouns import Conversation, Message
 from lorikeet.data.loss import LossOptions
 from lorikeet.data.templates.chatml import ChatML
@@ -64,10 +67,64 @@ def test_a_reply_that_alone_is_too_long_is_cut_at_its_end(tokenizer) -> None:
     assert piece.cut and len(piece.tokens) == 32 and piece.weights[-1] == 1 and piece.dropped is None
 
 
-def test_documents_are_cut(bos_tokenizer) -> None:
-    document = Conversation((Message("text", "x y z " * 50),))
-    [piece] = pieces(bos_tokenizer, document, 16, "keep_reply")
+def document(text: str, stride: int | None = None) -> Conversation:
+    return Conversation((Message("text", text),), stride=stride)
+
+
+def test_documents_become_windows_of_one_encoding(bos_tokenizer) -> None:
+    ids = bos_tokenizer.encode("x y z " * 10)[0]
+    whole = [bos_tokenizer.control["<s>"], *ids, bos_tokenizer.control["</s>"]]
+    windows = pieces(bos_tokenizer, document("x y z " * 10, stride=6), 16, "keep_reply")
+    assert [window.tokens.tolist() for window in windows] == [
+        whole[at : at + 16] for at in range(0, len(whole) - 6, 10)
+    ]
+    assert [int((window.weights == 0).sum()) for window in windows] == [1] + [6] * (len(windows) - 1)
+    assert not any(window.cut or window.dropped for window in windows)
+
+
+def test_documents_follow_the_other_policies(bos_tokenizer) -> None:
+    [piece] = pieces(bos_tokenizer, document("x y z " * 50), 16, "cut")
     assert piece.cut and len(piece.tokens) == 16 and piece.weights[1:].all()
+    assert pieces(bos_tokenizer, document("x y z " * 50), 16, "drop")[0].dropped == "longer than max_length"
+
+
+@pytest.mark.parametrize("stride", [16, 17, 1000])
+def test_a_stride_that_leaves_nothing_new_is_refused(bos_tokenizer, stride) -> None:
+    with pytest.raises(DataError) as caught:
+        pieces(bos_tokenizer, document("x y z " * 50, stride), 16, "keep_reply")
+    assert f"stride {stride}" in str(caught.value) and "1 to 15" in str(caught.value)
+
+
+@given(
+    words=st.text("abc é日\n😀", min_size=1, max_size=300).filter(str.strip),
+    max_length=st.integers(8, 64),
+    stride=st.none() | st.integers(1, 63),
+    weight=st.sampled_from([None, 0.5]),
+    bos=st.booleans(),
+)
+@settings(max_examples=150, deadline=None)
+def test_every_token_of_a_document_is_learned_exactly_once(
+    tokenizer, bos_tokenizer, words, max_length, stride, weight, bos
+) -> None:
+    used = bos_tokenizer if bos else tokenizer
+    stride = stride if stride is None else min(stride, max_length - 1)
+    encoder = Encoder(
+        ChatML().bind(used),
+        used,
+        LossOptions(role_weights={} if weight is None else {"text": weight}),
+        max_length,
+        "keep_reply",
+    )
+    windows = list(encoder.pieces(document(words, stride)))
+    whole = [used.control["<s>"]] * bos + used.encode(words)[0] + [used.control["</s>"]]
+    learned, at = np.zeros(len(whole)), 0
+    for number, window in enumerate(windows):
+        if number:
+            at += max_length - (max(1, max_length // 8) if stride is None else stride)
+        assert window.tokens.tolist() == whole[at : at + max_length]
+        assert window.weights[0] == 0, "nothing predicts a window's first token"
+        learned[at : at + len(window.tokens)] += window.weights
+    assert learned[0] == 0 and (learned[1:] == (weight or 1)).all()
 
 
 def test_no_trained_token_is_said(tokenizer) -> None:
