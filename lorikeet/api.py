@@ -30,11 +30,11 @@ from lorikeet.checkpoints._contract import Checkpoint
 from lorikeet.checkpoints.download import resolve
 from lorikeet.checkpoints.open import open_checkpoint
 from lorikeet.config import Recipe
-from lorikeet.data import pipeline
-from lorikeet.data.dataset import Examples
+from lorikeet.data import pipeline, sources
 from lorikeet.data.formats.auto import Auto
-from lorikeet.data.pack import pack_row, plan_rows, run_step, total_steps
+from lorikeet.data.pack import ExampleSource, pack_row, plan_rows, run_step, total_steps
 from lorikeet.data.pipeline import Prepared
+from lorikeet.data.rows import conversations
 from lorikeet.data.show import show as show_examples
 from lorikeet.data.templates._contract import Template, TemplateOptions
 from lorikeet.data.templates.jinja import Jinja
@@ -115,9 +115,9 @@ def show(recipe: Recipe, n: int = 5) -> None:
     from rich.console import Console
 
     base, _, prepared = prepare(recipe)
-    for part in show_examples(prepared.train, base.tokenizer, n):
+    for part in show_examples(prepared.preview(), base.tokenizer, n):
         Console().print(part)
-    note(str(prepared.counts))
+    note(str(prepared))
 
 
 def train(recipe: Recipe, *, overwrite: bool = False) -> dict[str, Any]:
@@ -131,7 +131,7 @@ def train(recipe: Recipe, *, overwrite: bool = False) -> dict[str, Any]:
     base, template, prepared = prepare(recipe)
     with run_state.locked(folder):
         run_state.empty_folder(folder) if overwrite else run_state.clear_leftovers(folder)
-        note(f"data: {prepared.counts}")
+        note(f"data: {prepared}")
         model = base.load(recipe.quant)
         recipe = _with_row_tokens(recipe, model)
         recipe.adapter.attach(model, seed=recipe.train.seed)
@@ -164,7 +164,7 @@ def train(recipe: Recipe, *, overwrite: bool = False) -> dict[str, Any]:
             saver(adapter_folder)
         if asked:
             write_samples(folder, engine, asked, recipe.generate, "after")
-        summary = summarise(outcome, run, wall_seconds=time.time() - started) | {"data": prepared.counts.as_dict()}
+        summary = summarise(outcome, run, wall_seconds=time.time() - started) | {"data": prepared.as_dict()}
         write_file(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
         write_report(folder)
     return summary
@@ -175,7 +175,7 @@ def evaluate(target: Recipe | Path, *, adapter: Path | None = None) -> dict[str,
 
     A bare recipe is evaluated with its run's adapter where there is one, else the base alone."""
     recipe = config.load(target / "recipe.yaml") if isinstance(target, Path) else target
-    if recipe.data.validation is None:
+    if sources.validation_of(recipe.data) is None:
         raise RecipeError("data.validation: not set, so there is nothing to evaluate on", try_="data.validation=0.1")
     if isinstance(target, Path) and adapter is None and not (recipe.output_dir / "adapter").exists():
         adapter = target / "adapter"
@@ -207,7 +207,7 @@ def predict(path: str | Path, inputs: Sequence[Path | str], output: Path, **opti
     """Answer every prompt of the input files; writes one JSON object per line to `output`."""
     generate = GenerateOptions(**options)
     check_output(output, inputs)
-    read = list(pipeline.conversations([str(file) for file in inputs], Auto.model_validate({}), reply=False))
+    read = list(conversations([str(file) for file in inputs], Auto.model_validate({}), reply=False))
     start = time.perf_counter()
     rows = predict_file(engine(path), read, output, generate)
     seconds = time.perf_counter() - start
@@ -327,10 +327,10 @@ def _with_row_tokens(recipe: Recipe, model: CausalLM) -> Recipe:
 
 def _steps(recipe: Recipe, prepared: Prepared) -> int:
     options = recipe.train
-    return total_steps(len(prepared.train), options.examples_per_step, options.num_train_epochs, options.max_steps)
+    return total_steps(prepared.epoch_examples, options.examples_per_step, options.num_train_epochs, options.max_steps)
 
 
-def _step_batches(examples: Examples, recipe: Recipe, step: int) -> list[Batch]:
+def _step_batches(examples: ExampleSource, recipe: Recipe, step: int) -> list[Batch]:
     """The run's step as micro-batches: a pure function of the step."""
     options = recipe.train
     assert options.row_tokens is not None

@@ -26,10 +26,11 @@ from lorikeet.base.errors import LorikeetError, RecipeError, nearest
 from lorikeet.base.files import write_file
 from lorikeet.base.kinds import kind_field
 from lorikeet.base.option_errors import explain, leaves, refuse_booleans
-from lorikeet.base.option_fields import default_of, find, keys_below, kinds_of, option_classes
+from lorikeet.base.option_fields import default_of, find, holds_options, keys_below, kinds_of, option_classes
 from lorikeet.base.options import Options
 from lorikeet.base.yaml_lines import Key, Tree
 from lorikeet.data.pipeline import DataOptions
+from lorikeet.data.sources import check_sources, options_of, validation_of
 from lorikeet.infer.sampling import GenerateOptions
 from lorikeet.models.load import ModelOptions
 from lorikeet.quant._contract import Quant
@@ -144,7 +145,7 @@ def written(recipe: Options) -> set[str]:
 
 def check_effects(recipe: Recipe) -> None:
     """An option that a person wrote and that would do nothing in this run is an error with the reason."""
-    asked, validation = written(recipe), recipe.data.validation
+    asked, validation = written(recipe), validation_of(recipe.data)
     # to switch off what would not happen anyway is no contradiction
     asked -= {f"evaluate.{name}" for name in ("before", "samples") if not getattr(recipe.evaluate, name)}
     sampling = {"generate.top_k", "generate.top_p", "generate.seed"} & asked
@@ -168,6 +169,12 @@ def check_effects(recipe: Recipe) -> None:
             "train.max_steps=null",
         ),
         (sampling, recipe.generate.temperature == 0, "generate.temperature is 0", "generate.temperature=0.7"),
+        (
+            {"data.mix.epoch"},
+            all(options_of(source).weight is None for source in recipe.data.train),
+            "no source has a weight",
+            "data.train='[{path: a.json, weight: 3}, {path: b.json, weight: 1}]'",
+        ),
     )
     for names, useless, reason, remedy in idle:
         found = sorted(names & asked)
@@ -198,9 +205,14 @@ def _build(source: Tree) -> Recipe:
     _fill(Recipe, source.values)
     refuse_booleans(Recipe, source)
     try:
-        return Recipe.model_validate(source.values)
+        recipe = Recipe.model_validate(source.values)
     except ValidationError as error:
         raise explain(error, Recipe, source) from None
+    try:
+        check_sources(recipe.data)
+    except RecipeError as error:
+        raise located(error, source) from None
+    return recipe
 
 
 def _fill(section: type[Options], values: dict[str, Any]) -> None:
@@ -209,7 +221,7 @@ def _fill(section: type[Options], values: dict[str, Any]) -> None:
         if name not in values:
             continue
         default = default_of(field)
-        kinds, classes = kinds_of(field), option_classes(field.annotation)
+        kinds, classes = kinds_of(field), option_classes(field.annotation) if holds_options(field) else []
         if values[name] is None and len(classes) == 1 and not kinds:
             values[name] = {}
         if kinds and isinstance(values[name], dict) and "kind" not in values[name] and default is not PydanticUndefined:
@@ -267,6 +279,8 @@ def _beside(values: dict[str, Any], key: tuple[str, str], folder: Path) -> None:
     value = section[key[1]]
 
     def found(path: Any) -> Any:
+        if isinstance(path, dict) and "path" in path:
+            return {**path, "path": found(path["path"])}
         if not isinstance(path, str) or not path or Path(path).is_absolute() or not (folder / path).exists():
             return path
         return str((folder / path).resolve())

@@ -125,7 +125,8 @@ BAD = [
     ),
     (swap("max_length", "seed"), "data.seed: there is no such option", "(recipe.yaml:5)", "template", "train.seed=512"),
     (swap("train:    {", "trian:    {"), "there is no such section", "(recipe.yaml:6)", "train", "train"),
-    (swap("[rows.json]", "{a: 1}"), "data.train: has the wrong type", "{a: 1}   (recipe.yaml:5)", "a list", ""),
+    (swap("[rows.json]", "7"), "data.train: has the wrong type", "7   (recipe.yaml:5)", "a list", ""),
+    (swap("[rows.json]", "{a: 1}"), "data.train.a: there is no such option", "a   (recipe.yaml:5)", "path weight", ""),
     (swap("[rows.json]", "[rows.json, 3]"), "data.train.1: has the wrong type", "3   (recipe.yaml:5)", "texts", ""),
     (
         swap("{path: smollm2-135m}", "smollm2"),

@@ -26,6 +26,7 @@ from lorikeet.base.option_fields import (
     default_of,
     example,
     find,
+    holds_options,
     in_words,
     keys_below,
     plain_types,
@@ -154,7 +155,7 @@ def _wrong(key: Key, what: str, top: type[Options], tree: Tree, message: str = "
     allowed: str | None = message or None
     proposal = None
     # a section's own check says all there is to say: its list of options would not help
-    if option is not None and (what == "is missing" or message or not classes):
+    if option is not None and (what == "is missing" or message or not classes or not holds_options(option)):
         allowed = in_words(option)
         proposal = _proposal(key, value, option)
     place = tree.place(key)

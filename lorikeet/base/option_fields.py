@@ -42,6 +42,11 @@ def kinds_of(field: FieldInfo) -> dict[str, type[Options]]:
     return {str(one.model_fields["kind"].default): one for one in classes if "kind" in one.model_fields}
 
 
+def holds_options(field: FieldInfo) -> bool:
+    """Whether the field's value is one mapping of options (a section, a kind), and not a list of them."""
+    return bool(option_classes(field.annotation)) and list not in _leaves(field.annotation)
+
+
 def default_of(field: FieldInfo) -> Any:
     """The default, or PydanticUndefined where the option is required."""
     return field.get_default(call_default_factory=True, validated_data={})
@@ -178,14 +183,15 @@ def _words(annotation: Any, metadata: Any = ()) -> str:
     if origin in (dict, Mapping) or annotation is dict:
         return "a mapping" if len(parts) < 2 else f"a mapping of {_plural(parts[0])} to {_plural(parts[1])}"
     if origin is Union or type(annotation).__name__ == "UnionType":
-        kinds = [one.model_fields["kind"].default for one in option_classes(annotation) if "kind" in one.model_fields]
-        rest = [part for part in parts if not option_classes(part)]
+        direct = [one for part in parts if list not in _leaves(part) for one in option_classes(part)]
+        kinds = [one.model_fields["kind"].default for one in direct if "kind" in one.model_fields]
+        rest = [part for part in parts if not option_classes(part) or list in _leaves(part)]
         words = [f"{{kind: ...}} with one of: {' '.join(kinds)}"] if kinds else []
         # the bounds belong to the numbers, so they stand right behind them
         words += [
             _words(part, metadata if part in (int, float) or get_origin(part) is Annotated else ()) for part in rest
         ]
-        words += [] if kinds else [_words(one) for one in option_classes(annotation)]
+        words += [] if kinds else [_words(one) for one in direct]
         return ", or ".join(dict.fromkeys(words))
     if inspect.isclass(annotation) and issubclass(annotation, Options):
         return "a mapping of: " + " ".join(annotation.model_fields)
@@ -195,4 +201,8 @@ def _words(annotation: Any, metadata: Any = ()) -> str:
 
 def _plural(annotation: Any) -> str:
     words = {int: "whole numbers", float: "numbers", str: "texts", Path: "paths", bool: "true or false", Any: "values"}
+    if get_origin(annotation) is Union or type(annotation).__name__ == "UnionType":
+        return " or ".join(_plural(part) for part in get_args(annotation))
+    if inspect.isclass(annotation) and issubclass(annotation, Options):
+        return "mappings"
     return words.get(annotation) or _words(annotation)

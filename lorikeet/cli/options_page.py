@@ -23,9 +23,10 @@ def page(recipe: type[Options]) -> str:
 
 
 def _lines(recipe: type[Options]) -> Iterator[str]:
-    from lorikeet.base.option_fields import default_of, kinds_of, option_classes
+    from lorikeet.base.option_fields import default_of, holds_options, kinds_of, option_classes
 
     yield _HEAD
+    told: list[type[Options]] = []
     plain = {name: field for name, field in recipe.model_fields.items() if not option_classes(field.annotation)}
     yield from _table(plain, "")
     for name, field in recipe.model_fields.items():
@@ -43,6 +44,12 @@ def _lines(recipe: type[Options]) -> Iterator[str]:
                     default = default_of(inner).kind
                     yield f"\n### {name}.{below}\n\n{inner.description} The default is `{default}`."
                     yield from _kinds(f"{name}.{below}", inner, level=4)
+                for one in [] if kinds_of(inner) else option_classes(inner.annotation):
+                    if one not in told:  # training and validation sources have the same options
+                        entry = "" if holds_options(inner) else "[]"  # options of each entry of a list
+                        yield f"\n### {name}.{below}{entry}\n\n{' '.join((one.__doc__ or '').split())}\n"
+                        yield from _table(one.model_fields, f"{name}.{below}{entry}.")
+                    told.append(one)
 
 
 def _kinds(name: str, field: FieldInfo, level: int = 3) -> Iterator[str]:
@@ -64,6 +71,6 @@ def _table(fields: dict[str, FieldInfo], prefix: str) -> Iterator[str]:
         default = "required"
         if not field.is_required():
             value = default_of(field)
-            default = f"`{getattr(value, 'kind', '') if isinstance(value, Options) else as_yaml(value)}`"
+            default = f"`{getattr(value, 'kind', '{}') if isinstance(value, Options) else as_yaml(value)}`"
         cells = (f"`{prefix}{name}`", in_words(field), default, field.description or "")
         yield "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"

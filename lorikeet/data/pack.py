@@ -18,6 +18,7 @@ import torch
 from lorikeet.base.nouns import Batch, Example
 from lorikeet.base.prefix_tree import lay_out, shared_prefix, sorted_order
 from lorikeet.base.rng import numpy_rng
+from lorikeet.data.mix import Mixture
 
 
 class ExampleSource(Protocol):
@@ -34,7 +35,7 @@ def steps_per_epoch(examples: int, examples_per_step: int) -> int:
 
 
 def total_steps(examples: int, examples_per_step: int, epochs: float, max_steps: int | None) -> int:
-    """Steps of a whole run."""
+    """Steps of a whole run; `examples` are those of an epoch."""
     return max_steps or max(1, round(steps_per_epoch(examples, examples_per_step) * epochs))
 
 
@@ -55,7 +56,7 @@ def plan_step(
     world: int = 1,
 ) -> list[list[Batch]]:
     """The micro-batches of step `step` of `epoch`, one list per rank, all of the same length."""
-    chosen = order(len(examples), seed, epoch)[step * examples_per_step : (step + 1) * examples_per_step]
+    chosen = _chosen(examples, seed, epoch, step, examples_per_step)
     rows = plan_rows([examples[int(i)] for i in chosen], row_tokens=row_tokens, share=share)
     batches = sorted((pack_row(row, share=share) for row in rows), key=lambda batch: -len(batch.tokens))
     ranks = [batches[rank::world] for rank in range(world)]
@@ -64,11 +65,20 @@ def plan_step(
     return ranks
 
 
+def _chosen(examples: ExampleSource, seed: int, epoch: int, step: int, examples_per_step: int) -> np.ndarray:
+    """Which examples a step has. A weighted mix goes on drawing from epoch to epoch, in steps of one size."""
+    if isinstance(examples, Mixture) and examples.turns is not None:
+        first = (epoch * steps_per_epoch(examples.epoch_examples, examples_per_step) + step) * examples_per_step
+        return examples.drawn(first, first + examples_per_step, seed)
+    return order(len(examples), seed, epoch)[step * examples_per_step : (step + 1) * examples_per_step]
+
+
 def run_step(
     examples: ExampleSource, step: int, *, seed: int, examples_per_step: int, row_tokens: int, share: bool = True
 ) -> list[Batch]:
     """Step `step` of a run on one device, counted over all its epochs."""
-    epoch, within = divmod(step, steps_per_epoch(len(examples), examples_per_step))
+    per_epoch = examples.epoch_examples if isinstance(examples, Mixture) else len(examples)
+    epoch, within = divmod(step, steps_per_epoch(per_epoch, examples_per_step))
     ranks = plan_step(
         examples,
         seed=seed,

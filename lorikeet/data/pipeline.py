@@ -1,59 +1,52 @@
-"""Files to prepared examples: read, convert, render, encode, cut, store; streaming, with every loss counted.
+"""The recipe's data: its sources, opened, prepared one by one, split and mixed.
 
-All rows go into one store; the split into training and validation is a choice of indices over it. Which
-conversations validate follows from the seed and their tokens alone, so rows that are the same never stand on both
-sides, and adding rows moves few.
+Each source has a store of its own, so adding one prepares none of the others again; the split into training and
+validation is a choice of indices over all of them. Which conversations validate follows from the seed and their
+tokens alone, so rows that are the same never stand on both sides, and adding rows moves few.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from itertools import chain, islice
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from dataclasses import dataclass
+from itertools import zip_longest
+from typing import Any, Literal
 
 import numpy as np
-import orjson
-from pydantic import BeforeValidator, Field, field_validator
+from pydantic import Field, field_validator
 
-from lorikeet.base.errors import DataError, LorikeetError, TemplateError
-from lorikeet.base.files import cache_dir, new_folder, sha256_file
+from lorikeet.base.errors import DataError
 from lorikeet.base.kinds import kind_field
-from lorikeet.base.log import progress
-from lorikeet.base.nouns import Conversation
+from lorikeet.base.log import note
+from lorikeet.base.nouns import Example
 from lorikeet.base.rng import derive
-from lorikeet.data.dataset import Examples, Writer
-from lorikeet.data.files import Advance, source_sha256
+from lorikeet.data.dataset import Examples
 from lorikeet.data.formats._contract import Format
 from lorikeet.data.formats.auto import Auto
 from lorikeet.data.loss import LossOptions
+from lorikeet.data.mix import MixOptions, Mixture
+from lorikeet.data.rows import Counts, store
+from lorikeet.data.sources import Opened, Sources, check_sources, open_all, say_validation, validation_of
 from lorikeet.data.templates._contract import Template, TemplateOptions
 from lorikeet.data.templates.jinja import Jinja
 from lorikeet.data.truncate import Encoder, Truncation
 from lorikeet.tokens._contract import Tokenizer
 
-# raised when the same inputs begin to give other examples: stores made before are then made again
-_VERSION = 2
-_FIRST_ROWS = 8  # that a format is detected from
-_BIG_BYTES = 8 << 20  # files from this size on show a progress bar
-
-Files = Annotated[list[str], BeforeValidator(lambda value: [value] if isinstance(value, str) else value)]
-
 
 class DataOptions(LossOptions):
-    """The recipe's `data`: which files, how they read, how they are rendered, and what is learned."""
+    """The recipe's `data`: which sources, how they read, how they are rendered, and what is learned."""
 
-    train: Files = Field(
+    train: Sources = Field(
         min_length=1,
-        description="Training files: .json .jsonl .csv .parquet .txt, also with .gz.",
+        description="Training data: files (.json .jsonl .csv .parquet .txt .md, also with .gz), folders, URLs, "
+        "`hf:org/name`; or mappings with the options of a source.",
         examples=[["mine.json"]],
     )
-    validation: float | int | Files | None = Field(
-        None,
-        description="Held out: a fraction below 1, a number of conversations, or files of their own; null for none.",
+    mix: MixOptions = Field(default_factory=MixOptions, description="How sources with weights are mixed.")
+    validation: float | int | Literal["auto"] | Sources | None = Field(
+        "auto",
+        description="Held out: a fraction below 1, a number of conversations, or sources of their own; null for none; "
+        "auto: the validation split (else the test split) of a folder in `train`, where it has one.",
     )
     format: kind_field("lorikeet.data.formats", Format) = Field(  # type: ignore[valid-type]
         Auto.model_validate({}),
@@ -86,180 +79,120 @@ class DataOptions(LossOptions):
         return int(value) if isinstance(value, float) and value >= 1 else value
 
 
-@dataclass(slots=True)
-class Counts:
-    """What became of the rows. A conversation that a template lays out once per reply gives several examples."""
-
-    rows: int = 0
-    kept: int = 0  # rows with at least one example
-    examples: int = 0
-    cut: int = 0  # examples shortened to max_length
-    dropped: dict[str, int] = field(default_factory=dict)  # reason -> how many
-    tokens: int = 0
-    trained_tokens: int = 0
-
-    def drop(self, reason: str) -> None:
-        """Count one more row or reply that is left out for `reason`."""
-        self.dropped[reason] = self.dropped.get(reason, 0) + 1
-
-    def as_dict(self) -> dict[str, Any]:
-        """For counts.json and the run's summary."""
-        return {name: getattr(self, name) for name in self.__slots__}
-
-    def __str__(self) -> str:
-        left_out = "".join(f", {count} left out ({reason})" for reason, count in self.dropped.items())
-        cut = f", {self.cut} cut to max_length" if self.cut else ""
-        return (
-            f"{self.rows} rows, {self.examples} examples{cut}{left_out}; "
-            f"{self.tokens} tokens, {self.trained_tokens} of them trained"
-        )
-
-
 @dataclass(frozen=True, slots=True)
 class Prepared:
     """Examples ready to pack."""
 
-    train: Examples
-    validation: Examples | None
-    counts: Counts  # of the training files, before validation is split off
-    validation_counts: Counts | None  # of validation files; None where validation is split off
+    train: Examples | Mixture
+    validation: Examples | Mixture | None
+    counts: Counts  # of the training sources, before validation is split off
+    validation_counts: Counts | None  # of validation sources; None where validation is split off
+    sources: list[dict[str, Any]]  # name, weight, passes (per epoch) and counts of each training source
+
+    @property
+    def epoch_examples(self) -> int:
+        """How many examples an epoch draws."""
+        return self.train.epoch_examples if isinstance(self.train, Mixture) else len(self.train)
+
+    def preview(self) -> Iterator[Example]:
+        """The training examples, of several sources in turn, for eyes."""
+        parts = self.train.parts if isinstance(self.train, Mixture) else [self.train]
+        return (example for row in zip_longest(*parts) for example in row if example is not None)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For the run's summary."""
+        return self.counts.as_dict() | ({"sources": self.sources} if len(self.sources) > 1 else {})
+
+    def __str__(self) -> str:
+        lines = [str(self.counts)]
+        for one in self.sources if len(self.sources) > 1 else []:
+            weight = "" if one["weight"] is None else f"weight {one['weight']:g}, {one['passes']:.3g} passes an epoch; "
+            lines.append(f"  {one['source']}: {weight}{Counts(**one['counts'])}")
+        if isinstance(self.train, Mixture) and self.train.turns is not None:
+            lines.append(f"  an epoch draws {self.epoch_examples} examples")
+        return "\n".join(lines)
 
 
 def prepare(options: DataOptions, tokenizer: Tokenizer, template: Template, *, seed: int) -> Prepared:
-    """The examples of `options.train` and of the validation split or files, from the cache or made now.
+    """The examples of `options.train` and of the validation split or sources, from the cache or made now.
 
-    Raises DataError and TemplateError for rows that cannot be used (unless bad_rows=skip), and DataError where
-    nothing is left to train on or to validate with.
+    Raises DataError and TemplateError for rows that cannot be used (unless bad_rows=skip), DataError where nothing is
+    left to train on or to validate with, and DownloadError for a source that cannot be fetched.
     """
+    check_sources(options)
     encoder = Encoder(template, tokenizer, options, options.max_length, options.truncation)
-    store = _store(options.train, options, encoder, options.max_examples)
-    counts = Counts(**store.counts)
-    if options.validation is None:
-        return Prepared(store, None, counts, None)
-    if isinstance(options.validation, list):
-        held_out = _store(options.validation, options, encoder, None)
-        return Prepared(store, held_out, counts, Counts(**held_out.counts))
-    held = _held_out(store.conversation_hashes, options.validation, seed)
-    train, validation = (Examples(store.folder, np.flatnonzero(mask)) for mask in (~held, held))
-    return Prepared(train, validation, counts, None)
+    opened = open_all(options.train)
+    say_validation(options)
+    wanted = validation_of(options)
+    stores = _stores(opened, options, encoder, options.max_examples)
+    opened = opened[: len(stores)]
+    train, validation, held_counts = stores, None, None
+    if isinstance(wanted, list):
+        held_stores = _stores(open_all(wanted), options, encoder, None)
+        validation, held_counts = _joined(held_stores), _sum(held_stores)
+    elif wanted is not None:
+        train, held_out = _split(stores, wanted, seed)
+        validation = _joined(held_out)
+    mixed = _mixed_sources(train, opened, options)
+    passes = mixed.passes() if isinstance(mixed, Mixture) else [1.0]
+    sources = [
+        {"source": one.title, "weight": one.options.weight, "passes": times, "counts": made.counts}
+        for one, times, made in zip(opened, passes, stores)
+    ]
+    return Prepared(mixed, validation, _sum(stores), held_counts, sources)
 
 
-def conversations(
-    files: Sequence[str], format: Format, *, reply: bool = True, bad_rows: str = "error"
-) -> Iterator[Conversation]:
-    """The conversations of files of any kind. `reply=False`: rows may lack the answer (predict)."""
-    for conversation, error in _read(files, format, reply):
-        if error is not None and bad_rows == "error":
-            raise error
-        if conversation is not None:
-            yield conversation
+def _stores(opened: Sequence[Opened], options: DataOptions, encoder: Encoder, limit: int | None) -> list[Examples]:
+    """Each source's examples; `limit` is of the rows of all of them, in order."""
+    stores: list[Examples] = []
+    left = limit
+    for one in opened:
+        if left == 0:
+            note(f"{one.title}: not read, data.max_examples={limit} is reached before it")
+            break
+        limits = [most for most in (left, one.options.max_examples) if most is not None]
+        format = one.options.format or options.format
+        stores.append(store(one.files, format, options, encoder, min(limits, default=None)))
+        left = None if left is None else left - stores[-1].counts["rows"]
+    return stores
 
 
-def _read(
-    files: Sequence[str], format: Format, reply: bool, advance: Advance | None = None
-) -> Iterator[tuple[Conversation | None, DataError | None]]:
-    """Each row's conversation, or the error of a row that cannot be read. Errors of whole files are raised."""
-    for file in files:
-        rows = format.rows(file, advance)
-        first = list(islice(rows, _FIRST_ROWS))
-        settled = format.settle([row for row, _ in first], file)
-        for row, origin in chain(first, rows):
-            try:
-                yield settled.read(row, origin, reply=reply), None
-            except DataError as error:
-                yield None, error
+def _mixed_sources(parts: Sequence[Examples], opened: Sequence[Opened], options: DataOptions) -> Examples | Mixture:
+    """The sources as one training set. Raises DataError where validation took all of a source with a weight."""
+    weights = [one.options.weight for one in opened if one.options.weight is not None]
+    if not weights:
+        return _joined(parts)
+    for one, part in zip(opened, parts):
+        if not len(part):
+            raise DataError(
+                f"data.validation: takes every conversation of {one.title}, which has a weight in the mix",
+                given=f"{part.counts['examples']} examples in that source",
+                allowed="at least one example left in each source",
+                try_="a smaller data.validation, or the source without a weight",
+            )
+    return Mixture(parts, weights, options.mix.epoch)
 
 
-def _store(files: Sequence[str], options: DataOptions, encoder: Encoder, limit: int | None) -> Examples:
-    folder = cache_dir() / "examples" / _key(files, options, encoder, limit)
-    if not (options.cache and (folder / "counts.json").is_file()):
-        with new_folder(folder) as temporary:
-            _write(temporary, files, options, encoder, limit)
-    return Examples(folder)
+def _joined(stores: Sequence[Examples]) -> Examples | Mixture:
+    return stores[0] if len(stores) == 1 else Mixture(stores)
 
 
-def _key(files: Sequence[str], options: DataOptions, encoder: Encoder, limit: int | None) -> str:
-    """A hash over everything that decides the examples, and the file names, because origins name them."""
-    kind = str(options.format.kind)
-    parts = {
-        "version": _VERSION,
-        "files": [[file, source_sha256(file)] for file in files],
-        "format": [options.format.model_dump(mode="json"), sha256_file(Path(kind)) if kind.endswith(".py") else ""],
-        "template": encoder.template.fingerprint,
-        "tokenizer": encoder.tokenizer.fingerprint,
-        "options": options.model_dump(
-            mode="json", include={"loss", "role_weights", "max_length", "truncation", "bad_rows"}
-        ),
-        "limit": limit,
-    }
-    return hashlib.sha256(orjson.dumps(parts, option=orjson.OPT_SORT_KEYS)).hexdigest()[:32]
+def _split(stores: Sequence[Examples], wanted: float | int, seed: int) -> tuple[list[Examples], list[Examples]]:
+    """(training, validation), one of each per store."""
+    held = _held_out(np.concatenate([one.conversation_hashes for one in stores]), wanted, seed)
+    masks = np.split(held, np.cumsum([len(one) for one in stores])[:-1])
+    train, validation = (
+        [Examples(one.folder, np.flatnonzero(mask == side)) for one, mask in zip(stores, masks)]
+        for side in (False, True)
+    )
+    return train, validation
 
 
-def _write(folder: Path, files: Sequence[str], options: DataOptions, encoder: Encoder, limit: int | None) -> None:
-    counts = Counts()
-    writer = Writer(folder)
-    with _bytes_bar(files) as advance:
-        for conversation, fault in islice(_read(files, options.format, True, advance), limit):
-            counts.rows += 1
-            error: LorikeetError | None = fault
-            if conversation is not None:
-                error = _add(conversation, encoder, writer, counts)
-            if error is not None:
-                if options.bad_rows == "error":
-                    raise error
-                counts.drop("cannot be used")
-    if counts.examples == 0:
-        raise DataError(
-            "no row is left to learn from",
-            given=str(counts),
-            allowed="at least one conversation with a trained token",
-            try_="a larger data.max_length, or data.truncation=keep_reply",
-        )
-    writer.close(counts.as_dict())
-
-
-@contextmanager
-def _bytes_bar(files: Sequence[str]) -> Iterator[Advance | None]:
-    """A progress bar over the bytes of big files; nothing for small ones."""
-    total = sum(Path(file).stat().st_size for file in files)
-    if total < _BIG_BYTES:
-        yield None
-        return
-    with progress() as bar:
-        task = bar.add_task("preparing data (bytes)", total=total)
-        yield lambda count: bar.advance(task, count)
-
-
-def _add(conversation: Conversation, encoder: Encoder, writer: Writer, counts: Counts) -> LorikeetError | None:
-    """Append the conversation's examples, or return the error of one that cannot be used."""
-    try:
-        pieces = list(encoder.pieces(conversation))
-    except TemplateError as error:
-        return error
-    if all(piece.dropped == "no trained token" for piece in pieces):
-        roles = " ".join(message.role for message in conversation.messages)
-        return DataError(
-            f"{conversation.origin}: no token of this conversation is learned",
-            given=f"roles {roles}; data.loss={encoder.loss.loss}",
-            allowed="at least one trained message",
-            try_="data.bad_rows=skip leaves such rows out and counts them",
-        )
-    digest = hashlib.sha256()
-    for piece in pieces:
-        digest.update(piece.tokens.tobytes())
-    conversation_hash = int.from_bytes(digest.digest()[:8], "little")
-    before = counts.examples
-    for piece in pieces:
-        if piece.dropped is not None:
-            counts.drop(piece.dropped)
-            continue
-        writer.add(piece.tokens, piece.weights, conversation.origin, conversation_hash)
-        counts.examples += 1
-        counts.cut += piece.cut
-        counts.tokens += len(piece.tokens)
-        counts.trained_tokens += int(np.count_nonzero(piece.weights))
-    counts.kept += counts.examples > before
-    return None
+def _sum(stores: Sequence[Examples]) -> Counts:
+    total = Counts()
+    for one in stores:
+        total.add(Counts(**one.counts))
+    return total
 
 
 def _held_out(hashes: np.ndarray, wanted: float | int, seed: int) -> np.ndarray:

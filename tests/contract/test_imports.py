@@ -13,7 +13,7 @@ from contract import source
 
 # top to bottom; inside a row an item may import those to its right only, across `|` nobody imports the other
 LAYERS: list[list[set[str]]] = [
-    [{"cli"}, {"demo"}, {"api"}, {"config"}],
+    [{"cli"}, {"demo"}, {"api", "migrate"}, {"config"}],
     [{"plan", "verify", "serve"}],
     [{"train", "infer"}],
     [{"adapters"}],
@@ -29,6 +29,7 @@ MAY = {
     "models/huggingface.py": GUARDED,
     "tokens/huggingface.py": {"transformers"},
     "checkpoints/sources/hf.py": {"huggingface_hub"},
+    "checkpoints/sources/_datasets.py": {"huggingface_hub"},
 }
 EXTRAS = [*sorted(GUARDED), "pyarrow", "bitsandbytes", "tiktoken", "sentencepiece", "deepspeed", "modelscope"]
 

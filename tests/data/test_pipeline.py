@@ -9,11 +9,12 @@ from pydantic import ValidationError
 from rich.console import Console
 
 from lorikeet.base.errors import DataError, TemplateError
-from lorikeet.data import pipeline
+from lorikeet.data import rows as rows_module
 from lorikeet.data.dataset import Examples
 from lorikeet.data.encode import encode_conversation
 from lorikeet.data.formats.auto import Auto
-from lorikeet.data.pipeline import DataOptions, Prepared, conversations, prepare
+from lorikeet.data.pipeline import DataOptions, Prepared, prepare
+from lorikeet.data.rows import conversations
 from lorikeet.data.show import coloured, show
 
 pytestmark = pytest.mark.usefixtures("cache")
@@ -64,7 +65,7 @@ def test_examples_are_what_encoding_gives(tokenizer, train: str) -> None:
 def test_the_cache_is_used_until_something_changes(tokenizer, train: str, monkeypatch: pytest.MonkeyPatch) -> None:
     first = run(tokenizer, train).train
     with monkeypatch.context() as patch:
-        patch.setattr(pipeline, "_write", lambda *_: pytest.fail("prepared again"))
+        patch.setattr(rows_module, "_write", lambda *_: pytest.fail("prepared again"))
         again = run(tokenizer, train).train
         assert again.fingerprint == first.fingerprint and ids(again) == ids(first)
         run(tokenizer, train, validation=0.1, seed=3)  # the split is a view

@@ -1,0 +1,193 @@
+"""One source's rows to a store of prepared examples: read, convert, encode, cut, count.
+
+Streaming, so a source larger than memory is fine; a fault leaves nothing half written. The store's name is a hash of
+everything that decides its content, so the next run with the same source finds it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import chain, islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import orjson
+
+from lorikeet.base.errors import DataError, LorikeetError, TemplateError
+from lorikeet.base.files import cache_dir, new_folder, sha256_file
+from lorikeet.base.log import progress
+from lorikeet.base.nouns import Conversation
+from lorikeet.data.dataset import Examples, Writer
+from lorikeet.data.files import Advance, source_sha256
+from lorikeet.data.formats._contract import Format
+from lorikeet.data.truncate import Encoder
+
+if TYPE_CHECKING:
+    from lorikeet.data.pipeline import DataOptions
+
+# raised when the same inputs begin to give other examples: stores made before are then made again
+_VERSION = 2
+_FIRST_ROWS = 8  # that a format is detected from
+_BIG_BYTES = 8 << 20  # files from this size on show a progress bar
+
+
+@dataclass(slots=True)
+class Counts:
+    """What became of the rows. A conversation that a template lays out once per reply gives several examples."""
+
+    rows: int = 0
+    kept: int = 0  # rows with at least one example
+    examples: int = 0
+    cut: int = 0  # examples shortened to max_length
+    dropped: dict[str, int] = field(default_factory=dict)  # reason -> how many
+    tokens: int = 0
+    trained_tokens: int = 0
+
+    def drop(self, reason: str) -> None:
+        """Count one more row or reply that is left out for `reason`."""
+        self.dropped[reason] = self.dropped.get(reason, 0) + 1
+
+    def add(self, other: Counts) -> None:
+        """Add another source's counts to these."""
+        for name in ("rows", "kept", "examples", "cut", "tokens", "trained_tokens"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        for reason, count in other.dropped.items():
+            self.dropped[reason] = self.dropped.get(reason, 0) + count
+
+    def as_dict(self) -> dict[str, Any]:
+        """For counts.json and the run's summary."""
+        return {name: getattr(self, name) for name in self.__slots__}
+
+    def __str__(self) -> str:
+        left_out = "".join(f", {count} left out ({reason})" for reason, count in self.dropped.items())
+        cut = f", {self.cut} cut to max_length" if self.cut else ""
+        return (
+            f"{self.rows} rows, {self.examples} examples{cut}{left_out}; "
+            f"{self.tokens} tokens, {self.trained_tokens} of them trained"
+        )
+
+
+def conversations(
+    files: Sequence[str], format: Format, *, reply: bool = True, bad_rows: str = "error"
+) -> Iterator[Conversation]:
+    """The conversations of files of any kind. `reply=False`: rows may lack the answer (predict)."""
+    for conversation, error in _read(files, format, reply):
+        if error is not None and bad_rows == "error":
+            raise error
+        if conversation is not None:
+            yield conversation
+
+
+def _read(
+    files: Sequence[str], format: Format, reply: bool, advance: Advance | None = None
+) -> Iterator[tuple[Conversation | None, DataError | None]]:
+    """Each row's conversation, or the error of a row that cannot be read. Errors of whole files are raised."""
+    for file in files:
+        rows = format.rows(file, advance)
+        first = list(islice(rows, _FIRST_ROWS))
+        settled = format.settle([row for row, _ in first], file)
+        for row, origin in chain(first, rows):
+            try:
+                yield settled.read(row, origin, reply=reply), None
+            except DataError as error:
+                yield None, error
+
+
+def store(files: Sequence[str], format: Format, options: DataOptions, encoder: Encoder, limit: int | None) -> Examples:
+    """The examples of a source's files, from the cache or made now; `limit` is of rows. Raises DataError and
+    TemplateError for rows that cannot be used, unless bad_rows=skip."""
+    folder = cache_dir() / "examples" / _key(files, format, options, encoder, limit)
+    if not (options.cache and (folder / "counts.json").is_file()):
+        with new_folder(folder) as temporary:
+            _write(temporary, files, format, options, encoder, limit)
+    return Examples(folder)
+
+
+def _key(files: Sequence[str], format: Format, options: DataOptions, encoder: Encoder, limit: int | None) -> str:
+    """A hash over everything that decides the examples, and the file names, because origins name them."""
+    kind = str(format.model_dump()["kind"])
+    parts = {
+        "version": _VERSION,
+        "files": [[file, source_sha256(file)] for file in files],
+        "format": [format.model_dump(mode="json"), sha256_file(Path(kind)) if kind.endswith(".py") else ""],
+        "template": encoder.template.fingerprint,
+        "tokenizer": encoder.tokenizer.fingerprint,
+        "options": options.model_dump(
+            mode="json", include={"loss", "role_weights", "max_length", "truncation", "bad_rows"}
+        ),
+        "limit": limit,
+    }
+    return hashlib.sha256(orjson.dumps(parts, option=orjson.OPT_SORT_KEYS)).hexdigest()[:32]
+
+
+def _write(
+    folder: Path, files: Sequence[str], format: Format, options: DataOptions, encoder: Encoder, limit: int | None
+) -> None:
+    counts = Counts()
+    writer = Writer(folder)
+    with _bytes_bar(files) as advance:
+        for conversation, fault in islice(_read(files, format, True, advance), limit):
+            counts.rows += 1
+            error: LorikeetError | None = fault
+            if conversation is not None:
+                error = _add(conversation, encoder, writer, counts)
+            if error is not None:
+                if options.bad_rows == "error":
+                    raise error
+                counts.drop("cannot be used")
+    if counts.examples == 0:
+        raise DataError(
+            f"{' '.join(files)[:120]}: no row is left to learn from",
+            given=str(counts),
+            allowed="at least one conversation with a trained token",
+            try_="a larger data.max_length, or data.truncation=keep_reply",
+        )
+    writer.close(counts.as_dict())
+
+
+@contextmanager
+def _bytes_bar(files: Sequence[str]) -> Iterator[Advance | None]:
+    """A progress bar over the bytes of big files; nothing for small ones."""
+    total = sum(Path(file).stat().st_size for file in files)
+    if total < _BIG_BYTES:
+        yield None
+        return
+    with progress() as bar:
+        task = bar.add_task("preparing data (bytes)", total=total)
+        yield lambda count: bar.advance(task, count)
+
+
+def _add(conversation: Conversation, encoder: Encoder, writer: Writer, counts: Counts) -> LorikeetError | None:
+    """Append the conversation's examples, or return the error of one that cannot be used."""
+    try:
+        pieces = list(encoder.pieces(conversation))
+    except TemplateError as error:
+        return error
+    if all(piece.dropped == "no trained token" for piece in pieces):
+        roles = " ".join(message.role for message in conversation.messages)
+        return DataError(
+            f"{conversation.origin}: no token of this conversation is learned",
+            given=f"roles {roles}; data.loss={encoder.loss.loss}",
+            allowed="at least one trained message",
+            try_="data.bad_rows=skip leaves such rows out and counts them",
+        )
+    digest = hashlib.sha256()
+    for piece in pieces:
+        digest.update(piece.tokens.tobytes())
+    conversation_hash = int.from_bytes(digest.digest()[:8], "little")
+    before = counts.examples
+    for piece in pieces:
+        if piece.dropped is not None:
+            counts.drop(piece.dropped)
+            continue
+        writer.add(piece.tokens, piece.weights, conversation.origin, conversation_hash)
+        counts.examples += 1
+        counts.cut += piece.cut
+        counts.tokens += len(piece.tokens)
+        counts.trained_tokens += int(np.count_nonzero(piece.weights))
+    counts.kept += counts.examples > before
+    return None
