@@ -40,7 +40,8 @@ class Dataset:
     path: str
     format: dict[str, Any] = field(default_factory=lambda: {"kind": "auto"})
     split: str = ""
-    subset: str = ""
+    subset: str = ""  # a configuration of a hub's data set
+    revision: str = ""
     samples: int | None = None
     weight: float | None = None
 
@@ -59,7 +60,8 @@ def set_datasets(translation: Translation, option: str, datasets: Sequence[Datas
     shared = all(one == formats[0] for one in formats)
     entries: list[Any] = []
     for dataset in datasets:
-        told = {"split": dataset.split, "subset": dataset.subset, "weight": dataset.weight}
+        told: dict[str, Any] = {"split": dataset.split, "name": dataset.subset, "revision": dataset.revision}
+        told["weight"] = dataset.weight
         if dataset.samples is not None:
             told["max_examples"] = dataset.samples
         if not shared:
@@ -84,7 +86,8 @@ def set_datasets(translation: Translation, option: str, datasets: Sequence[Datas
 def _cannot_say(translation: Translation, dataset: Dataset, name: str, value: Any, key: str) -> None:
     why = {
         "split": f"only the split {value} was used there",
-        "subset": f"only the subset {value} was used there",
+        "name": f"only the subset {value} was used there",
+        "revision": f"revision {value} was used there",
         "weight": f"drawn with weight {value} there; here every row comes once an epoch",
         "max_examples": f"only {value} rows were used there",
         "format": f"reads as {as_yaml(value)}; data.format is auto, which finds one format for each file",
@@ -120,7 +123,7 @@ def from_info(translation: Translation, name: str, info: dict[str, Any], folder:
     made = Dataset(name, _path(translation, name, entry, folder, key))
     made.format = _format(translation, name, entry, key)
     made.split = "" if entry.get("split", "train") == "train" else str(entry["split"])
-    made.subset = str(entry.get("subset") or "")
+    made.subset, made.revision = str(entry.get("subset") or ""), str(entry.get("revision") or "")
     samples = entry.get("num_samples")
     if samples is not None and (isinstance(samples, bool) or not isinstance(samples, int) or samples < 1):
         raise RecipeError(
@@ -137,12 +140,13 @@ def from_info(translation: Translation, name: str, info: dict[str, Any], folder:
 
 def _path(translation: Translation, name: str, entry: dict[str, Any], folder: Path, key: str) -> str:
     """LLaMA-Factory's order: a hub's name before a file."""
-    for hub, prefix in (("hf_hub_url", "hf:"), ("ms_hub_url", "modelscope:")):
-        if entry.get(hub):
-            inner = f"/{entry['folder']}" if entry.get("folder") else ""
-            if inner:
-                translation.leave("differs", key, f"only the folder {entry['folder']} was read there", name)
-            return f"{prefix}{entry[hub]}"
+    if entry.get("hf_hub_url") or entry.get("ms_hub_url"):
+        if entry.get("folder"):
+            translation.leave("differs", key, f"only the folder {entry['folder']} was read there", name)
+        if entry.get("hf_hub_url"):
+            return f"hf:{entry['hf_hub_url']}"
+        translation.leave("differs", key, "data sets of ModelScope are not fetched; download its files", name)
+        return f"modelscope:{entry['ms_hub_url']}"
     if not entry.get("file_name"):
         reason = "is made by a script, and scripts of a hub are not run" if entry.get("script_url") else "names no file"
         raise RecipeError(

@@ -37,11 +37,8 @@ def read(path: Path, given: frozenset[str] = frozenset()) -> Content:
         tree = yaml_lines.parse(text, str(path))
     except RecipeError as error:
         if error.what.startswith("a recipe is a mapping") or error.what.endswith("is empty"):
-            raise RecipeError(
-                "this is no mapping of settings",
-                given=error.given or f"nothing but comments   ({path})",
-                allowed=ALLOWED,
-            ) from None
+            said = error.given or f"nothing but comments   ({path})"
+            raise RecipeError("this is no mapping of settings", given=said, allowed=ALLOWED) from None
         raise
     return Content(path, tree.values, tree.places, given=given)
 

@@ -6,7 +6,6 @@ option that would have no effect in such a run is moved to the list.
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from lorikeet.base.errors import OutputError, RecipeError
 from lorikeet.base.files import write_file
 from lorikeet.base.kinds import family_files
 from lorikeet.base.option_fields import find
+from lorikeet.base.yaml_lines import Key
 from lorikeet.migrate._contract import Content, Left, Setting, Status, System, Translation
 from lorikeet.migrate._read import read
 from lorikeet.migrate._table import plain
@@ -138,8 +138,8 @@ def _within(old: Any, path: tuple[str, ...], value: Any) -> Any:
 
 def _validated(made: Translation) -> config.Recipe:
     while True:
-        places = {path: setting.place for path, setting in made.settings.items()}
-        recipe = config.parse(plain(made), name=str(made.content.path), places={(): str(made.content.path), **places})
+        places: dict[Key, str] = {path: setting.place for path, setting in made.settings.items()}
+        recipe = config.parse(plain(made), name=str(made.content.path), places=places)
         try:
             config.check_effects(recipe)
             return recipe
@@ -188,11 +188,3 @@ def _option(name: str, setting: Setting, indent: str) -> list[str]:
 
 def _commented(line: str, comment: str) -> str:
     return f"{line:<{_FITS}}  # {comment}" if comment else line
-
-
-def source_names() -> dict[str, str]:
-    """Each system's file and name, for help texts and tests."""
-    return {
-        importlib.import_module(type(system).__module__).__name__.rpartition(".")[2]: system.name
-        for system in systems()
-    }

@@ -228,9 +228,8 @@ def _data(made: Translation, datasets: Sequence[str]) -> None:
 def _validation(made: Translation, info: dict[str, Any] | None, folder: Path) -> None:
     content = made.content
     if content.has("eval_dataset") and "eval_dataset" not in made.seen:
-        held = [
-            _dataset(made, name, info, folder, "eval_dataset") for name in split_names(content.words("eval_dataset"))
-        ]
+        names = split_names(content.words("eval_dataset"))
+        held = [_dataset(made, name, info, folder, "eval_dataset") for name in names]
         set_datasets(made, "data.validation", held, "eval_dataset")
         made.seen.add("val_size")
     elif content.number("val_size"):
@@ -348,9 +347,7 @@ def _packing(made: Translation) -> None:
     why = "a row of cutoff_len tokens counted as one example of a step there; a step here counts conversations: "
     made.leave("differs", key, why + "raise gradient_accumulation_steps to as many as fitted into a row")
     if not neat:
-        made.leave(
-            "differs", "packing", "packed examples saw each other there (not with neat_packing); here they never do"
-        )
+        made.leave("differs", "packing", "packed examples saw each other there; here they never do")
 
 
 def _generate(made: Translation) -> None:
@@ -364,9 +361,8 @@ def _generate(made: Translation) -> None:
         for key in asked:
             made.leave("not needed", key, "do_sample is off: the most likely token is taken")
         return
-    made.set(
-        "generate.temperature", content.number("temperature", 0.95), "temperature" if content.has("temperature") else ""
-    )
+    key = "temperature" if content.has("temperature") else ""
+    made.set("generate.temperature", content.number("temperature", 0.95), key)
     for key in ("top_p", "top_k"):
         if content.has(key):
             made.set(f"generate.{key}", content.number(key), key)
