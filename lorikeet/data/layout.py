@@ -71,7 +71,9 @@ def _one_reply(conversation: Conversation, template: Template, index: int, first
     """The prompt as at inference, then this one reply and its end."""
     shorter = _before(conversation, index + 1)
     full = template.render(shorter)
-    marked = _mark(full, {index: _Starts(shorter, template).start(full, index)}, template)
+    prompt = prompt_segments(_before(conversation, index), template)
+    start = _Starts(shorter, template).start(full, index) or _behind_last_token(prompt, full, index)
+    marked = _mark(full, {index: start}, template)
     own = [number for number, segment in enumerate(marked) if segment.message == index]
     if not own:
         raise TemplateError(
@@ -79,12 +81,26 @@ def _one_reply(conversation: Conversation, template: Template, index: int, first
             given="an assistant message without text",
             try_="another data.template, or data.bad_rows=skip",
         )
-    segments = [*prompt_segments(_before(conversation, index), template), *marked[own[0] : own[-1] + 1]]
+    segments = [*prompt, *marked[own[0] : own[-1] + 1]]
     _check(shorter, segments, {index})
     return Layout(shorter, segments, first)
 
 
 Place = tuple[int, int]  # (segment, character in it)
+
+
+def _behind_last_token(prompt: list[Segment], full: list[Segment], index: int) -> Place | None:
+    """Where reply `index` starts in `full` if its prompt ends with a control token but is no prefix of `full`: behind
+    the last such token before its text. A space between the two is then the reply's, as it is at inference."""
+    if not prompt or not prompt[-1].control:
+        return None
+    text = next((number for number, segment in enumerate(full) if segment.message == index), len(full))
+    for number in range(text - 1, -1, -1):
+        if full[number].control and full[number].text == prompt[-1].text:
+            return number, len(full[number].text)
+        if full[number].message is not None:
+            return None
+    return None
 
 
 class _Starts:
@@ -182,8 +198,8 @@ def _end_of(segments: list[Segment], index: int, at: int, template: Template) ->
 def _check(conversation: Conversation, segments: list[Segment], trained: Collection[int]) -> None:
     """Refuse a trained reply that never ends, or of which the template drops a part (its thoughts, say)."""
     for index in trained:
-        own = [segment for segment in segments if segment.message == index]
-        if not any(segment.part == "end" for segment in own):
+        numbers = [number for number, segment in enumerate(segments) if segment.message == index]
+        if not any(segments[number].part == "end" for number in numbers):
             raise TemplateError(
                 f"{_where(conversation)}: the template closes message {index} (assistant) with no end-of-turn token, "
                 "so replies would never learn to stop",
@@ -192,9 +208,10 @@ def _check(conversation: Conversation, segments: list[Segment], trained: Collect
                 try_="data.template=chatml, or a template of your own: data.template='{kind: jinja, path: ...}'",
             )
         wanted = "".join(conversation.messages[index].content.split())
-        written = "".join("".join(segment.text for segment in own).split())
-        # the prompt may already open the thought
-        if wanted not in written and wanted.removeprefix("<think>") not in written:
+        # the prompt may already say how the reply begins (<think>, or ReAct's Thought:), so what stands before counts
+        before = "".join("".join(segment.text for segment in segments[: numbers[0]])[-40:].split())
+        written = "".join("".join(segments[number].text for number in numbers).split())
+        if wanted not in before + written:
             raise TemplateError(
                 f"{_where(conversation)}: the template drops a part of message {index} (assistant), which is learned",
                 given=conversation.messages[index].content[:120],

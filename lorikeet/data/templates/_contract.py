@@ -8,7 +8,9 @@ never becomes a control token.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import ClassVar, Literal, Protocol
+
+from pydantic import Field
 
 from lorikeet.base.nouns import Conversation
 from lorikeet.base.options import Options
@@ -49,5 +51,21 @@ class Template(Protocol):
 class TemplateOptions(Options):
     """Base of the template kinds; fields are `data.template`'s options."""
 
+    says_tools: ClassVar[bool] = False  # whether the kind has words for tools and calls to them
+
+    def marks(self, tokenizer: Tokenizer) -> tuple[str, ...]:
+        """The control tokens that turns are written with; none for a layout of plain text."""
+        return ()
+
     def bind(self, tokenizer: Tokenizer) -> Template:
         raise NotImplementedError
+
+
+class MarkedOptions(TemplateOptions):
+    """Base of the kinds whose turns are written with control tokens of one family of models."""
+
+    allow_text_markers: bool | None = Field(
+        None,
+        description="Write control tokens that the tokenizer lacks as plain text; null: only for models without any "
+        "chat format of their own.",
+    )

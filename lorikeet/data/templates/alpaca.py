@@ -25,28 +25,30 @@ class Alpaca(TemplateOptions):
     system: str = Field(PREAMBLE, description="What stands first where a conversation brings no system prompt.")
 
     def bind(self, tokenizer: Tokenizer) -> BoundTemplate:
-        return _Alpaca(self, tokenizer, end=tokenizer.eos_token)
+        return Headed(self, tokenizer, system=self.system)
 
 
-class _Alpaca(BoundTemplate):
-    options: Alpaca
+class Headed(BoundTemplate):
+    """Turns under the headings of alpaca and its relatives. `answer` is the heading of a reply with what follows it
+    before the reply's text; `system` stands first where a conversation brings no system prompt."""
+
+    def __init__(self, options: TemplateOptions, tokenizer: Tokenizer, *, system: str, answer: str = "### Response:\n"):
+        super().__init__(options, tokenizer, end=tokenizer.eos_token)
+        self.system, self.answer = system, answer
 
     def turns(self, conversation: Conversation, reply: bool) -> list[Segment]:
         self.plain(conversation, ("system", "user", "assistant"))
         segments: list[Segment] = []
-        if not (conversation.messages and conversation.messages[0].role == "system") and self.options.system:
-            segments.append(Segment(self.options.system + "\n\n"))
+        if self.system and not (conversation.messages and conversation.messages[0].role == "system"):
+            segments.append(Segment(self.system + "\n\n"))
         for index, message in enumerate(conversation.messages):
-            content = Segment(message.content, message=index, part="content")
+            content = self.content(index, message.content)
             if message.role == "system":
                 segments += [content, Segment("\n\n")]
             elif message.role == "user":
                 segments += [Segment("### Instruction:\n"), content, Segment("\n\n")]
             else:
-                segments += [Segment("### Response:\n"), content]
-                if self.tokenizer.eos_token:
-                    segments.append(self.token(self.tokenizer.eos_token, message=index, end=True))
-                segments.append(Segment("\n\n"))
+                segments += [Segment(self.answer), content, *self.eos(index), Segment("\n\n")]
         if reply:
-            segments.append(Segment("### Response:\n"))
+            segments.append(Segment(self.answer))
         return segments

@@ -8,17 +8,20 @@ from pydantic import Field
 
 from lorikeet.base.nouns import Conversation
 from lorikeet.data.templates._bound import BoundTemplate
-from lorikeet.data.templates._contract import Segment, TemplateOptions
+from lorikeet.data.templates._contract import MarkedOptions, Segment
 from lorikeet.tokens._contract import Tokenizer
 
 ROLES = ("system", "user", "assistant", "tool")
 
 
-class ChatML(TemplateOptions):
+class ChatML(MarkedOptions):
     """The layout OpenAI published in 2023, used by Qwen, SmolLM and many others."""
 
     kind: Literal["chatml"] = Field("chatml", description="<|im_start|>role ... <|im_end|>")
     system: str | None = Field(None, description="The system prompt of conversations that bring none; null adds none.")
+
+    def marks(self, tokenizer: Tokenizer) -> tuple[str, ...]:
+        return "<|im_start|>", "<|im_end|>"
 
     def bind(self, tokenizer: Tokenizer) -> BoundTemplate:
         return _ChatML(self, tokenizer, end="<|im_end|>")
@@ -38,7 +41,7 @@ class _ChatML(BoundTemplate):
             segments += [
                 self.token("<|im_start|>"),
                 Segment(message.role + "\n"),
-                Segment(message.content, message=index, part="content"),
+                self.content(index, message.content),
                 self.token("<|im_end|>", message=index, end=True),
                 Segment("\n"),
             ]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -23,14 +23,21 @@ from lorikeet.base.kinds import kinds
 from lorikeet.base.nouns import Conversation, Message
 from lorikeet.data.templates._bound import BoundTemplate, split_control
 from lorikeet.data.templates._contract import Segment, TemplateOptions
-from lorikeet.data.templates._environment import compile_template
+from lorikeet.data.templates._environment import compile_template, to_json
+from lorikeet.data.templates._tools import read_arguments
 from lorikeet.tokens._contract import Tokenizer
 
 # two private-use characters around a number: no tokenizer, filter or template gives them a meaning
 _OPEN, _CLOSE = "\uf8e7", "\uf8e8"
 _PLACEHOLDER = re.compile(f"{_OPEN}(\\d+){_CLOSE}")
 _THINKING = re.compile(r"(\s*<think>\s*)(.*?)(\s*</think>\s*)(.*)", re.DOTALL)
-_STRIPS: tuple[Callable[[str], str], ...] = (str, str.rstrip, str.lstrip, str.strip)
+_STRIPS: tuple[Callable[[str], str], ...] = (
+    str,
+    str.rstrip,
+    str.lstrip,
+    str.strip,
+    lambda text: to_json(text)[1:-1],  # a tool's result is quoted as JSON by some templates
+)
 
 
 class Jinja(TemplateOptions):
@@ -101,7 +108,20 @@ class _Jinja(BoundTemplate):
         self.program, self.tokenizer = program, tokenizer
         # the same few pieces of own text come again and again, and some models have thousands of control tokens
         self.cut = lru_cache(4096)(lambda text: tuple(split_control(text, tokenizer)))
+        self.arguments_as_text = self._wants_text()
         super().__init__(options, tokenizer, end=self._end_token(), source=source)
+
+    def _wants_text(self) -> bool:
+        """Does this template join the arguments of a call as text, rather than write them as JSON itself?"""
+        for arguments in ({}, "{}"):
+            call = {"id": "a" * 9, "type": "function", "function": {"name": "f", "arguments": arguments}}
+            probe = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "", "tool_calls": [call]}]
+            try:
+                self._run(probe, [], False)
+            except jinja2.TemplateError:
+                continue
+            return isinstance(arguments, str)
+        return False
 
     def _end_token(self) -> str | None:
         """The control token this template closes a reply with: the first one behind the last reply."""
@@ -144,7 +164,7 @@ class _Jinja(BoundTemplate):
                 parts = _PLACEHOLDER.split(self._run(hidden, tools, reply))
                 texts = _fit(rendered, parts, slots)
                 if texts is not None:
-                    self._nothing_lost(conversation, slots, parts)
+                    self._nothing_lost(conversation, slots, parts, reply)
                     return self._segments(parts, texts, slots)
         except jinja2.TemplateError as error:
             raise self.cannot(conversation, str(error)) from error
@@ -154,16 +174,30 @@ class _Jinja(BoundTemplate):
             allowed="templates that insert each text as it is, or stripped",
         )
 
-    def _message(self, message: Message, content: str, slots: _Slots | None) -> dict[str, Any]:
-        """The message as the template sees it."""
+    def _message(
+        self, message: Message, content: str, slots: _Slots | None, number: int | None = None
+    ) -> dict[str, Any]:
+        """The message as the template sees it. With `slots`, what it calls is hidden as its text is: a reply may be
+        nothing but calls."""
         plain: dict[str, Any] = {"role": message.role, "content": content}
         for key, value in (("name", message.name), ("tool_call_id", message.tool_call_id)):
             if value is not None:
                 plain[key] = value if slots is None else self._guard(value, slots)
         if message.tool_calls:
-            calls = message.tool_calls
-            plain["tool_calls"] = [call if slots is None else self._guard(call, slots) for call in calls]
+            calls = [self._call(call) for call in message.tool_calls]
+            plain["tool_calls"] = [call if slots is None else self._hidden_call(call, slots, number) for call in calls]
         return plain
+
+    def _call(self, call: dict[str, Any]) -> dict[str, Any]:
+        """The call with its arguments as this template takes them; quoted twice they would be learned wrong."""
+        function = call.get("function", call)
+        if "arguments" not in function:
+            return call
+        arguments = read_arguments(function["arguments"])
+        if self.arguments_as_text and not isinstance(arguments, str):
+            arguments = to_json(arguments)
+        told = {**function, "arguments": arguments}
+        return {**call, "function": told} if "function" in call else told
 
     def _hidden(self, index: int, message: Message, slots: _Slots, thinking: bool) -> dict[str, Any]:
         """The message with placeholders. `thinking`: the tags of a reply's thoughts stay, because templates that
@@ -171,10 +205,17 @@ class _Jinja(BoundTemplate):
         number = index if index >= 0 else None
         match = _THINKING.fullmatch(message.content) if thinking and message.role == "assistant" else None
         if match is None:
-            return self._message(message, slots.hide(message.content, number), slots)
+            return self._message(message, slots.hide(message.content, number), slots, number)
         before, thought, between, answer = match.groups()
         content = before + slots.hide(thought, number) + between + slots.hide(answer, number)
-        return self._message(message, content, slots)
+        return self._message(message, content, slots, number)
+
+    def _hidden_call(self, call: dict[str, Any], slots: _Slots, number: int | None) -> dict[str, Any]:
+        guarded: dict[str, Any] = self._guard(call, slots)
+        function = guarded.get("function", guarded)
+        if isinstance(call.get("function", call).get("name"), str):
+            function["name"] = slots.hide(call.get("function", call)["name"], number)
+        return guarded
 
     def _guard(self, value: Any, slots: _Slots) -> Any:
         """`value` with control strings inside its texts hidden: what a tool says is no control token either."""
@@ -193,13 +234,17 @@ class _Jinja(BoundTemplate):
             return [self._guard(item, slots) for item in value]
         return value
 
-    def _nothing_lost(self, conversation: Conversation, slots: _Slots, parts: list[str]) -> None:
+    def _nothing_lost(self, conversation: Conversation, slots: _Slots, parts: list[str], reply: bool) -> None:
         """Refuse a template that leaves out a message, for example one that does not know system prompts."""
         shown = {slots.messages[int(number)] for number in parts[1::2]}
-        for index in dict.fromkeys(slots.messages):
-            if index is not None and index not in shown:
-                role = conversation.messages[index].role
-                raise self.cannot(conversation, f"it leaves out message {index} ({role})")
+        lost = [index for index in dict.fromkeys(slots.messages) if index is not None and index not in shown]
+        last = len(conversation.messages) - 1
+        if lost and lost[0] != last and not reply and conversation.messages[last].role == "assistant":
+            # Mistral's shows the system prompt only where a question comes last: what counts is the reply's prompt
+            self.turns(replace(conversation, messages=conversation.messages[:last]), True)
+        elif lost:
+            role = conversation.messages[lost[0]].role
+            raise self.cannot(conversation, f"it leaves out message {lost[0]} ({role})")
 
     def _segments(self, parts: list[str], texts: list[str], slots: _Slots) -> list[Segment]:
         """parts: own text, number, own text, number, ..., own text; texts: what stood at each number."""

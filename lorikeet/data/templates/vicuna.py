@@ -45,9 +45,7 @@ class _Vicuna(BoundTemplate):
             elif message.role == "user":
                 segments += [Segment("USER: "), content, Segment(" ")]
             else:
-                segments += [Segment("ASSISTANT:"), Segment(" "), content]
-                if self.tokenizer.eos_token:
-                    segments.append(self.token(self.tokenizer.eos_token, message=index, end=True))
+                segments += [Segment("ASSISTANT:"), Segment(" "), content, *self.eos(index)]
         if reply:
             segments.append(Segment("ASSISTANT:"))
         return segments
