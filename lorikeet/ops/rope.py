@@ -74,14 +74,14 @@ class Rope:
         """cos and sin [T, 1, rotary_dim] in `dtype` for int64 positions [T].
 
         `lengths` [T]: how long the text of each token is, for BY_LENGTH (by default, all are one text)."""
-        if self.kind not in BY_LENGTH:
+        same = self.unchanged_within()
+        if same is None:
             angles, factor = self._angles(positions, 0)
         else:
             if lengths is None:
                 lengths = (positions.max() + 1).expand_as(positions)
             angles = torch.empty(len(positions), self.rotary_dim // 2, device=positions.device)
-            # short texts are all alike
-            lengths = lengths.clamp_min(self.unchanged_within())
+            lengths = lengths.clamp_min(same)  # short texts are all alike
             for length in lengths.unique().tolist():
                 mine = lengths == length
                 angles[mine], factor = self._angles(positions[mine], int(length))

@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -143,6 +144,20 @@ def assert_a_shared_prefix_equals_each_conversation_alone(model: Decoder) -> Non
     for alone, end in zip(tiny.one_by_one(model, examples), ends):
         torch.testing.assert_close(packed[place : place + len(end)], alone[len(prefix) :], rtol=0, atol=TOLERANCE)
         place += len(end)
+
+
+@torch.no_grad()
+def test_a_long_text_beside_a_short_one_changes_neither(tmp_path: Path) -> None:
+    """longrope has other frequencies for texts beyond 32 tokens; each text of a row has its own."""
+    theirs("phi3, longrope").save_pretrained(tmp_path)
+    model = ours(tmp_path)
+    assert model.shares_within == 32
+    rng = np.random.default_rng(0)
+    examples = [tiny.example([5, *tiny.random_tokens(rng, 19)]), tiny.example([6, *tiny.random_tokens(rng, 44)])]
+    row = pack_row(examples, share=False)
+    packed = model.hidden(row.tokens, row.positions, PackedView(row.visible_until, row.positions))
+    alone = tiny.one_by_one(model, examples)
+    torch.testing.assert_close(packed, torch.cat(alone), rtol=0, atol=TOLERANCE)
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -5,16 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import gguf
 import pytest
 import torch
 
+from lorikeet.base.errors import ModelError
 from lorikeet.checkpoints.open import open_checkpoint
 from lorikeet.models.decoder import Decoder
 from lorikeet.models.load import load
 from lorikeet.ops.attention import PackedView
 from lorikeet.quant.none import NoQuant
-from parity import tiny
+from parity import gguf_files, tiny
 
 transformers = pytest.importorskip("transformers")
 
@@ -132,47 +132,6 @@ def test_dynamic_scaling_beyond_the_trained_length_equals_transformers(tmp_path:
         assert difference(theirs, model, length=length) <= TOLERANCE
 
 
-def permuted(weight: torch.Tensor, heads: int) -> torch.Tensor:
-    """What llama.cpp's conversion does to q and k: the two halves of each head interleaved."""
-    return (
-        weight.reshape(heads, 2, weight.shape[0] // heads // 2, *weight.shape[1:]).swapaxes(1, 2).reshape(weight.shape)
-    )
-
-
-def write_gguf(path: Path, model: Any) -> None:
-    """By hand, as llama.cpp's convert_hf_to_gguf.py lays a Llama out."""
-    config = model.config
-    writer = gguf.GGUFWriter(str(path), "llama")
-    writer.add_block_count(config.num_hidden_layers)
-    writer.add_context_length(config.max_position_embeddings)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_key_length(config.head_dim)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    rope = config.rope_parameters
-    writer.add_rope_freq_base(rope["rope_theta"])
-    if rope["rope_type"] in ("linear", "yarn"):
-        writer.add_rope_scaling_type(gguf.RopeScalingType(rope["rope_type"]))
-        writer.add_rope_scaling_factor(rope["factor"])
-    if rope["rope_type"] == "yarn":
-        writer.add_rope_scaling_orig_ctx_len(rope["original_max_position_embeddings"])
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
-    for name, tensor in model.state_dict().items():
-        if name == "lm_head.weight" and config.tie_word_embeddings:
-            continue
-        for part, heads in (("q_proj", config.num_attention_heads), ("k_proj", config.num_key_value_heads)):
-            if part in name:
-                tensor = permuted(tensor, heads)
-        stem, suffix = name.rsplit(".", 1)
-        writer.add_tensor(f"{names.get_name(stem)}.{suffix}", tensor.contiguous().numpy())
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-
-
 @pytest.mark.parametrize(
     "options",
     [
@@ -186,5 +145,21 @@ def write_gguf(path: Path, model: Any) -> None:
 )
 def test_a_gguf_file_gives_the_same_logits(options: dict[str, Any], tmp_path: Path) -> None:
     theirs = llama(7, **options)
-    write_gguf(tmp_path / "tiny.gguf", theirs)
+    gguf_files.write(tmp_path / "tiny.gguf", theirs)
     assert difference(theirs, ours(tmp_path / "tiny.gguf")) <= TOLERANCE
+
+
+def test_a_llama3_gguf_file_s_rope_factors_are_llama3_scaling(tmp_path: Path) -> None:
+    """Such a file keeps the divisors of the frequencies, not the settings that made them."""
+    scaling = LLAMA3 | {"rope_theta": 500000.0, "factor": 32.0, "original_max_position_embeddings": 8192}
+    theirs = llama(8, rope_parameters=dict(scaling), max_position_embeddings=16384, head_dim=64)
+    plain = llama(8, rope_parameters={"rope_type": "default", "rope_theta": 500000.0}, head_dim=64)
+    factors = plain.model.rotary_emb.inv_freq / theirs.model.rotary_emb.inv_freq
+    assert factors.max() > 31
+    gguf_files.write(tmp_path / "tiny.gguf", theirs, {"rope_freqs.weight": factors})
+    model = ours(tmp_path / "tiny.gguf")
+    assert model.spec.rope.scaling["factor"] == 32
+    assert difference(theirs, model, length=3000) <= TOLERANCE
+    gguf_files.write(tmp_path / "odd.gguf", theirs, {"rope_freqs.weight": factors.flip(0)})
+    with pytest.raises(ModelError, match="rope factors"):
+        ours(tmp_path / "odd.gguf")

@@ -1,4 +1,4 @@
-"""A real model, SmolLM2-135M: our engine's greedy tokens are transformers', prompt by prompt, in float32."""
+"""Real models, SmolLM2-135M and Gemma 3 270M: our engine's greedy tokens are transformers', in float32."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from lorikeet.base.nouns import Conversation, Message
 from lorikeet.checkpoints import hf
 from lorikeet.checkpoints.download import resolve
 from lorikeet.checkpoints.open import open_checkpoint
+from lorikeet.data.templates.gemma import Gemma
 from lorikeet.data.templates.jinja import Jinja
 from lorikeet.infer import engine as engine_module
 from lorikeet.infer.engine import Engine, Request
@@ -32,6 +33,10 @@ TEXTS = (
     "Once upon a time", "import numpy as np\n\ndef mean(", "The three laws of thermodynamics are", "1, 1, 2, 3, 5, 8,",
     "Dear Sir or Madam,\n\n", "SELECT name, COUNT(*) FROM",
 )  # fmt: skip
+MODELS = {  # which template asks the questions: Gemma 3 270M is a base model
+    "smollm2-135m": Jinja(),
+    "gemma3-270m": Gemma(),
+}
 
 
 def our_tokens(engine: Engine, prompts: list[list[int]], monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
@@ -65,24 +70,29 @@ def their_tokens(model: Any, prompts: list[list[int]], stop_ids: list[int]) -> l
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", MODELS)
 @torch.no_grad()
-def test_greedy_tokens_equal_transformers_on_twenty_prompts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_greedy_tokens_equal_transformers_on_twenty_prompts(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Where the two part, transformers' own logits of the two tokens must tie within rounding; what follows a tie is
     another text and is not compared. At most one prompt may do so."""
     transformers = pytest.importorskip("transformers")
-    path = resolve("smollm2-135m")
+    path = resolve(name)
     checkpoint = open_checkpoint(path)
     model = load(checkpoint, NoQuant(), dtype=torch.float32, device=torch.device("cpu"))
     tokenizer = open_tokenizer(path, checkpoint)
-    engine = Engine(model, tokenizer, Jinja().bind(tokenizer))
+    template = MODELS[name].bind(tokenizer)
+    engine = Engine(model, tokenizer, template)
     prompts = [engine.prompt(Conversation((Message("user", question),))) for question in QUESTIONS]
-    prompts += [tokenizer.encode(text)[0] for text in TEXTS]
+    begin = [tokenizer.control[tokenizer.bos_token]] if tokenizer.bos_token else []
+    prompts += [begin + tokenizer.encode(text)[0] for text in TEXTS]
     assert len(prompts) == 20
     ours = our_tokens(engine, prompts, monkeypatch)
     hf.save(tmp_path, model.shape.config | {"dtype": "float32"}, model.tensors())
     theirs_model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval()
     del model, engine
-    theirs = their_tokens(theirs_model, prompts, list(Jinja().bind(tokenizer).stop_ids))
+    theirs = their_tokens(theirs_model, prompts, list(template.stop_ids))
     ties = 0
     for prompt, left, right in zip(prompts, ours, theirs):
         if left == right:
