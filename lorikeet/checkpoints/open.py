@@ -8,14 +8,26 @@ from pathlib import Path
 from lorikeet.base.errors import CheckpointError
 from lorikeet.base.kinds import kinds
 from lorikeet.checkpoints._contract import Checkpoint
+from lorikeet.checkpoints._unfinished import explained, refuse_pointers
 
 
 def open_checkpoint(path: str | Path, *, allow_pickle: bool = False) -> Checkpoint:
     """The checkpoint at `path`: a Hugging Face folder or a GGUF file.
 
-    Raises CheckpointError when there is nothing, something else, or something damaged. Pickled weights are refused
-    unless `allow_pickle`; even then nothing but tensors is unpickled."""
+    Raises CheckpointError when there is nothing, something else, or something damaged or half downloaded. Pickled
+    weights are refused unless `allow_pickle`; even then nothing but tensors is unpickled."""
     path = Path(path).expanduser()
+    refuse_pointers(path)
+    try:
+        return _open(path, allow_pickle)
+    except CheckpointError as error:
+        told = explained(error, path)
+        if told is None:
+            raise
+        raise told from error
+
+
+def _open(path: Path, allow_pickle: bool) -> Checkpoint:
     for name in kinds("lorikeet.checkpoints"):
         module = importlib.import_module(f"lorikeet.checkpoints.{name}")
         # this file and download.py stand in the same folder and are no kinds

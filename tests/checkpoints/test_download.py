@@ -104,6 +104,7 @@ class Index:
 def index(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     index = Index()
+    monkeypatch.setattr(_fetch, "PAUSE_SECONDS", 0)
     monkeypatch.setenv("PIP_INDEX_URL", f"{index.url}/simple")
     yield index
     index.server.shutdown()

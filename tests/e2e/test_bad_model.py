@@ -76,7 +76,7 @@ def set_(**changes: Any) -> Callable[[Path], None]:
 MODELS: list[tuple[str, Callable[[Path], Any], str, list[str]]] = [
     ("weights cut off", lambda model: cut(model / "model.safetensors"), "CheckpointError: model/model.safetensors: damaged or cut off", ["bytes", "download the file again"]),
     ("weights empty", text("model.safetensors", b""), "CheckpointError: model/model.safetensors: damaged or cut off", []),
-    ("weights are text", text("model.safetensors", "version https://git-lfs.github.com/spec/v1\noid sha256:0\n"), "CheckpointError: model/model.safetensors: damaged", []),
+    ("weights are text", text("model.safetensors", "version https://git-lfs.github.com/spec/v1\noid sha256:0\n"), "CheckpointError: model/model.safetensors: only a pointer of Git LFS", ["git lfs pull"]),
     ("no weights", lambda model: (model / "model.safetensors").unlink(), "CheckpointError: model: no weights in this folder", ["model.safetensors"]),
     ("a shard missing", lambda model: sharded(model, True), "CheckpointError: model: 1 of 2 shards are missing", ["model-00002-of-00002.safetensors"]),
     ("an index of another model", lambda model: sharded(model, False), "CheckpointError: model: the index names 1 tensors", ["model.norm.bias"]),

@@ -16,6 +16,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit, urlunsplit
@@ -70,9 +71,14 @@ def _request(url: str, headers: Mapping[str, str]) -> Any:
         token = base64.b64encode(f"{unquote(name)}:{unquote(password)}".encode()).decode()
         request.add_unredirected_header("Authorization", f"Basic {token}")
     # pip's certificate setting, because this reads pip's index: a proxy that pip trusts works here too
-    context = ssl.create_default_context(cafile=os.environ.get("PIP_CERT") or None)
-    opener = urllib.request.build_opener(urllib.request.HTTPSHandler(context=context), _Redirects())
-    return opener.open(request, timeout=TIMEOUT_SECONDS)
+    return _opener(os.environ.get("PIP_CERT") or None).open(request, timeout=TIMEOUT_SECONDS)
+
+
+@lru_cache
+def _opener(certificates: str | None) -> urllib.request.OpenerDirector:
+    """Made once: reading the certificates takes 50 ms."""
+    context = ssl.create_default_context(cafile=certificates)
+    return urllib.request.build_opener(urllib.request.HTTPSHandler(context=context), _Redirects())
 
 
 def _refusal(url: str, error: Exception) -> DownloadError:
