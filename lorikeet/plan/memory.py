@@ -1,0 +1,142 @@
+"""How much memory and time training will take, computed from a network's sizes before anything is loaded.
+
+What is kept can be counted: weights, adapter, optimizer, activations saved for the backward pass. What an allocator and
+the kernels add cannot; two constants below were fitted to measured runs of SmolLM2-135M on a CPU. There an estimate is
+good to a fifth (tests/plan/test_memory.py has the figures); elsewhere nothing was measured yet.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from lorikeet.models.causal_lm import Shape
+from lorikeet.ops.attention import BUCKET_SCORES, QUERY_BLOCK
+from lorikeet.ops.linear_cross_entropy import CHUNK_BYTES
+
+GIB = 1 << 30
+# Python, torch, the tokenizer, a mapped model file, and the kernels that oneDNN makes for each length and keeps
+PROCESS_BYTES = int(0.8 * GIB)
+FRAGMENTS = 1.3  # memory taken over memory asked for, of the many tensors kept between the passes
+TRAINED_BYTES = 16  # of a trainable parameter: itself, its gradient, Adam's two averages; float32 each
+NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)  # of a weight: 4 bits, a scale per 64 in 8 bits, and a scale of the scales
+# shares of the best matmul that whole training steps reached: small layers on a CPU, and what larger ones can hope for
+LEAST_USE, MOST_USE = 0.1, 0.4
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """A network's sizes; `ffn_width` is one expert's where there are experts. Biases and norms are not counted."""
+
+    vocab_size: int
+    width: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    ffn_width: int
+    tied: bool
+    experts: int = 0
+    experts_per_token: int = 0
+
+    @classmethod
+    def of(cls, shape: Shape, *, tied: bool) -> Sizes:
+        """Those of a network we can load. The experts' numbers stand in its config only."""
+        config: dict[str, Any] = shape.config
+        experts = int(config.get("num_local_experts") or config.get("num_experts") or 0)
+        return cls(
+            shape.vocab_size, shape.width, shape.layers, shape.heads, shape.kv_heads, shape.head_dim,
+            int(config.get("moe_intermediate_size") or shape.ffn_width) if experts else shape.ffn_width, tied,
+            experts, int(config.get("num_experts_per_tok") or 1) if experts else 0,
+        )  # fmt: skip
+
+    @property
+    def attention(self) -> int:
+        """Weights of one layer's q, k, v and o."""
+        return self.width * self.head_dim * (2 * self.heads + 2 * self.kv_heads)
+
+    @property
+    def linears(self) -> int:
+        """Weights of all linears but the head, every expert counted."""
+        router = self.experts * self.width
+        return self.layers * (self.attention + max(1, self.experts) * 3 * self.width * self.ffn_width + router)
+
+    @property
+    def active(self) -> int:
+        """Weights of the linears that one token meets."""
+        return self.layers * (self.attention + max(1, self.experts_per_token) * 3 * self.width * self.ffn_width)
+
+    @property
+    def embeddings(self) -> int:
+        """Weights of the embedding, and of the head where it is not the same."""
+        return self.vocab_size * self.width * (1 if self.tied else 2)
+
+    @property
+    def parameters(self) -> int:
+        """All weights."""
+        return self.linears + self.embeddings
+
+    def lora(self, r: int) -> int:
+        """Trainable parameters of LoRA on all linears; on attention alone where there are experts."""
+        q, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        found = 2 * self.width + 2 * q + 2 * (self.width + kv)  # q and o, k and v: in + out each
+        if not self.experts:
+            found += 3 * (self.width + self.ffn_width)
+        return self.layers * r * found
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes at the peak, by what holds them."""
+
+    process: int
+    weights: int
+    adapter: int  # with gradients and optimizer state
+    activations: int  # kept for the backward pass
+    temporaries: int  # one layer's, the chunk of logits, attention's scores
+
+    @property
+    def total(self) -> int:
+        return sum(asdict(self).values())
+
+
+def peak_memory(
+    sizes: Sizes, *, bytes_per_value: int, r: int, row_tokens: int, checkpointing: bool, nf4: bool = False
+) -> Memory:
+    """The peak while training LoRA of rank `r` on rows of `row_tokens`; `bytes_per_value`: 2 for bfloat16.
+
+    `nf4`: the linears are kept in 4 bits (QLoRA), embedding and head as they are."""
+    s, qkv = sizes, (3 * sizes.heads + 3 * sizes.kv_heads) * sizes.head_dim
+    ffn = s.ffn_width * max(1, s.experts_per_token)
+    # one token in one layer: inputs of two norms and of two groups, qkv as made, rotated and mixed, gate, up, product
+    kept = bytes_per_value * (4 * s.width + qkv + 3 * ffn + 7 * r)
+    whole_layers = 1 if checkpointing else s.layers
+    between = bytes_per_value * s.width * s.layers if checkpointing else 0
+    one_layer = bytes_per_value * (4 * ffn + 4 * s.width) + 12 * s.width  # gradients; the norm works in float32
+    rows = -(-row_tokens // QUERY_BLOCK)
+    scores = min(BUCKET_SCORES, rows * QUERY_BLOCK * min(row_tokens, 512)) * s.heads * bytes_per_value
+    chunk = max(CHUNK_BYTES, 64 * 4 * s.vocab_size)
+    weights = s.embeddings * bytes_per_value + int(s.linears * (NF4_BYTES if nf4 else bytes_per_value))
+    dense = max(s.width * 2 * s.ffn_width, s.attention // 2) * bytes_per_value if nf4 else 0  # one group made dense
+    return Memory(
+        process=PROCESS_BYTES,
+        weights=weights,
+        adapter=s.lora(r) * TRAINED_BYTES,
+        activations=int(FRAGMENTS * row_tokens * (kept * whole_layers + between)),
+        temporaries=int(row_tokens * one_layer + 2.5 * chunk + 2 * scores + dense),
+    )
+
+
+def training_flops(sizes: Sizes, *, tokens: int, trained_tokens: int, r: int, checkpointing: bool) -> float:
+    """Floating point operations of a forward and a backward pass over `tokens`.
+
+    A frozen weight costs 2 a token forward and 2 for its input's gradient; a recomputed layer 2 more; a trained
+    weight 6. The head counts at trained tokens."""
+    frozen = (6 if checkpointing else 4) * sizes.active
+    head = 4.0 * sizes.vocab_size * sizes.width * trained_tokens
+    return float(tokens) * (frozen + 6 * sizes.lora(r)) + head
+
+
+def training_seconds(flops: float, matmul_flops: float) -> tuple[float, float]:
+    """(shortest, longest) likely time, given the machine's best matmul in operations per second."""
+    return flops / (matmul_flops * MOST_USE), flops / (matmul_flops * LEAST_USE)

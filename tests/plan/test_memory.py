@@ -1,0 +1,59 @@
+"""Estimates against facts: published parameter counts, and peaks of runs that were measured."""
+
+from __future__ import annotations
+
+import pytest
+
+from lorikeet.plan.memory import GIB, Sizes, peak_memory, training_flops, training_seconds
+
+SMOLLM2 = Sizes(49152, 576, 30, 9, 3, 64, 1536, tied=True)
+MARGIN = 0.2  # what the module's docstring states
+
+
+@pytest.mark.parametrize(
+    ("r", "row_tokens", "measured_gib"),
+    [
+        (8, 2048, 2.82),  # alpaca rows of docs/benchmarks.md: the longest rows are full
+        (16, 1216, 2.21),  # the demo: eight notes of 150 tokens a step
+    ],
+)
+def test_the_peak_of_measured_runs(r: int, row_tokens: int, measured_gib: float) -> None:
+    found = peak_memory(SMOLLM2, bytes_per_value=2, r=r, row_tokens=row_tokens, checkpointing=False)
+    assert found.total / GIB == pytest.approx(measured_gib, rel=MARGIN)
+
+
+@pytest.mark.parametrize(("rows", "measured_gib"), [((512, 1024), 0.43), ((1024, 2048), 0.68)])
+def test_what_more_tokens_cost(rows: tuple[int, int], measured_gib: float) -> None:
+    """The slope alone: one step of r 8 at 512, 1024 and 2048 tokens peaked at 1.27, 1.70 and 2.38 GiB."""
+    less, more = (peak_memory(SMOLLM2, bytes_per_value=2, r=8, row_tokens=n, checkpointing=False) for n in rows)
+    assert (more.total - less.total) / GIB == pytest.approx(measured_gib, rel=MARGIN)
+
+
+def test_checkpointing_keeps_less_and_costs_more() -> None:
+    asked = {"bytes_per_value": 2, "r": 8, "row_tokens": 2048}
+    kept = peak_memory(SMOLLM2, checkpointing=False, **asked)
+    recomputed = peak_memory(SMOLLM2, checkpointing=True, **asked)
+    assert recomputed.activations < kept.activations / 5
+    assert recomputed.weights == kept.weights
+    # one step of 2,048 tokens peaked at 1.29 GiB
+    assert recomputed.total / GIB == pytest.approx(1.29, rel=MARGIN)
+    work = {"tokens": 1000, "trained_tokens": 500, "r": 8}
+    assert training_flops(SMOLLM2, checkpointing=True, **work) > training_flops(SMOLLM2, checkpointing=False, **work)
+
+
+def test_nf4_keeps_a_quarter_of_the_linears() -> None:
+    asked = {"bytes_per_value": 2, "r": 8, "row_tokens": 256, "checkpointing": True}
+    plain, quantised = peak_memory(SMOLLM2, **asked), peak_memory(SMOLLM2, nf4=True, **asked)
+    saved = plain.weights - quantised.weights
+    assert saved == pytest.approx(SMOLLM2.linears * (2 - 0.516), rel=0.01)
+
+
+def test_lora_s_size_is_that_of_the_demo() -> None:
+    assert SMOLLM2.lora(16) == 4_884_480  # as `lorikeet demo` prints it
+
+
+def test_seconds_hold_the_measured_run() -> None:
+    """37,603 alpaca tokens took 146 s where the best matmul was 1.25 TFLOP/s (docs/benchmarks.md)."""
+    flops = training_flops(SMOLLM2, tokens=37_603, trained_tokens=25_000, r=8, checkpointing=False)
+    shortest, longest = training_seconds(flops, 1.25e12)
+    assert shortest < 146 < longest * 1.1
