@@ -88,10 +88,9 @@ class _DeepSeek(BoundTemplate):
             # the published template cuts behind the tag and keeps the line ends that follow it
             return [self.content(index, message.content.split(CLOSE)[-1]), *self.eos(index)]
         thought = thought if self.options.thinking else ""
+        # the tags may be the prompt's already, so they are no message's; layout.py finds the reply's share
         return [
-            self.token(OPEN, message=index),
-            self.content(index, f"\n{thought}\n"),
-            self.token(CLOSE, message=index),
-            self.content(index, "\n\n" + answer),
+            *(self.token(OPEN), Segment("\n"), self.content(index, thought), Segment("\n")),
+            *(self.token(CLOSE), Segment("\n\n"), self.content(index, answer)),
             *self.eos(index),
         ]

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import jinja2
 from pydantic import Field, model_validator
@@ -43,6 +43,7 @@ _STRIPS: tuple[Callable[[str], str], ...] = (
 class Jinja(TemplateOptions):
     """A template in jinja, as transformers keeps it in tokenizer_config.json or chat_template.jinja."""
 
+    says_tools: ClassVar[bool] = True  # where the model's own does
     kind: Literal["jinja"] = Field("jinja", description="The model's own chat template, or another one in jinja.")
     path: str | None = Field(None, description="A .jinja file to use instead of the model's own template.")
     source: str | None = Field(None, description="The template itself, instead of the model's own.")
@@ -113,9 +114,13 @@ class _Jinja(BoundTemplate):
 
     def _wants_text(self) -> bool:
         """Does this template join the arguments of a call as text, rather than write them as JSON itself?"""
-        for arguments in ({}, "{}"):
+        choices: tuple[Any, ...] = ({}, "{}")
+        for arguments in choices:
             call = {"id": "a" * 9, "type": "function", "function": {"name": "f", "arguments": arguments}}
-            probe = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "", "tool_calls": [call]}]
+            probe: list[dict[str, Any]] = [
+                {"role": "user", "content": "q"},
+                {"role": "assistant", "content": "", "tool_calls": [call]},
+            ]
             try:
                 self._run(probe, [], False)
             except jinja2.TemplateError:

@@ -123,8 +123,9 @@ class _Qwen(BoundTemplate):
             thought = thought if self.options.thinking else ""
             if behind_question and (last or thought):
                 text = text.lstrip("\n")
-                segments += [self.token(OPEN, message=index), self.content(index, f"\n{thought}\n")]
-                segments += [self.token(CLOSE, message=index), self.content(index, "\n\n")]
+                # the tags may be the prompt's already, so they are no message's; layout.py finds the reply's share
+                segments += [self.token(OPEN), Segment("\n"), self.content(index, thought), Segment("\n")]
+                segments += [self.token(CLOSE), Segment("\n\n")]
         segments.append(self.content(index, text))
         for number, call in enumerate(message.tool_calls):
             # without a text, Qwen 2.5 begins a call on the header's own line end
