@@ -2,15 +2,14 @@
 
 sentencepiece turns spaces into ▁ and cuts the whole text at once, never at words. Its BPE has no list of merges: of
 all neighbours that together are a piece, it joins the pair whose piece scores best. So every way to cut a piece into
-two others is a merge, and merges are ordered by the score of what they make. Unigram is the same Viterbi search in
-both packages. What cannot be said exactly in a tokenizer.json: two overlapping cuts of one and the same piece (the
-`aba` in `ababa`) have one score there, where the leftmost wins, and two ranks here.
+two others is a merge, and merges are ordered by the score of what they make (those that no text can reach do no harm).
+Unigram is the same Viterbi search in both packages.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,9 +17,23 @@ from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tok
 from tokenizers import Tokenizer as Backend
 
 SPACE = "▁"  # U+2581, stands for a space in pieces
+NOBODY = "\U0010ffff"  # no character, in no text
 # kinds of pieces; sentencepiece's numbers, and GGUF's token types
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
+MANY = 1 << 16  # more spaces than any text begins with
 BYTE_PENALTY = 100.0  # below the worst piece: a Unigram search must not find the text "<0x41>" as the byte's name
+
+
+def joins(ids: Mapping[str, int], order: Sequence[float]) -> list[tuple[str, str]]:
+    """The merges of a BPE that joins any neighbours that together are a token, lowest `order[id]` of it first."""
+    found = []
+    for text, id in ids.items():
+        for cut in range(1, len(text)):
+            left, right = text[:cut], text[cut:]
+            if left in ids and right in ids:
+                found.append((order[id], id, left, right))
+    found.sort()
+    return [(left, right) for _, _, left, right in found]
 
 
 @dataclass(frozen=True)
@@ -66,14 +79,7 @@ class Pieces:
     def _bpe(self) -> models.BPE:
         vocab = {text: id for id, text in enumerate(self.texts)}
         joinable = {text: id for text, id in vocab.items() if self.kinds[id] in (NORMAL, UNUSED)}
-        merges = []
-        for text, id in joinable.items():
-            for cut in range(1, len(text)):
-                left, right = joinable.get(text[:cut]), joinable.get(text[cut:])
-                if left is not None and right is not None:
-                    merges.append((-self.scores[id], id, left, right))
-        merges.sort()
-        pairs = [(self.texts[left], self.texts[right]) for *_, left, right in merges]
+        pairs = joins(joinable, [-score for score in self.scores])
         unknown = self.texts[self.unknown]
         return models.BPE(vocab, pairs, unk_token=unknown, fuse_unk=True, byte_fallback=self._bytes)
 
@@ -88,9 +94,15 @@ class Pieces:
     def _normalizer(self, defined: list[str]) -> normalizers.Normalizer:
         steps: list[normalizers.Normalizer] = []
         if self.charsmap:
-            steps.append(normalizers.Precompiled(self.charsmap))
+            # sentencepiece replaces the longest match at each character. Precompiled goes by graphemes and loses their
+            # marks, so what can be composed is composed first, and no two characters stand together after it
+            between = normalizers.Replace(Regex(r"(?m)(?<=.)(?=.)"), NOBODY)
+            composed = normalizers.Precompiled(self.charsmap)
+            steps += [normalizers.NFC(), between, composed, normalizers.Replace(NOBODY, "")]
         if self.tidy_spaces:
-            steps += [normalizers.Replace(Regex(r"\A +| +\z"), ""), normalizers.Replace(Regex(" {2,}"), " ")]
+            # sentencepiece looks for spaces at the end when they are ▁ already, so a ▁ of the text goes too
+            for pattern, content in ((rf"\A +|[ {SPACE}]+\z", ""), (" {2,}", " ")):
+                steps.append(normalizers.Replace(Regex(pattern), content))
         if self.prefix == "always" and defined:
             # a piece that is looked for after normalisation is itself normalised: that must not put a ▁ before it
             alone = "|".join(re.escape(text) for text in defined)
@@ -101,6 +113,6 @@ class Pieces:
 
     def _decoder(self) -> decoders.Decoder:
         steps: list[decoders.Decoder] = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
-        if self.prefix != "never":
-            steps.append(decoders.Strip(" ", 1, 0))
+        if self.prefix != "never" or self.tidy_spaces:
+            steps.append(decoders.Strip(" ", MANY if self.tidy_spaces else 1, 0))
         return decoders.Sequence(steps)
