@@ -24,6 +24,10 @@ class Checkpoint(Protocol):
         """[out, in] order for matrices, without reading the tensor."""
         ...
 
+    def stored(self, name: str) -> str:
+        """How the tensor is stored, as safetensors and GGUF name it: F32, BF16, Q4_K. Without reading the tensor."""
+        ...
+
     def read(self, name: str, part: int | None = None) -> Tensor:
         """The tensor, dense and on the CPU, or only entry `part` of its first dimension (one expert of a stack).
         Stored dtype for float formats; float32 for what GGUF dequantises.

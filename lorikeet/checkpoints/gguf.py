@@ -87,6 +87,10 @@ class GGUFCheckpoint:
         """[out, in] for matrices."""
         return self._info(name).shape
 
+    def stored(self, name: str) -> str:
+        """GGUF's name of the tensor's type, e.g. Q4_K."""
+        return GGMLQuantizationType(self._info(name).kind).name
+
     def read(self, name: str, part: int | None = None) -> Tensor:
         """The tensor, or entry `part` of its first dimension, in its own float dtype, or float32 where it is
         quantised. Always a copy."""

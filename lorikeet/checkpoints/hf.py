@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -73,11 +74,13 @@ class HuggingFaceCheckpoint:
         self._files, self._pickled = files, pickled
         self._where: dict[str, Path] = {}
         self._shapes: dict[str, tuple[int, ...]] = {name: tuple(tensor.shape) for name, tensor in pickled.items()}
+        self._types = {name: _type_name(tensor.dtype) for name, tensor in pickled.items()}
         for file in () if pickled else files:
             with _safe_open(file) as shard:
                 for name in shard.keys():  # noqa: SIM118  a safetensors handle, not a mapping
+                    tensor = shard.get_slice(name)
                     self._where[name] = file
-                    self._shapes[name] = tuple(shard.get_slice(name).get_shape())
+                    self._shapes[name], self._types[name] = tuple(tensor.get_shape()), tensor.get_dtype()
         missing = [name for name in promised if name not in self._shapes]
         if missing:
             raise CheckpointError(
@@ -95,6 +98,11 @@ class HuggingFaceCheckpoint:
         """As stored: [out, in] for matrices."""
         self._need(name)
         return self._shapes[name]
+
+    def stored(self, name: str) -> str:
+        """safetensors' name of the tensor's dtype, e.g. BF16."""
+        self._need(name)
+        return self._types[name]
 
     def read(self, name: str, part: int | None = None) -> Tensor:
         """The tensor in its stored dtype, or entry `part` of its first dimension."""
@@ -222,6 +230,11 @@ def _json(file: Path, folder: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise CheckpointError(f"{file}: not a JSON object", given=type(content).__name__)
     return content
+
+
+def _type_name(dtype: torch.dtype) -> str:
+    """What safetensors calls a dtype: bfloat16 is BF16, int64 is I64."""
+    return re.sub(r"^(b?[a-z])[a-z]*?(\d+)", r"\1\2", str(dtype).removeprefix("torch.")).upper()
 
 
 def _safe_open(file: Path) -> Any:

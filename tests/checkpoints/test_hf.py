@@ -213,3 +213,16 @@ def test_transformers_reads_what_is_saved(tmp_path):
     assert len(list((tmp_path / "model").glob("*.safetensors"))) > 1
     read = LlamaForCausalLM.from_pretrained(tmp_path / "model").state_dict()
     assert all(torch.equal(tensor, read[name]) for name, tensor in model.state_dict().items())
+
+
+def test_how_tensors_are_stored(tmp_path):
+    tensors = {"a": torch.ones(2), "b": torch.ones(2, dtype=torch.bfloat16), "c": torch.ones(2, dtype=torch.int64)}
+    hf.save(tmp_path, {}, iter(tensors.items()))
+    safe = open_checkpoint(tmp_path)
+    assert {name: safe.stored(name) for name in safe.names()} == {"a": "F32", "b": "BF16", "c": "I64"}
+    (tmp_path / "model.safetensors").unlink()
+    torch.save(tensors, tmp_path / "pytorch_model.bin")
+    pickled = open_checkpoint(tmp_path, allow_pickle=True)
+    assert {name: pickled.stored(name) for name in pickled.names()} == {"a": "F32", "b": "BF16", "c": "I64"}
+    with pytest.raises(CheckpointError, match="no tensor 'd'"):
+        safe.stored("d")
