@@ -29,8 +29,9 @@ class Auto(Format):
         found = detect(rows)
         if not found:
             raise _unknown(rows, file)
-        note(f"{file}: format {found[-1].model_dump()['kind']}{_unread(found[-1], rows)}")
-        return found[-1].settle(rows, file)
+        settled = found[-1].settle(rows, file)
+        note(f"{file}: format {settled.model_dump()['kind']}{_unread(settled, rows)}")
+        return settled
 
     def read(self, row: dict[str, Any], origin: Origin, *, reply: bool = True) -> Conversation:
         return self.settle([row], str(origin)).read(row, origin, reply=reply)

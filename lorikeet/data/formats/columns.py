@@ -54,10 +54,13 @@ class Columns(Format):
         pair = self._pair(rows[0]) if rows else None
         if pair is None or (self.prompt and self.response):
             return self
-        system = self.system or ("system" if "system" in rows[0] and "system" not in pair else None)
+        system = self._system(rows[0], *pair)
         prompts = f", system prompts from '{system}'" if system else ""
         note(f"{file}: questions from the column '{pair[0]}', answers from '{pair[1]}'{prompts}")
         return self.model_copy(update={"prompt": pair[0], "response": pair[1], "system": system})
+
+    def _system(self, row: dict[str, Any], *others: str | None) -> str | None:
+        return self.system or ("system" if "system" in row and "system" not in others else None)
 
     def read(self, row: dict[str, Any], origin: Origin, *, reply: bool = True) -> Conversation:
         prompt, response = self._pair(row) or (self.prompt, self.response)
@@ -71,11 +74,12 @@ class Columns(Format):
                 try_="data.format='{kind: columns, prompt: NAME, response: NAME}'",
             )
         expects = f"{prompt} {response or ''} (data.format names them)"
-        for column in (prompt, response if reply else None, self.system):
+        system_column = self._system(row, prompt, response)
+        for column in (prompt, response if reply else None, system_column):
             if column is not None and column not in row:
                 _row.wrong_columns(row, column, origin, expects, (prompt, response or ""))
         messages = []
-        if self.system and (system := _row.text(row, self.system, origin, empty=True)):
+        if system_column and (system := _row.text(row, system_column, origin, empty=True)):
             messages.append(Message("system", system))
         messages.append(Message("user", _row.text(row, prompt, origin)))
         if response is not None and (reply or row.get(response)):
