@@ -50,16 +50,17 @@ class DataOptions(LossOptions):
     )
     format: kind_field("lorikeet.data.formats", Format) = Field(  # type: ignore[valid-type]
         Auto.model_validate({}),
-        description="How rows read: auto, alpaca, sharegpt, messages, columns, text, or your own .py file.",
+        description="How rows read: a format's name, alone or with its options, or your own .py file.",
     )
     template: kind_field("lorikeet.data.templates", TemplateOptions) = Field(  # type: ignore[valid-type]
         Jinja.model_validate({}),
-        description="How conversations are rendered: jinja (the model's own), alpaca, chatml, vicuna, or yours.",
+        description="How conversations are rendered: jinja (the model's own template), another kind, or your .py file.",
     )
     max_length: int = Field(2048, ge=8, description="Longest conversation in tokens; longer ones follow `truncation`.")
     truncation: Truncation = Field(
         "keep_reply",
-        description="Longer ones: drop them, cut their end, or keep_reply (shorten the prompt from its start).",
+        description="Longer ones: drop them, cut their end, or keep_reply (shorten the prompt from its start; cut a "
+        "document into windows that lose nothing).",
     )
     max_examples: int | None = Field(None, ge=1, description="Use only the first so many rows of the training files.")
     bad_rows: Literal["error", "skip"] = Field(

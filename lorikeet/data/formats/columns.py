@@ -52,8 +52,11 @@ class Columns(Format):
 
     def settle(self, rows: Sequence[dict[str, Any]], file: str) -> Format:
         pair = self._pair(rows[0]) if rows else None
-        if pair is None or (self.prompt and self.response):
+        if self.prompt and self.response:
             return self
+        if pair is None:  # questions alone
+            asked = next((column for column in QUESTIONS if rows and column in rows[0]), None)
+            return self.model_copy(update={"prompt": self.prompt or asked})
         system = self._system(rows[0], *pair)
         prompts = f", system prompts from '{system}'" if system else ""
         note(f"{file}: questions from the column '{pair[0]}', answers from '{pair[1]}'{prompts}")
