@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, SerializerFunctionWrapHandler, model_serializer
 
 from lorikeet.base.errors import DataError, RecipeError, nearest
 from lorikeet.base.kinds import kind_field
@@ -48,6 +48,11 @@ class SourceOptions(Options):
     name: str | None = Field(None, min_length=1, description="Of a hub's data set: its configuration.")
     revision: str | None = Field(None, min_length=1, description="Of a hub's data set: a branch, a tag or a commit.")
     max_examples: int | None = Field(None, ge=1, description="Use only the first so many of its rows.")
+
+    @model_serializer(mode="wrap")
+    def _said(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A saved recipe has what was said about the source, not six times null."""
+        return {name: value for name, value in plain(self).items() if value is not None}
 
 
 Source = str | SourceOptions
