@@ -3,21 +3,22 @@
 A file of another trainer becomes `Content`, plain values that know their lines. A `System` reads it and fills a
 `Translation`: settings of ours, each with the key it came from, and what could not be carried over. Nothing is left
 out in silence: a key without an equivalent is listed as `differs` (the run would come out otherwise), `not needed`
-(nothing to carry over), or `unknown`.
+(nothing to carry over), `unknown`, or `missing` (a file that training needs and that is not here).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NoReturn
 
-from lorikeet.base.errors import RecipeError, nearest
+from lorikeet.base.errors import RecipeError
 from lorikeet.base.option_fields import as_yaml
 from lorikeet.base.yaml_lines import Key
 
-Status = Literal["differs", "not needed", "unknown"]
+Status = Literal["missing", "differs", "not needed", "unknown"]
 # YAML 1.1's words, which PyYAML makes booleans, and what HfArgumentParser and python-fire take on a command line
 _TRUE, _FALSE = ("true", "yes", "on", "1", "t", "y"), ("false", "no", "off", "0", "f", "n")
 
@@ -127,6 +128,7 @@ class Translation:
     """A recipe in the making."""
 
     content: Content
+    system: str  # as people call it
     settings: dict[tuple[str, ...], Setting] = field(default_factory=dict)
     left: list[Left] = field(default_factory=list)
     seen: set[str] = field(default_factory=set)  # source keys that were dealt with
@@ -159,7 +161,7 @@ class Translation:
         for key, value in self.content.values.items():
             if key in self.seen or value is None:
                 continue
-            near = nearest(key, known)
+            near = next(iter(get_close_matches(key, known, n=1, cutoff=0.8)), None)
             self.leave("unknown", key, f"not a key this importer knows{f'; meant: {near}?' if near else ''}")
 
 

@@ -12,7 +12,7 @@ from lorikeet.base.errors import RecipeError, nearest
 from lorikeet.base.option_fields import as_yaml, default_of, find, kinds_of, option_classes
 from lorikeet.base.options import Options
 from lorikeet.config import Recipe
-from lorikeet.migrate._contract import Translation
+from lorikeet.migrate._contract import Content, Translation
 
 _COLUMNS = ("prompt", "query", "response", "history")
 _TAGS = {
@@ -70,6 +70,8 @@ def set_datasets(translation: Translation, option: str, datasets: Sequence[Datas
         for name in [name for name in told if name not in fields]:
             _cannot_say(translation, dataset, name, told.pop(name), key)
         entries.append({"path": dataset.path, **told} if told else dataset.path)
+        if ":" not in dataset.path and not Path(dataset.path).exists():
+            translation.leave("missing", key, f"there is no {dataset.path} here", dataset.name)
     names = ", ".join(dataset.name for dataset in datasets)
     translation.set(option, entries, key, names if len(names) < 60 else "")
     if not shared:
@@ -79,7 +81,7 @@ def set_datasets(translation: Translation, option: str, datasets: Sequence[Datas
         why = f"validation rows read as {formats[0]['kind']}, training rows as {before['kind']}: data.format is auto"
         translation.leave("differs", key, why)
         translation.set("data.format", {"kind": "auto"}, key)
-    elif formats[0] != {"kind": "auto"}:
+    elif before is None and formats[0] != {"kind": "auto"}:
         translation.set("data.format", formats[0], key)
 
 
@@ -100,6 +102,12 @@ def local(path: Path) -> str:
     """A path as a recipe should say it: relative to where the command is typed, if it lies below."""
     relative = os.path.relpath(path)
     return str(path) if relative.startswith("..") else Path(relative).as_posix()
+
+
+def beside(path: str, content: Content) -> str:
+    """A path as `local` says it; where only the file beside the source exists, that one."""
+    near = content.path.parent / path
+    return local(near if near.exists() and not Path(path).expanduser().exists() else Path(path).expanduser())
 
 
 def from_info(translation: Translation, name: str, info: dict[str, Any], folder: Path, key: str) -> Dataset:
@@ -155,10 +163,7 @@ def _path(translation: Translation, name: str, entry: dict[str, Any], folder: Pa
             allowed="file_name, hf_hub_url or ms_hub_url",
             try_="data.train='[FILE]' behind the command",
         )
-    path = folder / str(entry["file_name"])
-    if not path.exists():
-        translation.leave("differs", key, f"there is no {local(path)} here; training needs it", name)
-    return local(path)
+    return local(folder / str(entry["file_name"]))
 
 
 def _format(translation: Translation, name: str, entry: dict[str, Any], key: str) -> dict[str, Any]:

@@ -115,8 +115,9 @@ def set_choice(translation: Translation, option: str, table: dict[str, list[str]
         translation.set(option, found, key, "the nearest")
         translation.leave("differs", key, f"{option} has no such choice; {found} is set", name)
         return
-    translation.set(option, found, key, "" if found == wanted[0] else "the nearest")
-    if found != wanted[0] and not name.startswith("paged_adamw"):  # paging moves memory, and changes no number
+    paged = name.startswith("paged_adamw") and found == "adamw_torch"  # paging moves memory, and changes no number
+    translation.set(option, found, key, "" if found == wanted[0] else "the same numbers" if paged else "the nearest")
+    if found != wanted[0] and not paged:
         translation.leave("differs", key, f"{option} has no such choice; {found} is set", name)
 
 
@@ -138,8 +139,10 @@ def set_method(translation: Translation, name: str, key: str) -> str:
         translation.set("adapter.kind", found, key)
         return found
     translation.set("adapter.kind", "lora", key, "the nearest")
-    there = " ".join(kinds("lorikeet.adapters"))
-    translation.leave("differs", key, f"there is no adapter kind for it yet (adapter: {there}); lora is set")
+    why = f"there is no adapter kind {name} yet (adapter: {' '.join(kinds('lorikeet.adapters'))}); lora is set"
+    if name in ("full", "prefix"):  # weights wear steps of about 1e-5, a prefix of 1e-2, LoRA of 1e-4
+        why += ", which wants another learning rate: 1e-4 to 3e-4"
+    translation.leave("differs", key, why)
     return "lora"
 
 

@@ -23,6 +23,7 @@ from lorikeet.migrate._read import read
 from lorikeet.migrate._table import plain
 
 _TITLES: dict[Status, str] = {
+    "missing": "missing: training needs it",
     "differs": "differs: the run comes out otherwise",
     "unknown": "unknown: keys this importer does not know",
     "not needed": "not needed: nothing to carry over",
@@ -56,9 +57,9 @@ def translated(path: Path, datasets: Sequence[str] = (), overrides: Sequence[str
     _only_one_length(made)
     _override(made, overrides)
     recipe = _validated(made)
-    text = _text(made, system.name)
+    text = _text(made)
     assert yaml_lines.parse(text, "recipe").values == plain(made), "the recipe must read back as it was meant"
-    return Imported(system.name, recipe, text, made.left)
+    return Imported(made.system, recipe, text, made.left)
 
 
 def write(imported: Imported, output: Path, *, overwrite: bool = False) -> None:
@@ -152,9 +153,9 @@ def _validated(made: Translation) -> config.Recipe:
             made.left.append(Left("not needed", ".".join(path), idle.value, why, idle.place))
 
 
-def _text(made: Translation, system: str) -> str:
+def _text(made: Translation) -> str:
     lines = [
-        f"# Made from {made.content.path.name} ({system}) by lorikeet import. Behind each line: where it comes from.",
+        f"# Made from {made.content.path.name} ({made.system}) by lorikeet import. Behind each line: where it comes from.",
         "# What could not be carried over is listed at the end.",
     ]
     values = plain(made)

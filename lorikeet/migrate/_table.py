@@ -71,12 +71,12 @@ def apply(table: Table, translation: Translation) -> None:
             translation.leave("differs", key, row.why)
 
 
-def write_defaults(defaults: Mapping[str, tuple[str, Any]], translation: Translation, system: str) -> None:
+def write_defaults(defaults: Mapping[str, tuple[str, Any]], translation: Translation) -> None:
     """Where the source is silent, write its default down if ours is another. `defaults`: option -> (key, value)."""
     for option, (key, value) in defaults.items():
         path = tuple(option.split("."))
         if path not in translation.settings and value != our_default(option, translation):
-            translation.set(option, value, "", f"{system}'s default for {key}")
+            translation.set(option, value, "", f"{translation.system}'s default for {key}")
 
 
 def our_default(option: str, translation: Translation) -> Any:

@@ -114,16 +114,16 @@ DEFAULTS: dict[str, tuple[str, Any]] = {
 BATCH = 8  # per_device_train_batch_size, where nothing is said
 
 
-def together(translation: Translation, system: str) -> None:
+def together(translation: Translation) -> None:
     """What several keys of TrainingArguments say together. Call before the table is applied."""
-    _batch(translation, system)
+    _batch(translation)
     _length(translation)
     _schedule(translation)
     _precision(translation)
     _save(translation)
 
 
-def _batch(translation: Translation, system: str) -> None:
+def _batch(translation: Translation) -> None:
     content = translation.content
     size = content.whole("per_device_train_batch_size", BATCH)
     steps = content.whole("gradient_accumulation_steps", 1)
@@ -133,12 +133,15 @@ def _batch(translation: Translation, system: str) -> None:
         translation.seen |= {size_key, steps_key}
         key = size_key if content.has(size_key) else steps_key if content.has(steps_key) else ""
         translation.set("train.examples_per_step", size * steps * content.devices, key, note)
+        if content.has("deepspeed"):
+            why = f"one device here; its step is as large as that of the {content.devices} together"
+            translation.leave("not needed", "deepspeed", why)
         return
     for option, key, value in (("train." + size_key, size_key, size), ("train." + steps_key, steps_key, steps)):
         if content.has(key):
             translation.set(option, value, key)
         else:
-            translation.set(option, value, "", f"{system}'s default for {key}")
+            translation.set(option, value, "", f"{translation.system}'s default for {key}")
 
 
 def _length(translation: Translation) -> None:
@@ -229,7 +232,7 @@ def when_to_validate(translation: Translation) -> None:
     strategy_key = "eval_strategy" if content.has("eval_strategy") else "evaluation_strategy"
     strategy = content.text(strategy_key)
     validates = translation.get("data.validation") is not None
-    every = content.number("eval_steps")
+    every = content.number("eval_steps", content.number("logging_steps", 500))
     translation.seen |= {"eval_strategy", "evaluation_strategy", "eval_steps"}
     if not validates:
         for key in (strategy_key, "eval_steps"):
@@ -239,7 +242,11 @@ def when_to_validate(translation: Translation) -> None:
             translation.leave("not needed", "eval_on_start", "there is nothing to validate on")
     elif strategy == "epoch":
         translation.leave("not needed", strategy_key, "validated at the end of the run; train.eval_steps adds more")
-    elif every >= 1 and isinstance(every, int) and strategy.lower() != "no":
-        translation.set("train.eval_steps", every, "eval_steps")
-    elif every and strategy.lower() != "no":
+    elif strategy != "steps":
+        if content.has("eval_steps"):
+            translation.leave("not needed", "eval_steps", f"has no effect there without {strategy_key}: steps")
+    elif every >= 1 and isinstance(every, int):
+        note = "" if content.has("eval_steps") else "every logging_steps, where eval_steps is not given"
+        translation.set("train.eval_steps", every, "eval_steps" if content.has("eval_steps") else strategy_key, note)
+    else:
         translation.leave("not needed", "eval_steps", "a share of the run; train.eval_steps counts steps")

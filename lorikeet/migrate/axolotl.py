@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from lorikeet.base.errors import RecipeError
 from lorikeet.migrate._axolotl_table import DEFAULTS, PREFIXES, TABLE
 from lorikeet.migrate._contract import Content, System, Translation
-from lorikeet.migrate._datasets import Dataset, local, set_datasets, with_options
+from lorikeet.migrate._datasets import Dataset, beside, set_datasets, with_options
 from lorikeet.migrate._kinds import (
     OPTIMIZERS,
     SCHEDULES,
@@ -54,7 +54,7 @@ class Axolotl(System):
         return sum(content.has(key) for key in _ONLY_HERE) + 1 if content.has("base_model") and mine else 0
 
     def translate(self, content: Content, datasets: Sequence[str]) -> Translation:
-        made = Translation(content)
+        made = Translation(content, NAME)
         _adapter(made)
         _batch(made)
         _schedule(made)
@@ -67,7 +67,7 @@ class Axolotl(System):
                 made.leave("not needed", key, why)
         apply(TABLE, made)
         made.unknown([*TABLE, *PREFIXES])
-        write_defaults(DEFAULTS, made, NAME)
+        write_defaults(DEFAULTS, made)
         return made
 
 
@@ -140,7 +140,8 @@ def _schedule(made: Translation) -> None:
     if content.has("optimizer"):
         set_choice(made, "train.optim", OPTIMIZERS, content.text("optimizer"), "optimizer")
     warm_up(made)
-    if not content.has("warmup_steps") and not content.has("warmup_ratio"):
+    silent = not content.has("warmup_steps") and not content.has("warmup_ratio")
+    if silent and made.get("train.lr_scheduler_type") != "constant":
         made.set("train.warmup_ratio", 0.03, "", f"{NAME}'s default: 3 % of the steps, at most 100")
     if content.has("max_steps") and content.number("max_steps") > 0:
         made.set("train.max_steps", content.whole("max_steps"), "max_steps")
@@ -254,7 +255,7 @@ def _entry(made: Translation, entry: dict[str, Any], key: str) -> list[Dataset]:
     read = _format(made, entry, path, key)
     made_: list[Dataset] = []
     for source in sources:
-        source = local(Path(source)) if _is_local(source) else source
+        source = beside(source, made.content) if _is_local(source) else source
         one = Dataset(path, source, read, subset=str(entry.get("name", "")), revision=str(entry.get("revision", "")))
         one.split = "" if entry.get("split", "train") == "train" or files else str(entry["split"])
         if source.startswith(("s3://", "gs://", "az://", "gcs://", "abfs://")):

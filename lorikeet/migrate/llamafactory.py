@@ -149,8 +149,8 @@ class LlamaFactory(System):
         return sum(content.has(key) for key in _ONLY_HERE) if content.has("model_name_or_path") else 0
 
     def translate(self, content: Content, datasets: Sequence[str]) -> Translation:
-        made = Translation(content)
-        arguments.together(made, NAME)
+        made = Translation(content, NAME)
+        arguments.together(made)
         _adapter(made)
         _quant(made)
         _data(made, datasets)
@@ -161,7 +161,7 @@ class LlamaFactory(System):
             made.set("train.gradient_checkpointing", not off, "disable_gradient_checkpointing")
         apply(TABLE, made)
         made.unknown(list(TABLE))
-        write_defaults(DEFAULTS, made, NAME)
+        write_defaults(DEFAULTS, made)
         return made
 
 
