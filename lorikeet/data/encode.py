@@ -15,7 +15,7 @@ from lorikeet.base.nouns import Conversation
 from lorikeet.data.layout import Layout, lay_out, prompt_segments
 from lorikeet.data.loss import LossOptions, segment_weights, trained_replies
 from lorikeet.data.templates._contract import Segment, Template
-from lorikeet.tokens._contract import Tokenizer
+from lorikeet.tokens._contract import After, Tokenizer
 
 
 def encode(
@@ -31,7 +31,9 @@ def encode(
             losses.append(np.array([weights[run.start]], np.float32))
             continue
         texts = [segments[number].text for number in run]
-        run_ids, offsets = tokenizer.encode("".join(texts))
+        follows_control = run.start > 0 and segments[run.start - 1].control
+        after: After = "control" if follows_control else "text" if run.start > 0 else "start"
+        run_ids, offsets = tokenizer.encode("".join(texts), after=after)
         ids += run_ids
         losses.append(_token_weights(offsets, [len(text) for text in texts], [weights[number] for number in run]))
     tokens = np.array(ids, np.int32)

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
+
+After = Literal["start", "control", "text"]
 
 
 class Tokenizer(Protocol):
@@ -22,8 +24,11 @@ class Tokenizer(Protocol):
     chat_template: str | None  # jinja source, from the model
     fingerprint: str  # sha256 of everything that decides ids
 
-    def encode(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        """Ids of plain text and, for each, its (start, end) character span in `text`. Adds nothing."""
+    def encode(self, text: str, *, after: After = "start") -> tuple[list[int], list[tuple[int, int]]]:
+        """Ids of plain text and, for each, its (start, end) character span in `text`. Adds nothing.
+
+        `after` is what the text follows. A tokenizer that puts a space before text (sentencepiece's) does so at the
+        start, mostly after a control token too, and never inside a text, where a reply follows its prompt, say."""
         ...
 
     def decode(self, ids: Sequence[int], *, skip_control: bool = True) -> str:

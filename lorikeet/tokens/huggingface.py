@@ -12,6 +12,7 @@ import hashlib
 import json
 import secrets
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,9 @@ from tokenizers import Tokenizer as Backend
 from lorikeet.base.errors import TokenizerError
 from lorikeet.base.files import write_file
 from lorikeet.checkpoints._contract import Checkpoint
+from lorikeet.tokens._contract import After
 from lorikeet.tokens._folder import Special, read, special_tokens
+from lorikeet.tokens._prefix import find_prefix
 
 # what a tokenizer is made of; kept as it came, so that saving gives it back
 FILES = (
@@ -73,15 +76,22 @@ class HuggingFaceTokenizer:
         }
         deciding |= {"names": self.names, "add_bos": self.add_bos, "eos_ids": self.eos_ids}
         self.fingerprint = hashlib.sha256(orjson.dumps(deciding, option=orjson.OPT_SORT_KEYS)).hexdigest()
+        self._prefix = find_prefix(description)
         self._encoder = _plain_encoder(description)
 
-    def encode(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+    def encode(self, text: str, *, after: After = "start") -> tuple[list[int], list[tuple[int, int]]]:
         """Ids of plain text and the span of characters behind each. Adds nothing.
 
         Tokens that are parts of one character (bytes of an emoji) have the same span. Characters that the tokenizer
         swallows (a combining mark that NFC joins) belong to the token before."""
-        encoding = self._encoder.encode(text, add_special_tokens=False)
+        bare = self._prefix.at != "never" and (after == "text" or (after == "control" and self._prefix.at == "first"))
+        encoding = (self._bare if bare else self._encoder).encode(text, add_special_tokens=False)
         return encoding.ids, _cover(encoding.offsets, len(text))
+
+    @cached_property
+    def _bare(self) -> Backend:
+        """The encoder that puts no space before text."""
+        return _plain_encoder(orjson.loads(self._backend.to_str()) | self._prefix.without)
 
     def decode(self, ids: Sequence[int], *, skip_control: bool = True) -> str:
         """The text of `ids`; incomplete UTF-8 becomes U+FFFD."""

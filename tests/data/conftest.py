@@ -34,7 +34,7 @@ class TinyTokenizer:
         self.pad_id = self.control["</s>"]
         self.fingerprint = hashlib.sha256(bpe.to_str().encode()).hexdigest()
 
-    def encode(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+    def encode(self, text: str, *, after: str = "start") -> tuple[list[int], list[tuple[int, int]]]:
         encoding = self.bpe.encode(text, add_special_tokens=False)
         return encoding.ids, encoding.offsets
 

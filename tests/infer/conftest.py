@@ -27,7 +27,7 @@ class ByteTokenizer:
     vocab_size, control, bos_token, eos_token, pad_id = VOCAB, {"<end>": END}, None, "<end>", END
     chat_template, fingerprint = None, "bytes"
 
-    def encode(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+    def encode(self, text: str, *, after: str = "start") -> tuple[list[int], list[tuple[int, int]]]:
         return list(text.encode()), [(i, i + 1) for i, char in enumerate(text) for _ in char.encode()]
 
     def decode(self, ids: Sequence[int], *, skip_control: bool = True) -> str:
