@@ -41,7 +41,7 @@ def read_rows(
     Raises DataError for a file that is missing, empty, of an unknown kind, broken, or not UTF-8.
     """
     path = Path(path)
-    kind = _kind(path)
+    kind = file_kind(path)
     readers = {".json": _json, ".jsonl": _jsonl, ".csv": _csv, ".parquet": _parquet}
     readers[".txt"] = lambda file, name: documents(_lines(file, name), name, sample_by or "line")
     readers[".md"] = lambda file, name: documents(_lines(file, name), name, sample_by or "document")
@@ -70,12 +70,12 @@ def read_rows(
 
 def source_sha256(path: str | Path) -> str:
     """sha256 of the file's bytes as they lie on disk. Raises DataError for a missing file."""
-    _kind(Path(path))
+    file_kind(Path(path))
     return sha256_file(Path(path))
 
 
-def _kind(path: Path) -> str:
-    """The extension that decides the reader, after checking that the file is there."""
+def file_kind(path: Path) -> str:
+    """The extension that decides the reader. Raises DataError for a file that is missing, empty or of no known kind."""
     if not path.is_file():
         folder = path.parent
         names = [file.name for file in folder.iterdir() if file.is_file()] if folder.is_dir() else []

@@ -17,6 +17,7 @@ from lorikeet.base.errors import DataError, RecipeError, nearest
 from lorikeet.base.kinds import kind_field
 from lorikeet.base.log import note
 from lorikeet.base.options import Options
+from lorikeet.data.files import file_kind
 from lorikeet.data.folders import HELD_OUT, canonical, files_of, held_out_split
 from lorikeet.data.formats._contract import Format
 from lorikeet.data.hub import hub_files, hub_name
@@ -99,6 +100,8 @@ def open_source(source: Source) -> Opened:
                 given=f"{options.path} and revision: {options.revision}",
                 allowed="one of the two",
             )
+        if ":" not in options.path:
+            note(f"{name}: no file or folder here has this name, so it is a data set of the Hugging Face hub")
         revision = revision or options.revision
         return Opened(options, tuple(hub_files(name, revision=revision, config=options.name, split=options.split)))
     _no_effect(options, ("name", "revision"), "it is not a data set of a hub")
@@ -121,6 +124,7 @@ def open_source(source: Source) -> Opened:
             try_=str(folder / near) if near else None,
         )
     _no_effect(options, ("split",), "it is one file")
+    file_kind(local)  # told now, before the sources in front of it are read
     return Opened(options, (str(local),))
 
 
