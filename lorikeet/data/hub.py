@@ -96,6 +96,8 @@ def _finished(target: Path) -> list[str] | None:
 
 def _splits(repository: Repository, config: str | None) -> dict[str | None, list[str]]:
     """The files of each split of a configuration: by the card, else by the names."""
+    if not by_split(repository.sizes):
+        return {}
     configs = [one for one in repository.card.get("configs") or () if isinstance(one, Mapping)]
     if not configs:
         names: Iterable[str] = repository.sizes
