@@ -119,8 +119,8 @@ class Left:
     place: str = ""
 
     def __str__(self) -> str:
-        shown = "" if self.value is None else f": {as_yaml(self.value)}"
-        return f"{self.key}{shown[:80]} - {self.why}"
+        shown = "" if self.value in (None, "", self.key) else as_yaml(self.value)[:80]
+        return f"{': '.join(part for part in (self.key, shown) if part)} - {self.why}"
 
 
 @dataclass

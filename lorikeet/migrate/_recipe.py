@@ -155,7 +155,7 @@ def _validated(made: Translation) -> config.Recipe:
 
 def _text(made: Translation) -> str:
     lines = [
-        f"# Made from {made.content.path.name} ({made.system}) by lorikeet import. Behind each line: where it comes from.",
+        f"# Made from {made.content.path.name} ({made.system}) by lorikeet import. Behind each line: its source.",
         "# What could not be carried over is listed at the end.",
     ]
     values = plain(made)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
+from lorikeet.base.errors import RecipeError
 from lorikeet.migrate._contract import Content, System, Translation
-from lorikeet.migrate._datasets import from_info, set_datasets, split_names
+from lorikeet.migrate._datasets import Dataset, from_info, set_datasets, split_names
 
 MODEL = "smollm2-135m"  # small enough for any machine, until a person names another
 _SOURCES = ("file_name", "hf_hub_url", "ms_hub_url", "script_url", "cloud_file_name")
@@ -15,7 +16,7 @@ _SOURCES = ("file_name", "hf_hub_url", "ms_hub_url", "script_url", "cloud_file_n
 class DatasetInfo(System):
     """See the module."""
 
-    name: ClassVar[str] = "dataset_info.json"
+    name: ClassVar[str] = "LLaMA-Factory's list of data"
     precedence: ClassVar[int] = -1
 
     def recognise(self, content: Content) -> int:
@@ -31,9 +32,26 @@ class DatasetInfo(System):
         made.set("output_dir", f"runs/{names[0]}" if len(names) == 1 else "runs/imported", "", "named after the data")
         made.set("model.path", MODEL, "", "your model goes here; dataset_info.json names none")
         if "data.train" not in content.given:
-            key = names[0] if len(names) == 1 else ""
-            chosen = [
-                from_info(made, name, content.values, folder, name if name in content.values else "") for name in names
-            ]
-            set_datasets(made, "data.train", chosen, key)
+            chosen = [from_info(made, name, content.values, folder, _key(content, name)) for name in datasets]
+            chosen = chosen or _usable(made, names)
+            set_datasets(made, "data.train", chosen, _key(content, names[0]) if len(names) == 1 else "")
         return made
+
+
+def _key(content: Content, name: str) -> str:
+    return name if name in content.values else ""
+
+
+def _usable(made: Translation, names: Sequence[str]) -> list[Dataset]:
+    """All the datasets listed, without those that lie nowhere; those are listed as missing."""
+    found: list[Dataset] = []
+    refused: list[RecipeError] = []
+    for name in names:
+        try:
+            found.append(from_info(made, name, made.content.values, made.content.path.parent, name))
+        except RecipeError as error:
+            refused.append(error)
+            made.leave("missing", name, error.what.removeprefix(f"{name}: "), "")
+    if not found:
+        raise refused[0]
+    return found

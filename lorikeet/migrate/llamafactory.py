@@ -146,7 +146,8 @@ class LlamaFactory(System):
     precedence: ClassVar[int] = 1
 
     def recognise(self, content: Content) -> int:
-        return sum(content.has(key) for key in _ONLY_HERE) if content.has("model_name_or_path") else 0
+        mine = content.has("model_name_or_path") and any(content.has(key) for key in _ONLY_HERE)
+        return sum(content.has(key) for key in TABLE) if mine else 0
 
     def translate(self, content: Content, datasets: Sequence[str]) -> Translation:
         made = Translation(content, NAME)
