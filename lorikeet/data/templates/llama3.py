@@ -37,6 +37,10 @@ class Llama3(MarkedOptions):
     date: str = Field("26 Jul 2024", min_length=1, description="The date in the system turn since 3.1.")
     says_tools: ClassVar[bool] = True
 
+    def resolved(self, tokenizer: Tokenizer) -> str:
+        """The version asked for, else the one whose tokens the tokenizer has."""
+        return self.version or ("3.1" if has_word(tokenizer, "<|eom_id|>") else "3")
+
     def marks(self, tokenizer: Tokenizer) -> tuple[str, ...]:
         return "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"
 
@@ -49,7 +53,7 @@ class _Llama3(BoundTemplate):
 
     def turns(self, conversation: Conversation, reply: bool) -> list[Segment]:
         self.plain(conversation, ("system", "user", "assistant", "tool"))
-        version = self.options.version or ("3.1" if has_word(self.tokenizer, "<|eom_id|>") else "3")
+        version = self.options.resolved(self.tokenizer)
         if version == "3":
             self.no_tools(conversation)
         turns = list(enumerate(conversation.messages))

@@ -50,6 +50,14 @@ class Qwen(MarkedOptions):
     )
     says_tools: ClassVar[bool] = True
 
+    def resolved(self, tokenizer: Tokenizer) -> str:
+        """The version asked for, else the newest whose tokens the tokenizer has."""
+        if self.version is not None:
+            return self.version
+        if has_word(tokenizer, OPEN):
+            return "3"
+        return "2.5" if has_word(tokenizer, "<tool_call>") else "2"
+
     def marks(self, tokenizer: Tokenizer) -> tuple[str, ...]:
         return "<|im_start|>", "<|im_end|>"
 
@@ -59,6 +67,10 @@ class Qwen(MarkedOptions):
 
 class _Qwen(BoundTemplate):
     options: Qwen
+
+    def __init__(self, options: Qwen, tokenizer: Tokenizer, *, end: str):
+        super().__init__(options, tokenizer, end=end)
+        self.version = options.resolved(tokenizer)
 
     def turns(self, conversation: Conversation, reply: bool) -> list[Segment]:
         self.plain(conversation, ("system", "user", "assistant", "tool"))
@@ -84,15 +96,6 @@ class _Qwen(BoundTemplate):
             if self.version == "3" and not self.options.thinking:
                 segments += [self.token(OPEN), Segment("\n\n"), self.token(CLOSE), Segment("\n\n")]
         return segments
-
-    @property
-    def version(self) -> str:
-        """The version asked for, else the newest whose tokens the tokenizer has."""
-        if self.options.version is not None:
-            return self.options.version
-        if has_word(self.tokenizer, OPEN):
-            return "3"
-        return "2.5" if has_word(self.tokenizer, "<tool_call>") else "2"
 
     def _open(self, role: str) -> list[Segment]:
         return [self.token("<|im_start|>"), Segment(role + "\n")]

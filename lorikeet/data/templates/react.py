@@ -95,7 +95,7 @@ class _React(BoundTemplate):
         if len(message.tool_calls) > 1:
             raise self.cannot(conversation, "a reply acts once, and this one calls several tools")
         name, arguments = called(message.tool_calls[0])
-        thought = text if text.startswith("Thought:") else f"Thought: {text}".rstrip()
+        thought = text if text.startswith("Thought:") else f"Thought: {text}"
         said = arguments if isinstance(arguments, str) else to_json(arguments)
         return f"{thought}\nAction: {name}\nAction Input: {said}"
 

@@ -7,6 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data.conftest import TinyTokenizer
+from data.templates.families import FAMILIES, bind, family, talk
+from data.templates.test_published import TOOLS
 from lorikeet.base.errors import TemplateError
 from lorikeet.base.kinds import kinds
 from lorikeet.base.nouns import Conversation, Message
@@ -14,9 +17,6 @@ from lorikeet.data.encode import encode_conversation, encode_prompt
 from lorikeet.data.loss import LossOptions
 from lorikeet.data.templates._bound import BoundTemplate
 from lorikeet.data.templates._contract import Segment
-from tests.data.conftest import TinyTokenizer
-from tests.data.templates.conftest import FAMILIES, bind, family, talk
-from tests.data.templates.test_published import TOOLS
 
 ALL = kinds("lorikeet.data.templates")
 # every kind and version with a tokenizer that it suits

@@ -9,13 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers.utils.chat_template_utils import render_jinja_template
 
+from data.conftest import TinyTokenizer
+from data.templates.families import bind, family, source, talk
 from lorikeet.base.errors import TemplateError
 from lorikeet.base.nouns import Conversation, Message
 from lorikeet.data.encode import encode_conversation, encode_prompt
 from lorikeet.data.loss import LossOptions
 from lorikeet.data.templates._bound import BoundTemplate
-from tests.data.conftest import TinyTokenizer
-from tests.data.templates.conftest import bind, family, source, talk
 
 # published file: (kind, options that the tokenizer does not already decide, family of tokenizers)
 KINDS: dict[str, tuple[str, dict[str, object], str]] = {

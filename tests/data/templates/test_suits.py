@@ -7,13 +7,13 @@ import re
 import pytest
 from pydantic import ValidationError
 
+from data.conftest import TinyTokenizer
+from data.templates.families import bind, family, talk
+from data.templates.test_published import TOOLS
 from lorikeet.base.errors import TemplateError
 from lorikeet.base.kinds import kinds
 from lorikeet.base.nouns import Conversation, Message
 from lorikeet.data.templates._suits import suiting
-from tests.data.conftest import TinyTokenizer
-from tests.data.templates.conftest import bind, family, talk
-from tests.data.templates.test_published import TOOLS
 
 ONE = Message("assistant", "", tool_calls=({"id": "x", "function": {"name": "now", "arguments": {}}},))
 TWO = Message("assistant", "", tool_calls=ONE.tool_calls * 2)

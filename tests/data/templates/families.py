@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
 from pathlib import Path
 
-import pytest
-
+from data.conftest import TinyTokenizer
 from lorikeet.base.kinds import kind_class
 from lorikeet.base.nouns import Conversation, Message, Origin
 from lorikeet.data.templates._bound import BoundTemplate
 from lorikeet.data.templates._contract import TemplateOptions
-from tests.data.conftest import TinyTokenizer
 
 PUBLISHED = Path(__file__).parent / "published"
 DEEPSEEK = ["<｜User｜>", "<｜Assistant｜>"]
@@ -65,8 +62,3 @@ def bind(kind: str, tokenizer: TinyTokenizer, **options: object) -> BoundTemplat
 def talk(*pairs: tuple[str, str] | Message, **more: object) -> Conversation:
     messages = tuple(pair if isinstance(pair, Message) else Message(*pair) for pair in pairs)
     return Conversation(messages, origin=Origin("f.json", 3), **more)
-
-
-@pytest.fixture
-def make_family() -> Callable[..., TinyTokenizer]:
-    return family
