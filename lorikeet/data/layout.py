@@ -9,6 +9,7 @@ thinking), it is laid out once per trained reply, exactly as at inference.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 
@@ -30,10 +31,12 @@ class Layout:
 def lay_out(conversation: Conversation, template: Template, trained: Collection[int]) -> list[Layout]:
     """The layouts of a conversation whose replies `trained` (indices of messages) are learned.
 
-    Raises TemplateError where a trained reply has no end: the model would never learn to stop.
+    Raises TemplateError where a trained reply has no end (the model would never learn to stop), and where the template
+    leaves out the tools.
     """
     starts_of = _Starts(conversation, template)
     full = template.render(conversation)
+    _tools_are_shown(conversation, full)
     starts = {index: starts_of.start(full, index) for index in _replies(conversation)}
     if all(starts[index] is not None and starts_of.is_stable(full, index) for index in trained):
         segments = _mark(full, starts, template)
@@ -51,12 +54,26 @@ def prompt_segments(conversation: Conversation, template: Template) -> list[Segm
     """The prompt after which the model answers, with earlier replies marked, so that they encode as they did then."""
     starts_of = _Starts(conversation, template)
     prompt = template.render(conversation, reply=True)
+    _tools_are_shown(conversation, prompt)
     starts = {index: starts_of.start(prompt, index) for index in _replies(conversation)}
     return _mark(prompt, starts, template)
 
 
 def _where(conversation: Conversation) -> str:
     return str(conversation.origin) if conversation.origin else "a conversation"
+
+
+def _tools_are_shown(conversation: Conversation, segments: list[Segment]) -> None:
+    """Refuse a template that knows no tools: calls to tools the model was never told of cannot be learned or made."""
+    names = [str((tool.get("function") or tool).get("name", "")) for tool in conversation.tools]
+    text = "".join(segment.text for segment in segments) if names else ""
+    if names and not any(name in text or json.dumps(name)[1:-1] in text for name in names):
+        raise TemplateError(
+            f"{_where(conversation)}: the template leaves out the tools",
+            given=" ".join(names)[:120],
+            allowed="a template that shows tools, or conversations without them",
+            try_="data.template=react, another one with words for tools, or data.bad_rows=skip",
+        )
 
 
 def _replies(conversation: Conversation) -> list[int]:

@@ -156,5 +156,4 @@ def test_keep_reply_always_fits_and_still_begins_with_a_true_prompt(tokenizer, t
     if piece.dropped is None and piece.cut and len(reply) + 30 < max_length and system is None:
         ids = piece.tokens.tolist()
         assert any(ids[at : at + len(reply)] == reply for at in range(len(ids))), "the last reply survives whole"
-        header = [reply[0], *tokenizer.encode("user\n")[0]]
-        assert ids[: len(header)] == header
+        assert text(tokenizer, piece).startswith("<|im_start|>user\n")  # its line end may be one token with the text's

@@ -8,13 +8,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lorikeet.base.errors import DataError
+from lorikeet.base.errors import DataError, TemplateError
 from lorikeet.base.nouns import Conversation, Message, Origin
-from lorikeet.data.encode import encode_conversation
+from lorikeet.data.encode import encode_conversation, encode_prompt
 from lorikeet.data.formats import _tools
 from lorikeet.data.formats.alpaca import Alpaca
 from lorikeet.data.formats.messages import Messages
 from lorikeet.data.formats.sharegpt import ShareGPT
+from lorikeet.data.layout import lay_out
 from lorikeet.data.loss import LossOptions
 from lorikeet.data.templates.jinja import Jinja
 
@@ -128,6 +129,18 @@ def test_calls_are_learned_and_answers_are_not(tokenizer, templates) -> None:
     shown = tokenizer.decode([int(token) for token in ids], skip_control=False)
     assert "<call>" in learned and '"add"' in learned and learned.endswith("a<|im_end|>") and "3" not in learned
     assert "Tools: " in shown and "\n3<|im_end|>" in shown
+
+
+def test_a_template_that_leaves_out_the_tools_is_refused(tokenizer, templates) -> None:
+    asked = Conversation((Message("user", "q"), Message("assistant", "a")), tools=(TOOL,), origin=AT)
+    told = Jinja(source=templates["tools"]).bind(tokenizer)
+    assert encode_prompt(asked, told, tokenizer) and encode_conversation(asked, told, tokenizer, LossOptions())
+    silent = Jinja(source=templates["chatml"]).bind(tokenizer)
+    for encode in (lambda: encode_prompt(asked, silent, tokenizer), lambda: lay_out(asked, silent, [1])):
+        with pytest.raises(TemplateError) as caught:
+            encode()
+        assert "file.json row 7: the template leaves out the tools" in str(caught.value)
+        assert "add" in str(caught.value)
 
 
 def test_templates_see_names_and_call_ids(tokenizer) -> None:
