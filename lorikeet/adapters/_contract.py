@@ -25,8 +25,16 @@ class Adapter(Options):
         raise NotImplementedError
 
     def parameters(self, model: CausalLM) -> dict[str, nn.Parameter]:
-        """What trains, under the names it has in adapter_model.safetensors (PEFT's layout)."""
+        """What trains, under the names it has in adapter_model.safetensors (PEFT's layout), or like them."""
         raise NotImplementedError
+
+    def tensors(self, model: CausalLM) -> dict[str, Tensor]:
+        """What adapter_model.safetensors holds: the parameters, or views of them where they lie there in parts."""
+        return dict(self.parameters(model))
+
+    def from_peft_tensors(self, model: CausalLM, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """A file's tensors under the names and in the shapes of `tensors`, where PEFT has another layout for them."""
+        return tensors
 
     def merged(self, linear: FrozenLinear) -> Tensor:
         """The linear's weight [out, in] with the update folded in, float32 (float64 for float64 models)."""

@@ -25,7 +25,8 @@ WEIGHTS, CONFIG, IDENTITY = "adapter_model.safetensors", "adapter_config.json", 
 
 def save_adapter(folder: Path, adapter: Adapter, model: CausalLM, identity: dict[str, Any]) -> None:
     """Write the adapter's files into an existing `folder`, then read them back and compare."""
-    tensors = {name: value.detach().cpu().contiguous() for name, value in adapter.parameters(model).items()}
+    # clone: parts of one parameter share its memory, which safetensors refuses
+    tensors = {name: value.detach().cpu().contiguous().clone() for name, value in adapter.tensors(model).items()}
     config = adapter.peft_config(model) | {"base_model_name_or_path": identity.get("base", "")}
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
@@ -95,7 +96,7 @@ def check_base(identity: dict[str, Any], base: Checkpoint, folder: Path) -> None
 @torch.no_grad()
 def fill(model: CausalLM, adapter: Adapter, tensors: dict[str, Tensor], *, source: object) -> None:
     """Copy saved tensors into an attached adapter. Raises CheckpointError unless names and shapes agree exactly."""
-    parameters = adapter.parameters(model)
+    parameters, tensors = adapter.tensors(model), adapter.from_peft_tensors(model, tensors)
     missing, extra = sorted(parameters.keys() - tensors.keys()), sorted(tensors.keys() - parameters.keys())
     if missing or extra:
         raise CheckpointError(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -16,25 +17,24 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from typing_extensions import Self
 
+from lorikeet.adapters import _expert_lora
 from lorikeet.adapters._contract import Adapter
+from lorikeet.adapters._expert_lora import PREFIX, ExpertPair
 from lorikeet.base.errors import RecipeError, nearest
 from lorikeet.base.option_fields import as_yaml
 from lorikeet.base.rng import torch_rng
 from lorikeet.models.causal_lm import CausalLM
+from lorikeet.models.experts import ExpertGroup
 from lorikeet.models.linear import FrozenLinear, LinearGroup
 from lorikeet.ops.lora_linear import LowRank, lora_linear
 
-PREFIX = "base_model.model."
 # settings of PEFT's that make another model of the same A and B
 UNSUPPORTED = [
     "use_dora",
     "modules_to_save",
-    "rank_pattern",
-    "alpha_pattern",
     "layers_to_transform",
     "lora_bias",
     "trainable_token_indices",
-    "target_parameters",
     "fan_in_fan_out",
     "exclude_modules",
     "layer_replication",
@@ -59,8 +59,8 @@ class Lora(Adapter):
     lora_dropout: float = Field(0.0, ge=0, lt=1, description="Probability to drop an input of the update.")
     target_modules: Literal["all-linear"] | str | list[str] = Field(
         "all-linear",
-        description="all-linear (every linear but the head), a list of names (q_proj or layers.3.mlp.up_proj), "
-        "or a regex on the whole name.",
+        description="all-linear (every linear but the head and the routers of experts), a list of names (q_proj or "
+        "layers.3.mlp.up_proj), or a regex on the whole name.",
     )
     bias: Literal["none", "lora_only", "all"] = Field(
         "none", description="Also train biases: none, those of the targeted linears, or all of them."
@@ -88,8 +88,14 @@ class Lora(Adapter):
 
     def attach(self, model: CausalLM, *, seed: int) -> None:
         """See `Adapter.attach`."""
-        names = self.targets([name for name, _ in model.linears()])
+        names = self._targeted(model)
         for group in model.groups():
+            if isinstance(group, ExpertGroup):
+                _expert_lora.attach(
+                    group, names, rank=self.r, factor=self.factor, dropout=self.lora_dropout,
+                    dtype=_master(model.dtype), seed=seed,
+                )  # fmt: skip
+                continue
             for linear in group.linears:
                 if linear.name in names:
                     linear.adapter = LoraPair(linear, self, model.dtype, seed)
@@ -97,8 +103,22 @@ class Lora(Adapter):
                 group.attached = LoraGroup(group, self.lora_dropout)
         self._free_biases(model, names)
 
-    def targets(self, names: list[str]) -> set[str]:
-        """Which of the linears are meant. Raises RecipeError for a word that matches none."""
+    def _targeted(self, model: CausalLM) -> set[str]:
+        names = [name for name, _ in model.linears()]
+        if self.target_modules in ("all-linear", ["all-linear"]):
+            routers = {linear.name for group in model.groups() if group.routes for linear in group.linears}
+            return set(names) - routers
+        stacked = {
+            linear.name: group.stacked
+            for group in model.groups()
+            if isinstance(group, ExpertGroup)
+            for linear in group.linears
+        }
+        return self.targets(names, stacked)
+
+    def targets(self, names: list[str], stacked: Mapping[str, str] = {}) -> set[str]:
+        """Which of the linears are meant; `stacked` has another name for some, that of all experts' weights in one.
+        Raises RecipeError for a word that matches none."""
         words = [self.target_modules] if isinstance(self.target_modules, str) else self.target_modules
         if words == ["all-linear"]:
             return set(names)
@@ -108,7 +128,8 @@ class Lora(Adapter):
                 found = {name for name in names if _regex(word).fullmatch(name)}
                 found |= {name for name in names if name.endswith(f".{word}")}
             else:
-                found = {name for name in names if name == word or name.endswith(f".{word}")}
+                found = {name for name in names if f".{name}".endswith(f".{word}")}
+                found |= {name for name, whole in stacked.items() if f".{whole}".endswith(f".{word}")}
             if not found:
                 leaves = list(dict.fromkeys(name.rsplit(".", 1)[-1] for name in names))
                 near = nearest(word, leaves)
@@ -148,12 +169,25 @@ class Lora(Adapter):
             if linear.bias is not None and linear.bias.requires_grad:
                 owner = f"{name}.base_layer" if pair is not None else name
                 found[f"{PREFIX}{owner}.bias"] = linear.bias
+        for name, stack in _expert_lora.stacks(model).items():
+            found |= {f"{PREFIX}{name}.lora_A.weight": stack.a, f"{PREFIX}{name}.lora_B.weight": stack.b}
         return found
+
+    def tensors(self, model: CausalLM) -> dict[str, Tensor]:
+        """See `Adapter.tensors`."""
+        found: dict[str, Tensor] = {}
+        for name, parameter in self.parameters(model).items():
+            found |= {name: parameter} if parameter.dim() < 3 else _expert_lora.one_by_one(name, parameter)
+        return found
+
+    def from_peft_tensors(self, model: CausalLM, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """See `Adapter.from_peft_tensors`."""
+        return _expert_lora.unstacked(model, tensors, self.r)
 
     def merged(self, linear: FrozenLinear) -> Tensor:
         """See `Adapter.merged`."""
         pair = linear.adapter
-        if not isinstance(pair, LoraPair):
+        if not isinstance(pair, (LoraPair, ExpertPair)):
             return linear.dense(_master(linear.stored_dtype))
         return linear.dense(pair.a.dtype) + self.factor * (pair.b.detach() @ pair.a.detach())
 
@@ -162,16 +196,17 @@ class Lora(Adapter):
         names = [name for name, linear in model.linears() if linear.adapter is not None]
         everything = len(names) == sum(1 for _ in model.linears())
         leaves = sorted({name.rsplit(".", 1)[-1] for name in names})
-        whole = self.targets([name for name, _ in model.linears()]) == {
-            name for name, _ in model.linears() if name.rsplit(".", 1)[-1] in leaves
-        }
+        whole = set(names) == {name for name, _ in model.linears() if name.rsplit(".", 1)[-1] in leaves}
+        # PEFT joins gate and up of experts to one of twice the rank, and then errs by sqrt 2 with use_rslora; it
+        # refuses experts with dropout, which matters only in training
+        experts = any(isinstance(linear.adapter, ExpertPair) for _, linear in model.linears())
         return {
             "peft_type": self.peft_type,
             "task_type": "CAUSAL_LM",
             "r": self.r,
-            "lora_alpha": self.alpha,
-            "lora_dropout": self.lora_dropout,
-            "use_rslora": self.use_rslora,
+            "lora_alpha": self.factor * self.r if experts else self.alpha,
+            "lora_dropout": 0.0 if experts else self.lora_dropout,
+            "use_rslora": self.use_rslora and not experts,
             "target_modules": leaves if everything or whole else sorted(names),
             "bias": self.bias,
             "fan_in_fan_out": False,
@@ -189,6 +224,8 @@ class Lora(Adapter):
             raise RecipeError(
                 f"this adapter uses '{name}', which is not supported", given=config[name], allowed="plain LoRA"
             )
+        if any(config.get(name) for name in ("target_parameters", "rank_pattern", "alpha_pattern")):
+            return cls(bias=config.get("bias", "none"), **_expert_lora.settings_of_stacked(config))
         return cls(
             r=config["r"],
             lora_alpha=config["lora_alpha"],

@@ -11,8 +11,9 @@ frozen router keeps the balance it was trained to (transformers, too, adds one o
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +25,8 @@ from lorikeet.ops.experts import Experts, mixture
 from lorikeet.ops.lora_linear import LowRank
 from lorikeet.ops.swiglu import Activation
 from lorikeet.quant._contract import FrozenWeight
+
+STACKED_OWNER = "mlp"  # the name of a layer's feed-forward in transformers 5, whatever the published one
 
 
 @dataclass(frozen=True)
@@ -50,24 +53,30 @@ class ExpertSizes:
     shared_width: int = 0
 
 
-@dataclass(frozen=True)
-class ExpertUpdates:
-    """What an adapter adds to each expert of a group: for each member A [E, R, in] and B [E, rows, R] in turn."""
+class ExpertUpdates(Protocol):
+    """What an adapter adds to each expert of a group."""
 
     members: tuple[LowRank, ...]
-    factors: tuple[Tensor, ...]
-    dropout: float = 0.0
+    dropout: float
+
+    def factors(self) -> tuple[Tensor, ...]:
+        """A [E, R, in] and B [E, rows, R] of each member in turn."""
+        ...
 
 
 class ExpertGroup(LinearGroup):
-    """One linear of all experts, or gate and up: members come expert by expert. Applied by `Mixture`, never itself."""
+    """One linear of all experts, or gate and up: members come expert by expert. Applied by `Mixture`, never itself.
+
+    `owner` is the checkpoint's name of the experts; `stacked` is what transformers 5 calls their weights in one."""
 
     updates: ExpertUpdates | None  # set by an adapter, instead of `attached`
 
-    def __init__(self, owner: str, leaves: Sequence[str], sizes: Sequence[int], count: int, weight: FrozenWeight):
+    def __init__(
+        self, owner: str, stacked: str, leaves: Sequence[str], sizes: Sequence[int], count: int, weight: FrozenWeight
+    ):
         names = [f"{owner}.{expert}.{leaf}" for expert in range(count) for leaf in leaves]
         super().__init__(names, list(sizes) * count, weight, [None] * len(names))
-        self.owner, self.leaves, self.count = owner, tuple(leaves), count
+        self.owner, self.stacked, self.leaves, self.count = owner, stacked, tuple(leaves), count
         self.updates = None
 
     def of_leaf(self, leaf: str) -> list[FrozenLinear]:
@@ -94,14 +103,15 @@ class Mixture(nn.Module):
         self.sizes, self.activation = sizes, activation
         inside = f"{prefix}.{names.owner}"
 
-        def group(leaves: tuple[str, ...], out: int, width: int) -> ExpertGroup:
+        def group(stacked: str, leaves: tuple[str, ...], out: int, width: int) -> ExpertGroup:
             storage = build.quant.empty(sizes.count * len(leaves) * out, width, build.dtype, build.device)
-            return ExpertGroup(f"{inside}.experts", leaves, [out] * len(leaves), sizes.count, storage)
+            stacked = f"{prefix}.{STACKED_OWNER}.experts.{stacked}"
+            return ExpertGroup(f"{inside}.experts", stacked, leaves, [out] * len(leaves), sizes.count, storage)
 
         self.router = build.linears([f"{inside}.{names.router}"], [sizes.count], width)
         self.router.routes = True
-        self.gate_up = group((names.gate, names.up), sizes.width, width)
-        self.down = group((names.down,), width, sizes.width)
+        self.gate_up = group("gate_up_proj", (names.gate, names.up), sizes.width, width)
+        self.down = group("down_proj", (names.down,), width, sizes.width)
         self.shared: Mlp | None = None
         if names.shared is not None and names.shared_gate is not None and sizes.shared_width:
             shared = f"{inside}.{names.shared}"
@@ -113,17 +123,20 @@ class Mixture(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x [T, D] -> [T, D]."""
         chosen, share = self.route(x)
-        updates = [group.updates or ExpertUpdates((), ()) for group in (self.gate_up, self.down)]
+        updates = [self.gate_up.updates, self.down.updates]
+        first, second = (() if update is None else update.members for update in updates)
+        dropout = max((update.dropout for update in updates if update is not None), default=0.0)
         experts = Experts(
             self.sizes.count,
             self.gate_up.weight,
             self.down.weight,
             self.activation,
-            updates[0].members,
-            updates[1].members,
-            max(update.dropout for update in updates) if torch.is_grad_enabled() else 0.0,
+            gate_up_members=first,
+            down_members=second,
+            dropout=dropout if torch.is_grad_enabled() else 0.0,
         )
-        y = mixture(x, chosen, share, experts, (*updates[0].factors, *updates[1].factors))
+        factors = [factor for update in updates if update is not None for factor in update.factors()]
+        y = mixture(x, chosen, share, experts, factors)
         if self.shared is not None:
             y = y + self.shared_gate(x).sigmoid() * self.shared(x)
         return y
@@ -136,8 +149,3 @@ class Mixture(nn.Module):
         if self.sizes.normalised:
             share = share / share.sum(-1, keepdim=True)
         return chosen, share
-
-
-def expert_groups(model: nn.Module) -> Iterator[ExpertGroup]:
-    """Every group of experts' linears, in the order of the layers."""
-    return (module for module in model.modules() if isinstance(module, ExpertGroup))

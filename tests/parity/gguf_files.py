@@ -18,6 +18,9 @@ ARCHITECTURES = {
     "gemma2": gguf.MODEL_ARCH.GEMMA2,
     "gemma3_text": gguf.MODEL_ARCH.GEMMA3,
     "phi3": gguf.MODEL_ARCH.PHI3,
+    "mixtral": gguf.MODEL_ARCH.LLAMA,
+    "qwen2_moe": gguf.MODEL_ARCH.QWEN2MOE,
+    "qwen3_moe": gguf.MODEL_ARCH.QWEN3MOE,
 }
 
 
@@ -28,8 +31,9 @@ def interleaved(weight: Tensor, heads: int) -> Tensor:
     )
 
 
-def write(path: Path, model: Any, extra: dict[str, Tensor] | None = None) -> None:
-    """`model` is a transformers model; `extra` are tensors the conversion adds."""
+def write(path: Path, model: Any, extra: dict[str, Tensor] | None = None, *, one_by_one: bool = False) -> None:
+    """`model` is a transformers model; `extra` are tensors the conversion adds. Experts lie stacked, or `one_by_one`
+    as in early files of Mixtral."""
     config = model.config
     architecture = ARCHITECTURES[config.model_type]
     writer = gguf.GGUFWriter(str(path), gguf.MODEL_ARCH_NAMES[architecture])
@@ -37,6 +41,10 @@ def write(path: Path, model: Any, extra: dict[str, Tensor] | None = None) -> Non
     names = gguf.get_tensor_name_map(architecture, config.num_hidden_layers)
     for name, tensor in model.state_dict().items():
         if name == "lm_head.weight" and config.tie_word_embeddings:
+            continue
+        if ".experts." in name:
+            for key, stack in _experts(name, tensor, one_by_one).items():
+                writer.add_tensor(key, stack.contiguous().numpy())
             continue
         stem, suffix = name.rsplit(".", 1)
         tensor = _converted(name, tensor, config)
@@ -49,14 +57,24 @@ def write(path: Path, model: Any, extra: dict[str, Tensor] | None = None) -> Non
     writer.close()
 
 
+def _experts(name: str, tensor: Tensor, one_by_one: bool) -> dict[str, Tensor]:
+    """`gate_up_proj` [E, 2F, D] or `down_proj` [E, D, F]."""
+    layer, stacks = name.split(".")[2], {"ffn_down": tensor}
+    if name.endswith("gate_up_proj"):
+        stacks = dict(zip(("ffn_gate", "ffn_up"), tensor.chunk(2, 1)))
+    if one_by_one:
+        return {f"blk.{layer}.{kind}.{i}.weight": one for kind, stack in stacks.items() for i, one in enumerate(stack)}
+    return {f"blk.{layer}.{kind}_exps.weight": stack for kind, stack in stacks.items()}
+
+
 def _converted(name: str, tensor: Tensor, config: Any) -> Tensor:
-    if config.model_type in ("llama", "mistral"):
+    if config.model_type in ("llama", "mistral", "mixtral"):
         for part, heads in (("q_proj", config.num_attention_heads), ("k_proj", config.num_key_value_heads)):
             if part in name:
                 return interleaved(tensor, heads)
     if config.model_type.startswith("gemma") and name.endswith("norm.weight"):
         return tensor + 1
-    return tensor
+    return tensor.squeeze()  # of the gate of a shared expert, which is one row
 
 
 def _metadata(writer: Any, config: Any) -> None:
@@ -66,6 +84,11 @@ def _metadata(writer: Any, config: Any) -> None:
     writer.add_feed_forward_length(config.intermediate_size)
     writer.add_head_count(config.num_attention_heads)
     writer.add_head_count_kv(config.num_key_value_heads)
+    if config.model_type in ("mixtral", "qwen2_moe", "qwen3_moe"):
+        writer.add_expert_count(config.num_experts)
+        writer.add_expert_used_count(config.num_experts_per_tok)
+    if config.model_type in ("qwen2_moe", "qwen3_moe"):
+        writer.add_expert_feed_forward_length(config.moe_intermediate_size)
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     writer.add_key_length(head_dim)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)

@@ -9,14 +9,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import gguf
-import numpy as np
 import pytest
 import torch
 
+from lorikeet.adapters._merge import merged_tensors
+from lorikeet.adapters._storage import fill, read_adapter, save_adapter
+from lorikeet.adapters.lora import Lora
+from lorikeet.checkpoints import hf
+from lorikeet.data.pack import pack_row
 from lorikeet.models.experts import Mixture
+from parity import gguf_files, tiny
 from parity import test_families as families
-from parity.test_transformers import TOLERANCE, difference, ours, permuted
+from parity.test_transformers import TOLERANCE, difference, logits, ours
 
 transformers = pytest.importorskip("transformers")
 
@@ -86,70 +90,159 @@ def test_cached_decoding_and_shared_prefixes(case: str, tmp_path: Path) -> None:
     families.assert_a_shared_prefix_equals_each_conversation_alone(model)
 
 
-ARCHITECTURES = {"Mixtral": "llama", "Qwen3Moe": "qwen3moe", "Qwen2Moe": "qwen2moe"}
-
-
-def write_gguf(path: Path, model: Any, *, one_by_one: bool = False) -> None:
-    """By hand, as llama.cpp's convert_hf_to_gguf.py lays them out; `one_by_one` as early Mixtral files are."""
-    config, name = model.config, type(model).__name__.removesuffix("ForCausalLM")
-    writer = gguf.GGUFWriter(str(path), ARCHITECTURES[name])
-    writer.add_block_count(config.num_hidden_layers)
-    writer.add_context_length(config.max_position_embeddings)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_key_length(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
-    writer.add_expert_count(config.num_experts)
-    writer.add_expert_used_count(config.num_experts_per_tok)
-    if name != "Mixtral":
-        writer.add_expert_feed_forward_length(config.moe_intermediate_size)
-    for key, tensor in gguf_tensors(model, one_by_one):
-        writer.add_tensor(key, np.ascontiguousarray(tensor.numpy()))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-
-
-def gguf_tensors(model: Any, one_by_one: bool) -> Any:
-    config = model.config
-    top = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
-    inside = {
-        "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm", "mlp.gate": "ffn_gate_inp",
-        "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
-        "self_attn.o_proj": "attn_output", "self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm",
-        "mlp.shared_expert.gate_proj": "ffn_gate_shexp", "mlp.shared_expert.up_proj": "ffn_up_shexp",
-        "mlp.shared_expert.down_proj": "ffn_down_shexp", "mlp.shared_expert_gate": "ffn_gate_inp_shexp",
-    }  # fmt: skip
-    for name, tensor in model.state_dict().items():
-        if ".experts." in name:
-            prefix = f"blk.{name.split('.')[2]}"
-            stacks = {"ffn_down": tensor} if "down" in name else dict(zip(("ffn_gate", "ffn_up"), tensor.chunk(2, 1)))
-            for kind, stack in stacks.items():
-                if one_by_one:
-                    yield from ((f"{prefix}.{kind}.{i}.weight", expert) for i, expert in enumerate(stack))
-                else:
-                    yield f"{prefix}.{kind}_exps.weight", stack
-            continue
-        stem, suffix = name.rsplit(".", 1)
-        for part, heads in (("q_proj", config.num_attention_heads), ("k_proj", config.num_key_value_heads)):
-            if part in name and type(model).__name__.startswith("Mixtral"):
-                tensor = permuted(tensor, heads)
-        if stem in top:
-            yield f"{top[stem]}.{suffix}", tensor
-        else:
-            _, _, index, rest = stem.split(".", 3)
-            yield f"blk.{index}.{inside[rest]}.{suffix}", tensor.squeeze()
-
-
 @pytest.mark.parametrize(
     ("case", "one_by_one"),
     [("mixtral", False), ("mixtral", True), ("qwen3", False), ("qwen2, a shared expert", False)],
 )
 def test_a_gguf_file_gives_the_same_logits(case: str, one_by_one: bool, tmp_path: Path) -> None:
     model = theirs(case)
-    write_gguf(tmp_path / "tiny.gguf", model, one_by_one=one_by_one)
+    gguf_files.write(tmp_path / "tiny.gguf", model, one_by_one=one_by_one)
     assert difference(model, ours(tmp_path / "tiny.gguf")) <= TOLERANCE
+
+
+TOKENS = torch.randint(97, (30,), generator=torch.Generator().manual_seed(0))
+LORA_CASES: dict[str, tuple[str, dict[str, Any], list[str]]] = {  # what we target, what PEFT is told
+    "mixtral": ("mixtral", {"r": 4}, ["q_proj", "k_proj", "v_proj", "o_proj", "w1", "w2", "w3"]),
+    "mixtral, downs": ("mixtral", {"r": 3, "target_modules": ["w2"]}, ["w2"]),
+    "mixtral, gates and ups": ("mixtral", {"r": 3, "target_modules": ["w1", "w3", "v_proj"]}, ["w1", "w3", "v_proj"]),
+    "mixtral, the router too": (
+        "mixtral", {"r": 2, "target_modules": ["gate", "w1", "w2", "w3"]}, ["gate", "w1", "w2", "w3"]
+    ),
+    "qwen3": (
+        "qwen3", {"r": 4, "lora_alpha": 6.0},
+        ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
+    ),
+    "qwen3, rslora": (
+        "qwen3", {"r": 4, "use_rslora": True, "target_modules": ["gate_proj", "up_proj", "down_proj"]},
+        ["gate_proj", "up_proj", "down_proj"],
+    ),
+    "qwen3, dense layers between": (
+        "qwen3, dense layers between", {"r": 2, "target_modules": r".*\.experts\..*"},
+        ["gate_proj", "up_proj", "down_proj"],
+    ),
+    "qwen2, not the shared expert": (
+        "qwen2, a shared expert", {"r": 2, "target_modules": r".*\.experts\..*"},
+        ["gate_proj", "up_proj", "down_proj"],
+    ),
+}  # fmt: skip
+# what PEFT 0.21 does not load: gates and ups, which it looks for where they lie beside downs, and Qwen2-MoE's experts,
+# which it knows only as target_parameters
+NOT_IN_PEFT = {"mixtral, gates and ups", "qwen2, not the shared expert"}
+
+
+@torch.no_grad()
+def their_logits(model: Any) -> torch.Tensor:
+    return model(TOKENS[None]).logits[0]
+
+
+@pytest.mark.parametrize(
+    ("case", "options", "_names"),
+    [
+        pytest.param(*case, marks=pytest.mark.xfail(name in NOT_IN_PEFT, strict=True))
+        for name, case in LORA_CASES.items()
+    ],
+    ids=LORA_CASES.keys(),
+)
+def test_our_adapter_loads_in_peft_with_equal_logits(
+    case: str, options: dict[str, Any], _names: list[str], tmp_path: Path
+) -> None:
+    peft = pytest.importorskip("peft")
+    theirs(case).save_pretrained(tmp_path / "base")
+    model = ours(tmp_path / "base")
+    untouched = logits(model, TOKENS)
+    tiny.with_lora(model, lora_dropout=0.1, **options)
+    expected = logits(model, TOKENS)
+    assert (expected - untouched).abs().max() > 0.1
+    (tmp_path / "adapter").mkdir()
+    save_adapter(tmp_path / "adapter", Lora(lora_dropout=0.1, **options), model, {"base": "tiny"})
+    loaded = peft.PeftModel.from_pretrained(theirs(case), tmp_path / "adapter").eval()
+    assert (their_logits(loaded) - expected).abs().max() <= TOLERANCE
+    adapter, tensors, _ = read_adapter(tmp_path / "adapter")  # and here
+    again = ours(tmp_path / "base")
+    adapter.attach(again, seed=1)
+    fill(again, adapter, tensors, source="ours")
+    assert torch.equal(logits(again, TOKENS), expected)
+
+
+@pytest.mark.parametrize("targeted", ["modules", "parameters"])
+@pytest.mark.parametrize(("case", "options", "names"), LORA_CASES.values(), ids=LORA_CASES.keys())
+def test_an_adapter_saved_by_peft_loads_here_with_equal_logits(
+    case: str, options: dict[str, Any], names: list[str], targeted: str, tmp_path: Path
+) -> None:
+    peft = pytest.importorskip("peft")
+    if case.startswith("qwen2") and targeted == "modules":
+        pytest.skip("PEFT 0.21 knows these experts only as target_parameters")
+    theirs(case).save_pretrained(tmp_path / "base")
+    settings = {"lora_alpha": 8, **options, "target_modules": names}
+    if targeted == "parameters":
+        stacked = {"w1": "gate_up_proj", "w2": "down_proj", "gate_proj": "gate_up_proj", "down_proj": "down_proj"}
+        settings["target_parameters"] = [f"experts.{stacked[name]}" for name in names if name in stacked][::-1]
+        settings["target_modules"] = [name for name in names if name[1:] == "_proj"]
+    elif options.get("use_rslora"):
+        settings["use_rslora"] = False  # by which it would scale gates and ups otherwise than downs
+    theirs_adapted = peft.get_peft_model(theirs(case), peft.LoraConfig(task_type="CAUSAL_LM", **settings)).eval()
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in theirs_adapted.parameters():
+            if parameter.requires_grad:
+                parameter.normal_(0, 0.3)
+    expected = their_logits(theirs_adapted)
+    theirs_adapted.save_pretrained(tmp_path / "adapter")
+    model = ours(tmp_path / "base")
+    adapter, tensors, _ = read_adapter(tmp_path / "adapter")
+    adapter.attach(model, seed=9)
+    fill(model, adapter, tensors, source="PEFT's")
+    assert (logits(model, TOKENS) - expected).abs().max() <= TOLERANCE
+
+
+@pytest.mark.parametrize(("case", "options", "_names"), LORA_CASES.values(), ids=LORA_CASES.keys())
+def test_the_merged_model_is_base_and_adapter_in_transformers(
+    case: str, options: dict[str, Any], _names: list[str], tmp_path: Path
+) -> None:
+    theirs(case).save_pretrained(tmp_path / "base")
+    model = ours(tmp_path / "base")
+    tiny.with_lora(model, **options)
+    (tmp_path / "merged").mkdir()
+    tensors = merged_tensors(model, Lora(**options), torch.float32)
+    hf.save(tmp_path / "merged", model.shape.config, tensors, max_shard_bytes=50_000)
+    merged = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32)
+    expected = logits(model, TOKENS)
+    assert (their_logits(merged) - expected).abs().max() <= TOLERANCE
+    assert (logits(ours(tmp_path / "merged"), TOKENS) - expected).abs().max() <= TOLERANCE
+
+
+@pytest.mark.parametrize("case", ["mixtral", "qwen3"])
+def test_lora_gradients_equal_peft(case: str, tmp_path: Path) -> None:
+    """PEFT makes gate and up one, with twice the rank and B in two blocks: the gradients of the blocks are ours."""
+    peft = pytest.importorskip("peft")
+    model = theirs(case)
+    model.save_pretrained(tmp_path / "base")
+    found = ours(tmp_path / "base")
+    parameters = tiny.with_lora(found)
+    (tmp_path / "adapter").mkdir()
+    save_adapter(tmp_path / "adapter", Lora(r=3), found, {})
+    wrapped = peft.PeftModel.from_pretrained(model, tmp_path / "adapter", is_trainable=True)
+    loss = wrapped(TOKENS[None], labels=TOKENS[None]).loss
+    loss.backward()
+    our_loss, gradients = tiny.loss_and_gradients(found, parameters, [pack_row([tiny.example(TOKENS.tolist())])])
+    assert abs(our_loss - loss.item()) < 1e-4
+    count, compared = model.config.num_experts, 0
+    for name, value in wrapped.named_parameters():
+        if value.grad is None or ".experts." not in name or ".base_layer." not in name:
+            continue
+        layer = name.split(".")[4]
+        mine = [g for key, g in gradients.items() if f".layers.{layer}." in key and key.split(".")[-3] in GATE_UP]
+        a, b = torch.cat([mine[0], mine[2]], 1), torch.stack([mine[1], mine[3]])
+        if "lora_A" in name:
+            expected = value.grad.view(count, 6, -1)
+            difference_ = (a - expected).abs().max()
+        else:
+            expected = value.grad.view(len(value), 6, count).permute(2, 0, 1)
+            blocks = [half[:, :, 3 * i : 3 * i + 3] for i, half in enumerate(expected.chunk(2, 1))]
+            difference_ = (b - torch.stack(blocks)).abs().max()
+        assert difference_ <= 1e-3 * expected.abs().max(), name
+        compared += 1
+    assert compared == 2 * model.config.num_hidden_layers
+
+
+GATE_UP = ("w1", "w3", "gate_proj", "up_proj")

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from lorikeet.base.errors import ModelError
 from lorikeet.checkpoints._contract import Checkpoint
 from lorikeet.models.build import Build
-from lorikeet.models.experts import ExpertNames, ExpertSizes, Mixture
+from lorikeet.models.experts import STACKED_OWNER, ExpertNames, ExpertSizes, Mixture
 from lorikeet.models.families import _config
 from lorikeet.models.families._contract import DecoderSpec, Family
 
@@ -28,14 +28,13 @@ class MixtureFamily(Family):
     """Base of the families with experts."""
 
     expert_names: ClassVar[ExpertNames] = ExpertNames()
-    stacked_owner: ClassVar[str] = "mlp"  # where transformers 5 stacks them, whatever the published name
 
     def read(self, checkpoint: Checkpoint, name: str, spec: DecoderSpec) -> Tensor:
         names, known = self.expert_names, _known(checkpoint)
         layer = re.escape(spec.names.layers) + r"\.(\d+)"
         found = re.fullmatch(rf"{layer}\.{names.owner}\.experts\.(\d+)\.(.+)\.weight", name)
         if found is None:
-            other = name.replace(f".{names.owner}.", f".{self.stacked_owner}.")
+            other = name.replace(f".{names.owner}.", f".{STACKED_OWNER}.")
             if checkpoint.layout != "gguf" and name not in known and other in known:  # the router, beside a stack
                 return checkpoint.read(other)
             return super().read(checkpoint, name, spec)
@@ -45,7 +44,7 @@ class MixtureFamily(Family):
             if f"blk.{index}.{kind}.{expert}.weight" in known:
                 return checkpoint.read(f"blk.{index}.{kind}.{expert}.weight")
             return _part(checkpoint, f"blk.{index}.{kind}_exps.weight", expert)
-        owner = f"{spec.names.layers}.{index}.{self.stacked_owner}.experts"
+        owner = f"{spec.names.layers}.{index}.{STACKED_OWNER}.experts"
         if name in known or f"{owner}.down_proj" not in known:
             return checkpoint.read(name)
         if leaf == names.down:
@@ -95,7 +94,9 @@ def gguf_expert_width(checkpoint: Checkpoint) -> int:
     """The width of one expert: what the metadata say, else what the first layer's tensor shows."""
     prefix, name = checkpoint.config.get("general.architecture"), "blk.0.ffn_gate_exps.weight"
     said = checkpoint.config.get(f"{prefix}.expert_feed_forward_length")
-    return int(said) if said or name not in _known(checkpoint) else checkpoint.shape(name)[1]
+    if not said and name in _known(checkpoint):
+        return checkpoint.shape(name)[1]
+    return _config.whole({f"{prefix}.expert_feed_forward_length": said}, f"{prefix}.expert_feed_forward_length")
 
 
 def _known(checkpoint: Checkpoint) -> frozenset[str]:
