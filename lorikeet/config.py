@@ -191,7 +191,7 @@ def located(error: ErrorType, source: Tree) -> ErrorType:
 
     An error that names no option is one about the value it was given, where that stands in the recipe once."""
     dotted = re.match(r"([a-z_]+(?:\.[a-z0-9_]+)*): ", error.what)
-    key: Key = tuple(dotted[1].split(".")) if dotted else ()
+    key: Key = tuple(int(part) if part.isdigit() else part for part in dotted[1].split(".")) if dotted else ()
     if (not key or key not in source.places) and isinstance(error.given, str | Path):
         same = [at for at, value in leaves(source.values) if value == str(error.given)]
         key = same[0] if len(same) == 1 else ()

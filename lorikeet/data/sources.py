@@ -96,9 +96,9 @@ def open_source(source: Source) -> Opened:
         name, revision = hub
         if revision is not None and options.revision is not None:
             raise RecipeError(
-                "data.train: the revision is given twice",
-                given=f"{options.path} and revision: {options.revision}",
-                allowed="one of the two",
+                "the revision of a data set is given twice",
+                given=options.path,
+                allowed=f"that, or revision: {options.revision}",
             )
         if ":" not in options.path:
             note(f"{name}: no file or folder here has this name, so it is a data set of the Hugging Face hub")
@@ -137,7 +137,7 @@ def open_all(sources: Sequence[Source]) -> list[Opened]:
             first = owner.setdefault(Path(file).resolve(), one)
             if first is not one:
                 raise RecipeError(
-                    "data.train: a file is read twice",
+                    "a file is read twice",
                     given=f"{file} by '{first.title}' and by '{one.title}'",
                     allowed="each file in one source",
                     try_="a larger `weight` makes a source come more often",
@@ -218,7 +218,7 @@ def _no_effect(options: SourceOptions, names: Sequence[str], reason: str) -> Non
     for name in names:
         if getattr(options, name) is not None:
             raise RecipeError(
-                f"data.train: `{name}` has no effect on {options.path}, because {reason}",
-                given=f"{name}: {getattr(options, name)}",
+                f"`{name}` has no effect on {options.path}, because {reason}",
+                given=getattr(options, name),
                 try_=f"leave `{name}` out",
             )

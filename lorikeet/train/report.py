@@ -88,6 +88,7 @@ def write_report(run_folder: Path) -> Path:
         size={"width": WIDTH, "height": HEIGHT, "left": LEFT, "right": RIGHT, "top": TOP, "bottom": BOTTOM},
         recipe=recipe.read_text("utf-8", errors="replace") if recipe.is_file() else None,
         summary=[(str(key), _plain(value)) for key, value in summary.items()],
+        sources=_sources(summary),
         samples=[_sample(row) for row in samples[:MOST_SAMPLES]],
         sample_count=len(samples),
         marks=[(when, *_marks(samples, f"match_{when}")) for when in ("before", "after")],
@@ -151,6 +152,24 @@ def _short(value: float) -> str:
     if abs(value) < 1000:
         return f"{value:.4g}"
     return f"{value:,.0f}" if abs(value) < 1e6 else f"{value / 1e6:,.2f} M" if abs(value) < 1e9 else f"{value:.3g}"
+
+
+def _sources(summary: dict) -> list[list[str]]:
+    """A row for each source of the training data, where there are several: name, weight, passes, rows, tokens."""
+    data = summary.get("data")
+    found = data.get("sources") if isinstance(data, dict) else None
+    rows = []
+    for one in [one for one in found if isinstance(one, dict)] if isinstance(found, list) else []:
+        held = one.get("counts")
+        counts = held if isinstance(held, dict) else {}
+        figures = (one.get("weight"), one.get("passes"), *(counts.get(key) for key in ("rows", "examples", "tokens")))
+        rows.append([_plain(one.get("source")), *(_figure(figure) for figure in figures)])
+    return rows
+
+
+def _figure(value: object) -> str:
+    number = _number(value)
+    return "" if number is None else f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
 
 
 def _plain(value: object) -> str:

@@ -76,10 +76,17 @@ def test_a_missing_file(place: Place) -> None:
     )
 
 
-def test_a_folder_for_a_file(place: Place) -> None:
+def test_a_folder_without_data(place: Place) -> None:
     (place.folder / "data").mkdir()
     place.recipe(data={"train": ["data"]})
-    place.refused(TRAIN, f"DataError: {place.folder}/data: is a folder, not a file")
+    place.refused(TRAIN, f"DataError: {place.folder}/data: there are no data files in this folder", "an empty folder")
+
+
+def test_a_folder_without_the_split(place: Place, write: Write) -> None:
+    (place.folder / "data").mkdir()
+    write("data/test.jsonl", lines(GOOD))
+    place.recipe(data={"train": ["data"]})
+    place.refused(TRAIN, f"DataError: {place.folder}/data: has no files of the split 'train'", "split: test")
 
 
 def test_the_second_of_two_files(place: Place, write: Write) -> None:
@@ -104,7 +111,11 @@ def test_a_format_that_does_not_fit(place: Place) -> None:
 def test_every_conversation_dropped(place: Place) -> None:
     place.recipe(data={"max_length": 16, "truncation": "drop"})
     place.refused(
-        TRAIN, "DataError: no row is left to learn from", "longer than max_length", "data.truncation=keep_reply"
+        TRAIN,
+        "DataError: ",
+        "tiny.jsonl: no row is left to learn from",
+        "longer than max_length",
+        "data.truncation=keep_reply",
     )
 
 
