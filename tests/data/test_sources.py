@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from lorikeet.base import yaml_lines
 from lorikeet.base.errors import DataError, DownloadError, LorikeetError, MissingExtra, RecipeError
 from lorikeet.data import rows as rows_module
 from lorikeet.data.folders import by_split, split_of
@@ -277,3 +278,13 @@ def test_the_hub_without_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("org/set", "hf:org/set"):
         with pytest.raises(MissingExtra, match=r"lorikeet-llm\[hf\]"):
             opened(name)
+
+
+def test_the_recipes_of_the_page_are_read() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "data-sources.md").read_text()
+    blocks = page.split("```yaml\n")[1:]
+    assert len(blocks) == 4
+    for block in blocks:
+        options = DataOptions.model_validate(yaml_lines.parse(block.split("```")[0], "page").values)
+        check_sources(options)
+        assert DataOptions.model_validate(options.model_dump(mode="json")) == options
