@@ -75,7 +75,8 @@ class Base:
     def load(self, quant: Quant) -> CausalLM:
         """Read the weights."""
         device = pick_device(self.options.device)
-        return load(self.checkpoint, quant, dtype=pick_dtype(self.options.dtype, device), device=device)
+        dtype = pick_dtype(self.options.dtype, device)
+        return load(self.checkpoint, quant, dtype=dtype, device=device, family=self.options.family)
 
 
 def open_base(options: ModelOptions) -> Base:
@@ -84,7 +85,7 @@ def open_base(options: ModelOptions) -> Base:
     pick_device(options.device)  # one that is not there is told before anything is downloaded
     path = resolve(options.path, allow_pickle=options.allow_pickle)
     checkpoint = open_checkpoint(path, allow_pickle=options.allow_pickle)
-    _, spec = identify(checkpoint)
+    _, spec = identify(checkpoint, options.family)
     tokenizer = open_tokenizer(path, checkpoint)
     if tokenizer.vocab_size > spec.shape.vocab_size:
         raise TokenizerError(
@@ -229,7 +230,7 @@ def merge(path: Path, output: Path, *, dtype: str | None = None, max_shard_bytes
         )
     if output.exists() and any(output.iterdir() if output.is_dir() else [output]):
         raise OutputError(f"{output} exists already", given=str(output), try_="another folder")
-    engine_, _, adapter, identity = _open(path)
+    engine_, base, adapter, identity = _open(path)
     if adapter is None:
         raise CheckpointError(f"{path} has no adapter to merge", given=str(path), allowed="a run or an adapter folder")
     model, target = engine_.model, getattr(torch, dtype) if dtype else engine_.model.dtype
@@ -242,7 +243,8 @@ def merge(path: Path, output: Path, *, dtype: str | None = None, max_shard_bytes
         write_file(folder / "generation_config.json", json.dumps(engine_.generation_config(), indent=2) + "\n")
         write_file(folder / storage.IDENTITY, json.dumps({"template": identity.get("template")}, indent=2) + "\n")
     note("comparing the merged model with base + adapter")
-    merged = load(open_checkpoint(output), NoQuant(), dtype=model.dtype, device=model.device)
+    made = open_checkpoint(output)
+    merged = load(made, NoQuant(), dtype=model.dtype, device=model.device, family=base.options.family)
     check = compare(model, merged, probes(engine_.tokenizer), 1e-6 if target == torch.float32 == model.dtype else 0.02)
     found = {
         "output": str(output),
@@ -351,6 +353,7 @@ def _identity(recipe: Recipe, base: Base, template: Template, prepared: Prepared
     cadence = {"logging_steps", "eval_steps", "save_steps", "save_total_limit"}
     return {
         "base": recipe.model.path,
+        "family": recipe.model.family and sha256_file(Path(recipe.model.family)),
         "base_fingerprint": base.checkpoint.fingerprint(),
         "tokenizer_fingerprint": base.tokenizer.fingerprint,
         "template_fingerprint": template.fingerprint,

@@ -85,6 +85,11 @@ def kind_field(package: str, contract: type[OptionsType], shorthand: bool = True
     return Annotated[union, BeforeValidator(resolve)]
 
 
+def file_class(path: Path, contract: type[AnyType]) -> type[AnyType]:
+    """The one subclass of `contract` that someone's own file defines. Raises RecipeError."""
+    return _only_class(_module_at(path), contract)
+
+
 def _with_kind(chosen: type[OptionsType], name: str) -> type[OptionsType]:
     field = chosen.model_fields.get("kind")
     if field is None or field.default != name:
@@ -100,7 +105,10 @@ def _module_at(path: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location(f"lorikeet_kind_{path.stem}", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # someone's own code can fail in any way
+        raise RecipeError(f"{path} cannot be run", given=f"{type(error).__name__}: {error}"[:200]) from error
     return module
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lorikeet.models.linear import FrozenLinear, LinearGroup
+from lorikeet.models.slots import Slot
 from lorikeet.ops.attention import View
 from lorikeet.ops.linear_cross_entropy import HeadLoss, full_logits, linear_cross_entropy
 
@@ -77,9 +78,14 @@ class CausalLM(nn.Module):
         """(checkpoint name, linear) of every linear but the head."""
         return ((linear.name, linear) for group in self.groups() for linear in group.linears)
 
-    def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """(checkpoint name, dense tensor) of everything a Hugging Face folder holds, one at a time."""
+    def slots(self) -> Iterator[Slot]:
+        """Where each tensor of the checkpoint goes, in the order in which it is saved."""
         raise NotImplementedError
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """(checkpoint name, dense tensor) of all that a Hugging Face folder holds, one at a time, without adapters."""
+        for slot in self.slots():
+            yield slot.name, slot.read(self.dtype)
 
     @property
     def device(self) -> torch.device:

@@ -17,12 +17,11 @@ from torch import Tensor, nn
 
 from lorikeet.models.build import Build, Norm
 from lorikeet.models.causal_lm import CausalLM, Head
-from lorikeet.models.families._contract import DecoderSpec
 from lorikeet.models.slots import Slot, slots
+from lorikeet.models.spec import DecoderSpec
 from lorikeet.ops.attention import View
 from lorikeet.ops.checkpointing import checkpointed
 from lorikeet.ops.rope import rotate
-from lorikeet.quant._contract import Quant
 
 
 class Block(nn.Module):
@@ -80,10 +79,9 @@ class Block(nn.Module):
 class Decoder(CausalLM):
     """A family's network, built empty; `models.load` fills it."""
 
-    def __init__(self, spec: DecoderSpec, quant: Quant, dtype: torch.dtype, device: torch.device):
+    def __init__(self, spec: DecoderSpec, build: Build):
         super().__init__()
-        self.spec, self.shape = spec, spec.shape
-        build, names = Build(quant, dtype, device), spec.names
+        self.spec, self.shape, names = spec, spec.shape, spec.names
         self.embedding = build.embedding(names.embedding, spec.shape.vocab_size, spec.shape.width)
         self.blocks = nn.ModuleList(Block(i, spec, build) for i in range(spec.shape.layers))
         self.norm = build.norm(names.norm, spec.shape.width, spec.norm_eps, spec.norm_offset)
@@ -110,10 +108,5 @@ class Decoder(CausalLM):
         return self.norm(x)
 
     def slots(self) -> Iterator[Slot]:
-        """Where each checkpoint tensor goes."""
+        """See `CausalLM.slots`."""
         return slots(self)
-
-    def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """See `CausalLM.tensors`: the frozen weights, without adapters."""
-        for slot in self.slots():
-            yield slot.name, slot.read(self.dtype)

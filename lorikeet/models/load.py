@@ -7,17 +7,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Literal
 
 import torch
 from pydantic import Field
 
 from lorikeet.base.errors import CheckpointError, ModelError
-from lorikeet.base.kinds import family_files
+from lorikeet.base.kinds import family_files, file_class
 from lorikeet.base.options import Options
 from lorikeet.checkpoints._contract import Checkpoint
-from lorikeet.models.decoder import Decoder
-from lorikeet.models.families._contract import DecoderSpec, Family
+from lorikeet.models.build import Build
+from lorikeet.models.causal_lm import CausalLM
+from lorikeet.models.families._contract import Family
+from lorikeet.models.spec import Spec
 from lorikeet.quant._contract import Quant
 
 Dtype = Literal["auto", "bfloat16", "float16", "float32", "float64"]
@@ -27,6 +30,9 @@ class ModelOptions(Options):
     """The recipe's `model` section."""
 
     path: str = Field(description="What to fine-tune: an alias (smollm2-135m), a folder, a .gguf file, or a hub name.")
+    family: str | None = Field(
+        None, description="Your own .py file that says how to build the network, for one that Lorikeet does not know."
+    )
     dtype: Dtype = Field(
         "auto", description="Of frozen weights and activations; auto takes bfloat16 where it is fast, else float32."
     )
@@ -81,28 +87,33 @@ def families() -> Iterator[Family]:
         yield family()
 
 
-def identify(checkpoint: Checkpoint) -> tuple[Family, DecoderSpec]:
-    """The family of a checkpoint and what it says about the network. Raises ModelError for an unknown one."""
-    known = []
-    for family in families():
-        if family.matches(checkpoint):
-            return family, family.spec(family.config(checkpoint))
-        known.append(family.kind)
+def identify(checkpoint: Checkpoint, family: str | None = None) -> tuple[Family, Spec]:
+    """The family of a checkpoint and what it says about the network; `family` is the path of someone's own.
+
+    Raises ModelError for an unknown one."""
+    own = None if family is None else file_class(Path(family), Family)()
+    known = [own] if own is not None else list(families())
+    for candidate in known:
+        if candidate.matches(checkpoint):
+            return candidate, candidate.spec(candidate.config(checkpoint))
     config = checkpoint.config
     named = config.get("model_type") or config.get("general.architecture")
     raise ModelError(
         f"unknown kind of network in {checkpoint.path}",
         given=named or "a config.json without model_type",
-        allowed=" ".join(known),
+        allowed=" ".join(candidate.model_type if own else candidate.kind for candidate in known),
+        try_=None if own else "for a network of your own: model.family=FILE.py",
     )
 
 
-def load(checkpoint: Checkpoint, quant: Quant, *, dtype: torch.dtype, device: torch.device) -> Decoder:
+def load(
+    checkpoint: Checkpoint, quant: Quant, *, dtype: torch.dtype, device: torch.device, family: str | None = None
+) -> CausalLM:
     """The checkpoint's network with its weights, frozen. Raises CheckpointError for a missing or odd tensor."""
-    family, spec = identify(checkpoint)
-    model = Decoder(spec, quant, dtype, device)
+    found, spec = identify(checkpoint, family)
+    model = found.network(spec, Build(quant, dtype, device))
     for slot in model.slots():
-        dense = family.read(checkpoint, slot.name, spec)
+        dense = found.read(checkpoint, slot.name, spec)
         if tuple(dense.shape) != slot.shape:
             raise CheckpointError(
                 f"tensor '{slot.name}' has another shape than the config says",

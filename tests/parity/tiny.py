@@ -11,9 +11,12 @@ from torch import Tensor
 
 from lorikeet.adapters.lora import Lora
 from lorikeet.base.nouns import Batch, Example
+from lorikeet.models.build import Build
 from lorikeet.models.causal_lm import Shape
 from lorikeet.models.decoder import Decoder
-from lorikeet.models.families._contract import DecoderSpec
+from lorikeet.models.experts import ExpertSizes
+from lorikeet.models.families._experts import MixtureFamily
+from lorikeet.models.spec import DecoderSpec
 from lorikeet.ops.rope import Rope
 from lorikeet.quant.none import NoQuant
 from lorikeet.train.loop import TrainOptions
@@ -39,12 +42,15 @@ def decoder(
     bias: bool = False,
     window: int | None = None,
     max_position: int = 64,
+    experts: ExpertSizes | None = None,
 ) -> Decoder:
-    """A decoder with random weights, norms and biases."""
+    """A decoder with random weights, norms and biases, perhaps with experts for its feed-forward."""
     shape = Shape(vocab, width, layers, heads, kv_heads, head_dim, 20, max_position, {})
     rope, windows = Rope(head_dim, 10000.0, max_position), () if window is None else (window,) * layers
     spec = DecoderSpec(shape, rope, 1e-5, tied, bias, bias, bias, windows=windows)
-    model = Decoder(spec, NoQuant(), dtype, CPU)
+    if experts is not None:
+        spec = MixtureFamily().with_experts(spec, experts)
+    model = Decoder(spec, Build(NoQuant(), dtype, CPU))
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
