@@ -28,6 +28,17 @@ _TITLES: dict[Status, str] = {
     "unknown": "unknown: keys this importer does not know",
     "not needed": "not needed: nothing to carry over",
 }
+# two ways to say one thing: what is said behind the command replaces what the file said in the other way
+_RIVALS = {
+    "train.examples_per_step": ("train.per_device_train_batch_size", "train.gradient_accumulation_steps"),
+    "train.per_device_train_batch_size": ("train.examples_per_step",),
+    "train.gradient_accumulation_steps": ("train.examples_per_step",),
+    "train.warmup_steps": ("train.warmup_ratio",),
+    "train.warmup_ratio": ("train.warmup_steps",),
+    "train.num_train_epochs": ("train.max_steps",),
+    "adapter.scaling": ("adapter.lora_alpha", "adapter.use_rslora"),
+    "adapter.lora_alpha": ("adapter.scaling",),
+}
 _FITS = 56  # comments start in this column where the line leaves room
 
 
@@ -54,8 +65,9 @@ def translated(path: Path, datasets: Sequence[str] = (), overrides: Sequence[str
     content = read(path, frozenset(override.partition("=")[0].strip() for override in overrides))
     system = _system_of(content)
     made = system.translate(content, datasets)
-    _only_one_length(made)
     _override(made, overrides)
+    if made.get("train.max_steps") is not None:  # a default of the source must not meet what makes it useless
+        made.settings.pop(("train", "num_train_epochs"), None)
     recipe = _validated(made)
     text = _text(made)
     assert yaml_lines.parse(text, "recipe").values == plain(made), "the recipe must read back as it was meant"
@@ -102,12 +114,6 @@ def _system_of(content: Content) -> System:
     )
 
 
-def _only_one_length(made: Translation) -> None:
-    """A default of the source must not meet an option that makes it useless."""
-    if made.get("train.max_steps") is not None:
-        made.settings.pop(("train", "num_train_epochs"), None)
-
-
 def _override(made: Translation, overrides: Sequence[str]) -> None:
     for override in overrides:
         dotted, equals, text = override.partition("=")
@@ -124,7 +130,8 @@ def _override(made: Translation, overrides: Sequence[str]) -> None:
                 old = made.settings[path[:end]].value
                 path, value = path[:end], _within(old, path[end:], value)
                 break
-        for below in [key for key in made.settings if key[: len(path)] == path]:
+        rivals = [tuple(name.split(".")) for name in _RIVALS.get(".".join(path), ()) if value is not None]
+        for below in [key for key in made.settings if key[: len(path)] == path or key in rivals]:
             del made.settings[below]
         made.settings[path] = Setting(value, "set behind the command", config.COMMAND_LINE)
 

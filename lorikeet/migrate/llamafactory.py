@@ -37,7 +37,7 @@ TABLE: dict[str, Row] = {
     "mask_history": by_hand("data.loss"),
     "packing": by_hand(),
     "neat_packing": by_hand(),
-    "mix_strategy": by_hand(),
+    "mix_strategy": by_hand("data.mix"),
     "interleave_probs": by_hand("data.train"),
     "lora_rank": by_hand("adapter.r"),
     "lora_alpha": by_hand("adapter.lora_alpha"),
@@ -290,8 +290,10 @@ def _mix(made: Translation, chosen: list[Dataset]) -> None:
             dataset.weight = float(share)
         except ValueError:
             content.wrong("interleave_probs", "numbers with commas")
-    why = "an epoch there ends with the shortest (under) or longest (over) dataset; weights here decide shares only"
-    made.leave("differs", "mix_strategy", why)
+    ends = {"interleave_under": "first_exhausted", "interleave_over": "all_exhausted"}
+    if strategy not in ends:
+        content.wrong("mix_strategy", "concat interleave_under interleave_over")
+    made.set("data.mix", {"epoch": ends[strategy]}, "mix_strategy")
 
 
 def _limit(made: Translation, chosen: list[Dataset]) -> None:
