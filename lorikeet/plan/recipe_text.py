@@ -104,8 +104,9 @@ def _template(found: Look) -> str:
     if found.template == "jinja":
         return "the model's own chat template"
     if found.own_template:
-        passed = " ".join(found.refused)
-        return f"in the model's own control tokens{f'; {passed} cannot say every row' if passed else ''}"
+        if "jinja" in found.refused:
+            return "the model's own (jinja) cannot say every row; this is in its control tokens too"
+        return "the model brings no chat template; its tokenizer has this one's control tokens"
     return "the model has no chat format: it learns this one, in plain text"
 
 
