@@ -15,7 +15,7 @@ from typing import Annotated
 import typer
 
 from lorikeet.base.errors import LorikeetError
-from lorikeet.cli import _command, data, doctor, migrate, model, models, recipe, run
+from lorikeet.cli import _command, data, doctor, init, migrate, model, models, recipe, run
 
 app = typer.Typer(
     name="lorikeet",
@@ -26,7 +26,7 @@ app = typer.Typer(
     help="Fine-tune a large language model on the machine you have, and prove that it worked.",
     epilog="First time here: lorikeet demo    Every command: lorikeet COMMAND --help",
 )
-for group in (run, model, models, data, recipe, migrate, doctor):
+for group in (run, model, models, data, recipe, migrate, doctor, init):
     group.register(app)
 
 
