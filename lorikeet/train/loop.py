@@ -136,7 +136,8 @@ def train(run: Run, options: TrainOptions, *, done: Progress | None = None, step
                 run.model, stepper, batches, learning_rate=rate, seed=derive(options.seed, "step", done.step)
             )
             _check(result_, done.step)
-            counted = counted or census.count(rate)
+            if not counted and (counted := census.count(rate)) and (line := census.unreached()):
+                note(line)
             done.step += 1
             done.tokens += result_.tokens
             done.seconds += time.perf_counter() - start

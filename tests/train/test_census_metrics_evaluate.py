@@ -49,6 +49,21 @@ def test_a_gradient_that_is_not_finite_is_named() -> None:
         Census({"x": parameter([math.inf, 0.0])}).count(0.1)
 
 
+def test_experts_without_a_token_are_counted_and_stop_nothing() -> None:
+    a, b = (nn.Parameter(torch.zeros(4, 2, 3)) for _ in range(2))
+    a.grad, b.grad = torch.zeros(4, 2, 3), torch.zeros(4, 2, 3)
+    names = [f"base_model.model.model.layers.7.mlp.experts.up_proj.lora_{side}.weight" for side in "AB"]
+    census = Census(dict(zip(names, (a, b))))
+    b.grad[1] = 1
+    assert not census.count(0.1)
+    a.grad[1, 0], b.grad[2] = 1, 1
+    assert census.count(0.1)
+    assert census.unreached() == "2 of 4 experts have not had a token so far: 2 in model.layers.7.mlp"
+    b.grad += 1
+    census.count(0.1)
+    assert census.unreached() is None
+
+
 def test_metrics_forget_what_came_after_a_checkpoint(tmp_path: Path) -> None:
     metrics = Metrics(tmp_path / "metrics.jsonl")
     assert metrics.rows() == []
