@@ -147,10 +147,10 @@ def train(recipe: Recipe, *, overwrite: bool = False) -> dict[str, Any]:
             folder,
             model,
             parameters,
-            partial(_step_batches, prepared.train, recipe),
+            partial(_step_batches, prepared.train, recipe, model),
             _steps(recipe, prepared),
             saver,
-            _validation_rows(recipe, prepared),
+            _validation_rows(recipe, prepared, model),
             recipe.evaluate.before,
             identity,
         )
@@ -187,7 +187,7 @@ def evaluate(target: Recipe | Path, *, adapter: Path | None = None) -> dict[str,
     chosen = adapter or recipe.output_dir / "adapter"
     if used := adapter is not None or chosen.exists():
         _attach(model, base, chosen)
-    rows = _validation_rows(recipe, prepared)
+    rows = _validation_rows(recipe, prepared, model)
     assert rows is not None
     result = evaluate_batches(model, rows)
     found = {"eval_loss" if name == "loss" else name: value for name, value in vars(result).items()}
@@ -332,20 +332,27 @@ def _steps(recipe: Recipe, prepared: Prepared) -> int:
     return total_steps(prepared.epoch_examples, options.examples_per_step, options.num_train_epochs, options.max_steps)
 
 
-def _step_batches(examples: ExampleSource, recipe: Recipe, step: int) -> list[Batch]:
+def _step_batches(examples: ExampleSource, recipe: Recipe, model: CausalLM, step: int) -> list[Batch]:
     """The run's step as micro-batches: a pure function of the step."""
     options = recipe.train
     assert options.row_tokens is not None
-    share = getattr(recipe.adapter, "lora_dropout", 0) == 0  # dropout's masks are drawn per row
+    # dropout's masks are drawn per row
+    share = _may_share(recipe, model) and getattr(recipe.adapter, "lora_dropout", 0) == 0
     size, capacity = options.examples_per_step, options.row_tokens
     return run_step(examples, step, seed=options.seed, examples_per_step=size, row_tokens=capacity, share=share)
 
 
-def _validation_rows(recipe: Recipe, prepared: Prepared) -> list[Batch] | None:
+def _may_share(recipe: Recipe, model: CausalLM) -> bool:
+    return model.shares_within is None or recipe.data.max_length <= model.shares_within
+
+
+def _validation_rows(recipe: Recipe, prepared: Prepared, model: CausalLM) -> list[Batch] | None:
+    capacity, share = recipe.train.row_tokens, _may_share(recipe, model)
     if prepared.validation is None:
         return None
-    assert recipe.train.row_tokens is not None
-    return [pack_row(row) for row in plan_rows(list(prepared.validation), row_tokens=recipe.train.row_tokens)]
+    assert capacity is not None
+    rows = plan_rows(list(prepared.validation), row_tokens=capacity, share=share)
+    return [pack_row(row, share=share) for row in rows]
 
 
 def _identity(recipe: Recipe, base: Base, template: Template, prepared: Prepared, model: CausalLM) -> dict[str, Any]:
