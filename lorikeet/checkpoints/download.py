@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -77,14 +77,21 @@ def locate(name: str) -> Path | None:
 
 def cached() -> Iterator[tuple[str, Path, int, bool]]:
     """What lies in the cache: its name, the path that opens (or the folder), size in bytes, whether it is whole."""
-    folders = {file.parent for file in models_dir().rglob("*") if file.is_file() and file.name != ".lock"}
-    for folder in sorted(folders):
-        size = sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
-        note = read_note(folder)
-        if note is not None:
-            yield note["source"], folder / note["model"], size, True
-        elif not any(parent in folders and (parent / NOTE).exists() for parent in folder.parents):
-            yield str(folder.relative_to(models_dir())), folder, size, False
+    files = [file for file in models_dir().rglob("*") if file.is_file() and file.name != ".lock"]
+    whole = {file.parent: note for file in files if file.name == NOTE and (note := read_note(file.parent))}
+    for folder, note in sorted(whole.items()):
+        yield note["source"], folder / note["model"], _bytes_of(folder.rglob("*")), True
+    rest: dict[Path, list[Path]] = {}  # what has no note, by source and name
+    for file in files:
+        if whole.keys().isdisjoint(file.parents):
+            shelf = Path(*file.relative_to(models_dir()).parts[:-1][:2])
+            rest.setdefault(shelf, []).append(file)
+    for shelf, begun in sorted(rest.items()):
+        yield str(shelf), models_dir() / shelf, _bytes_of(begun), False
+
+
+def _bytes_of(files: Iterable[Path]) -> int:
+    return sum(file.stat().st_size for file in files if file.is_file())
 
 
 def _parse(name: str, home: Path) -> Source | None:

