@@ -12,6 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from lorikeet.checkpoints.sources import _fetch
+
 from .conftest import Place
 
 
@@ -90,3 +92,41 @@ BAD: list[tuple[str, Callable[[Path], object], str, list[str]]] = [
 def test_refusals(place: Place, name: str, damage: Callable[[Path], object], error: str, facts: list[str]) -> None:
     damage(place.copy_model())
     place.refused(["models", name], error, *facts)
+
+
+BAD_SOURCES = [
+    ("http://example.com/a.gguf", "DownloadError: a model over plain http", ["https://example.com/a.gguf"]),
+    ("https://example.com/model.safetensors", "DownloadError: a URL has to name one .gguf file", ["#sha256="]),
+    ("https://example.com/a.gguf#md5=1", "DownloadError: what stands behind # is no checksum", ["64 hexadecimal"]),
+    ("https://huggingface.co/o/n/blob/main/a.gguf", "DownloadError: the address of a page about a file", ["/resolve/main/a.gguf"]),
+    ("https://huggingface.co/o/n", "DownloadError: a URL has to name one .gguf file", ["hf:o/n"]),
+    ("https://example.com/a-00001-of-00003.gguf", "DownloadError: one part of a split GGUF", ["--merge"]),
+    ("s3://bucket/a.gguf", "DownloadError: a source that cannot be read", ["https://"]),
+    ("http://127.0.0.1:9/a.gguf", "DownloadError: cannot be reached", ["127.0.0.1:9"]),
+    ("modelscope:name", "DownloadError: a source that cannot be read", ["modelscope:ORG/NAME"]),
+    ("hf:name", "DownloadError: a source that cannot be read", ["hf:ORG/NAME"]),
+    ("gemma3-270", "CheckpointError: no model 'gemma3-270'", ["try      gemma3-270m"]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name, error, facts", BAD_SOURCES, ids=[case[0] for case in BAD_SOURCES])
+@pytest.mark.parametrize("by", ["download", "recipe"])
+def test_bad_sources(
+    place: Place, cache: Path, monkeypatch: pytest.MonkeyPatch, name: str, error: str, facts: list[str], by: str
+) -> None:
+    monkeypatch.setattr(_fetch, "PAUSE_SECONDS", 0)
+    if by == "download":
+        place.refused(["download", name], error, *facts)
+    else:
+        place.recipe(model={"path": name})
+        place.refused("train recipe.yaml", error, *facts)
+    assert [file for file in cache.rglob("*") if file.is_file() and file.name != ".lock"] == []
+
+
+def test_a_model_that_is_still_being_downloaded(place: Place) -> None:
+    model = place.copy_model()
+    half(model)
+    place.recipe(model={"path": "model"})
+    place.refused(
+        "train recipe.yaml", "CheckpointError: ", "a download that did not finish", "model.safetensors.incomplete"
+    )
