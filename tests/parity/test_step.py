@@ -12,6 +12,7 @@ from torch import Tensor
 from lorikeet.base.nouns import Batch, Example
 from lorikeet.data.pack import pack_row, plan_rows, plan_step
 from lorikeet.models import causal_lm
+from lorikeet.models.experts import ExpertSizes
 from lorikeet.ops import linear_cross_entropy
 from lorikeet.ops.attention import reference_attention
 from lorikeet.train import step as step_module
@@ -23,6 +24,7 @@ NETWORKS = {
     "untied with biases": {"tied": False, "bias": True},
     "one key head": {"heads": 3, "kv_heads": 1},
     "windowed": {"window": 5},
+    "experts": {"experts": ExpertSizes(count=5, chosen=2, width=12, normalised=True)},
 }
 
 
