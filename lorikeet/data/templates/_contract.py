@@ -10,8 +10,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal, Protocol
 
-from pydantic import Field
-
 from lorikeet.base.nouns import Conversation
 from lorikeet.base.options import Options
 from lorikeet.tokens._contract import Tokenizer
@@ -59,13 +57,3 @@ class TemplateOptions(Options):
 
     def bind(self, tokenizer: Tokenizer) -> Template:
         raise NotImplementedError
-
-
-class MarkedOptions(TemplateOptions):
-    """Base of the kinds whose turns are written with control tokens of one family of models."""
-
-    allow_text_markers: bool | None = Field(
-        None,
-        description="Write control tokens that the tokenizer lacks as plain text; null: only for models without any "
-        "chat format of their own.",
-    )

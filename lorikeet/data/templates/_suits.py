@@ -7,12 +7,24 @@ the kinds that do suit.
 
 from __future__ import annotations
 
+from pydantic import Field
+
 from lorikeet.base.errors import TemplateError
 from lorikeet.base.kinds import kind_class, kinds
-from lorikeet.data.templates._contract import MarkedOptions, TemplateOptions
+from lorikeet.data.templates._contract import TemplateOptions
 from lorikeet.tokens._contract import Tokenizer
 
 _PACKAGE = "lorikeet.data.templates"
+
+
+class MarkedOptions(TemplateOptions):
+    """Base of the kinds whose turns are written with control tokens of one family of models."""
+
+    allow_text_markers: bool | None = Field(
+        None,
+        description="Write control tokens that the tokenizer lacks as plain text; null: only for models without any "
+        "chat format of their own.",
+    )
 
 
 def suiting(tokenizer: Tokenizer) -> tuple[list[str], list[str]]:

@@ -12,7 +12,8 @@ from pydantic import Field
 
 from lorikeet.base.nouns import Conversation
 from lorikeet.data.templates._bound import BoundTemplate
-from lorikeet.data.templates._contract import MarkedOptions, Segment
+from lorikeet.data.templates._contract import Segment
+from lorikeet.data.templates._suits import MarkedOptions
 from lorikeet.tokens._contract import Tokenizer
 
 

@@ -12,9 +12,9 @@ from pydantic import Field
 
 from lorikeet.base.nouns import Conversation, Message
 from lorikeet.data.templates._bound import BoundTemplate
-from lorikeet.data.templates._contract import MarkedOptions, Segment
+from lorikeet.data.templates._contract import Segment
 from lorikeet.data.templates._environment import to_json
-from lorikeet.data.templates._suits import has_word
+from lorikeet.data.templates._suits import MarkedOptions, has_word
 from lorikeet.data.templates._thinking import CLOSE, OPEN, split_thought
 from lorikeet.data.templates._tools import call_json
 from lorikeet.tokens._contract import Tokenizer
