@@ -334,6 +334,16 @@ def test_the_hub(monkeypatch, tmp_path):
         download.resolve("org/absent")
 
 
+def test_a_hub_s_repository_of_gguf_files(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    calls = fake_hub(monkeypatch, {"a-q4.gguf": b"", "a-q8.gguf": b"", "README.md": b""}, "")
+    with pytest.raises(
+        DownloadError, match=r"a-q4.gguf a-q8.gguf[\s\S]*huggingface.co/org/model/resolve/main/a-q4.gguf"
+    ):
+        download.resolve("org/model")
+    assert calls == []
+
+
 def test_the_hub_without_its_package(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)

@@ -47,7 +47,10 @@ class Hub:
         patterns = [*TAKEN, *PICKLES] if allow_pickle else list(TAKEN)
         try:
             info = hub.HfApi().model_info(self.name, revision=self.revision, files_metadata=True)
+            self._refuse_ggufs([sibling.rfilename for sibling in info.siblings])
             hub.snapshot_download(self.name, revision=info.sha, local_dir=self.target, allow_patterns=patterns)
+        except DownloadError:
+            raise
         except Exception as error:  # the hub's own errors, and those of whatever HTTP client it uses
             raise DownloadError(
                 f"hf:{self.name} cannot be downloaded",
@@ -69,3 +72,14 @@ class Hub:
         open_checkpoint(self.target, allow_pickle=allow_pickle)
         write_note(self.target, f"hf:{self.name}@{info.sha}", "", {})
         return self.target
+
+    def _refuse_ggufs(self, files: list[str]) -> None:
+        """A repository of GGUF files alone has the same model several times over: a person has to say which."""
+        ggufs = [file for file in files if file.endswith(".gguf")]
+        if ggufs and not any(file.endswith((".safetensors", ".bin")) for file in files):
+            raise DownloadError(
+                f"hf:{self.name} has GGUF files, which are fetched one by one",
+                given=" ".join(ggufs),
+                allowed="a repository with *.safetensors, or the address of one .gguf file",
+                try_=f"https://huggingface.co/{self.name}/resolve/{self.revision}/{ggufs[0]}",
+            )
