@@ -7,7 +7,9 @@
 
 The windows of a document are slices of its ids (never decoded and encoded again, so no token changes at an edge). Each
 but the first begins with the last `stride` tokens of the one before as context, weight 0, so every token is learned
-exactly once, and none without something before it.
+exactly once, and none without something before it. Where the model has a BOS every window has it in front, as every
+prompt has: without it the loss of Gemma 3 270M on the middle of a text is 5.8 instead of 4.5, and training would repair
+that instead of learning the text. EOS stands at the document's end alone.
 
 Nothing is cut inside the template's own text by `keep_reply`: a shorter conversation is rendered again, so what is
 trained on is always what an inference engine would build for that shorter conversation.
@@ -73,18 +75,22 @@ class Encoder:
 
     def _windows(self, tokens: np.ndarray, weights: np.ndarray, document: Conversation) -> Iterator[Piece]:
         """A document's windows. Raises DataError for a stride that leaves a window nothing new."""
+        bos = self.tokenizer.control.get(self.tokenizer.bos_token or "")
+        head = 1 if bos is not None and tokens[0] == bos else 0
+        room = self.max_length - head
         stride = max(1, self.max_length // 8) if document.stride is None else document.stride
-        if stride >= self.max_length:
+        if stride >= room:
             raise DataError(
                 "data.format.stride: a window would have room for nothing but what it repeats",
                 given=f"stride {stride}, data.max_length {self.max_length}",
-                allowed=f"1 to {self.max_length - 1}",
+                allowed=f"1 to {room - 1}",
                 try_=f"data.format.stride={self.max_length // 8}",
             )
-        for start in range(0, len(tokens) - stride, self.max_length - stride):
-            own = weights[start : start + self.max_length].copy()
-            own[: stride if start else 0] = 0
-            yield Piece(tokens[start : start + self.max_length], own)
+        for start in range(head, len(tokens) - stride, room - stride):
+            repeated = stride if start > head else 0
+            own = np.concatenate((weights[:head], weights[start : start + room]))
+            own[head : head + repeated] = 0
+            yield Piece(np.concatenate((tokens[:head], tokens[start : start + room])), own)
 
     def _keep_reply(self, layout: Layout, tokens: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Ids and weights of a shorter conversation; longer than max_length only where the reply itself is."""

@@ -71,15 +71,19 @@ def document(text: str, stride: int | None = None) -> Conversation:
     return Conversation((Message("text", text),), stride=stride)
 
 
-def test_documents_become_windows_of_one_encoding(bos_tokenizer) -> None:
-    ids = bos_tokenizer.encode("x y z " * 10)[0]
-    whole = [bos_tokenizer.control["<s>"], *ids, bos_tokenizer.control["</s>"]]
-    windows = pieces(bos_tokenizer, document("x y z " * 10, stride=6), 16, "keep_reply")
-    assert [window.tokens.tolist() for window in windows] == [
-        whole[at : at + 16] for at in range(0, len(whole) - 6, 10)
-    ]
+def test_documents_become_windows_of_one_encoding(tokenizer, bos_tokenizer) -> None:
+    ids = [*tokenizer.encode("x y z " * 10)[0], tokenizer.control["</s>"]]
+    windows = pieces(tokenizer, document("x y z " * 10, stride=6), 16, "keep_reply")
+    assert [window.tokens.tolist() for window in windows] == [ids[at : at + 16] for at in range(0, len(ids) - 6, 10)]
     assert [int((window.weights == 0).sum()) for window in windows] == [1] + [6] * (len(windows) - 1)
     assert not any(window.cut or window.dropped for window in windows)
+    # a model that has a BOS sees it in front of everything, so of every window
+    bos = bos_tokenizer.control["<s>"]
+    windows = pieces(bos_tokenizer, document("x y z " * 10, stride=6), 17, "keep_reply")
+    assert [window.tokens.tolist() for window in windows] == [
+        [bos, *ids[at : at + 16]] for at in range(0, len(ids) - 6, 10)
+    ]
+    assert [int((window.weights == 0).sum()) for window in windows] == [1] + [7] * (len(windows) - 1)
 
 
 def test_documents_follow_the_other_policies(bos_tokenizer) -> None:
@@ -88,11 +92,11 @@ def test_documents_follow_the_other_policies(bos_tokenizer) -> None:
     assert pieces(bos_tokenizer, document("x y z " * 50), 16, "drop")[0].dropped == "longer than max_length"
 
 
-@pytest.mark.parametrize("stride", [16, 17, 1000])
+@pytest.mark.parametrize("stride", [15, 16, 1000])
 def test_a_stride_that_leaves_nothing_new_is_refused(bos_tokenizer, stride) -> None:
     with pytest.raises(DataError) as caught:
         pieces(bos_tokenizer, document("x y z " * 50, stride), 16, "keep_reply")
-    assert f"stride {stride}" in str(caught.value) and "1 to 15" in str(caught.value)
+    assert f"stride {stride}" in str(caught.value) and "1 to 14" in str(caught.value)
 
 
 @given(
@@ -107,7 +111,7 @@ def test_every_token_of_a_document_is_learned_exactly_once(
     tokenizer, bos_tokenizer, words, max_length, stride, weight, bos
 ) -> None:
     used = bos_tokenizer if bos else tokenizer
-    stride = stride if stride is None else min(stride, max_length - 1)
+    stride = stride if stride is None else min(stride, max_length - 1 - bos)
     encoder = Encoder(
         ChatML().bind(used),
         used,
@@ -116,15 +120,17 @@ def test_every_token_of_a_document_is_learned_exactly_once(
         "keep_reply",
     )
     windows = list(encoder.pieces(document(words, stride)))
-    whole = [used.control["<s>"]] * bos + used.encode(words)[0] + [used.control["</s>"]]
+    whole = [*used.encode(words)[0], used.control["</s>"]]
     learned, at = np.zeros(len(whole)), 0
     for number, window in enumerate(windows):
         if number:
-            at += max_length - (max(1, max_length // 8) if stride is None else stride)
-        assert window.tokens.tolist() == whole[at : at + max_length]
+            at += max_length - bos - (max(1, max_length // 8) if stride is None else stride)
+        head, own = window.tokens[:bos].tolist(), window.tokens[bos:].tolist()
+        assert head == [used.control["<s>"]] * bos and own == whole[at : at + max_length - bos]
         assert window.weights[0] == 0, "nothing predicts a window's first token"
-        learned[at : at + len(window.tokens)] += window.weights
-    assert learned[0] == 0 and (learned[1:] == (weight or 1)).all()
+        learned[at : at + len(own)] += window.weights[bos:]
+    first = 0 if bos else 1  # without a BOS nothing predicts the document's first token
+    assert not learned[:first].any() and (learned[first:] == (weight or 1)).all()
 
 
 def test_no_trained_token_is_said(tokenizer) -> None:

@@ -2,7 +2,7 @@
 
 A document longer than data.max_length is cut into windows, each a slice of the document's ids. A window begins with
 the last `stride` tokens of the one before, as context that is not learned again, so every token is learned exactly
-once (data/truncate.py). BOS stands at the start of a document and EOS at its end, not at every window.
+once (data/truncate.py). Where the model has a BOS each window begins with it; EOS stands at the document's end alone.
 """
 
 from __future__ import annotations
