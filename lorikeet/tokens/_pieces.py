@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as Backend
 
@@ -84,11 +85,11 @@ class Pieces:
         return models.BPE(vocab, pairs, unk_token=unknown, fuse_unk=True, byte_fallback=self._bytes)
 
     def _unigram(self) -> models.Unigram:
-        lowest = min((score for score, kind in zip(self.scores, self.kinds) if kind == NORMAL), default=0.0)
-        scored = [
-            (text, lowest - BYTE_PENALTY if kind == BYTE else score)
-            for text, score, kind in zip(self.texts, self.scores, self.kinds)
-        ]
+        # scores are float32; written as short decimals they come back from a tokenizer.json as the same numbers
+        scores = [float(str(np.float32(score))) for score in self.scores]
+        lowest = min((score for score, kind in zip(scores, self.kinds) if kind == NORMAL), default=0.0)
+        below = round(lowest - BYTE_PENALTY, 3)
+        scored = [(text, below if kind == BYTE else score) for text, score, kind in zip(self.texts, scores, self.kinds)]
         return models.Unigram(scored, self.unknown, self._bytes)
 
     def _normalizer(self, defined: list[str]) -> normalizers.Normalizer:

@@ -168,8 +168,10 @@ def _plain_encoder(description: dict[str, Any]) -> Backend:
 
 
 def _cover(offsets: list[tuple[int, int]], length: int) -> list[tuple[int, int]]:
-    """Spans without gaps: characters between two tokens go to the token (or the tokens of one character) before."""
-    covered = list(offsets)
+    """Spans without gaps: characters between two tokens go to the token (or the tokens of one character) before,
+    those before the first to the first."""
+    first = offsets[0] if offsets else (0, 0)
+    covered = [(0, end) if (start, end) == first else (start, end) for start, end in offsets]
     reach = 0
     for i in range(len(covered) + 1):
         start = covered[i][0] if i < len(covered) else length

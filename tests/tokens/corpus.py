@@ -39,8 +39,9 @@ TEXTS = PLAIN + CONTROL
 ALPHABET = " \t\r\n▁éa1<>|'s👩\u200d\u0301日ab"
 
 
-def check(tokenizer, texts=tuple(TEXTS), lossless=True):
-    """Spans cover each text in order, no text becomes a control token, and `decode` gives the text back."""
+def check(tokenizer, texts=tuple(TEXTS), lossless=True, loses=""):
+    """Spans cover each text in order, no text becomes a control token, and `decode` gives the text back
+    (but for the characters it `loses`)."""
     forbidden = {id for name, id in tokenizer.control.items() if name != tokenizer.names.get("unk_token")}
     for text in texts:
         for after in ("start", "control", "text"):
@@ -53,5 +54,5 @@ def check(tokenizer, texts=tuple(TEXTS), lossless=True):
                 reach = max(reach, end)
             assert [start for start, _ in spans] == sorted(start for start, _ in spans)
             assert not spans or reach == len(text)
-        if lossless:
+        if lossless and not set(loses) & set(text):
             assert tokenizer.decode(tokenizer.encode(text)[0]) == text
