@@ -26,7 +26,15 @@ from lorikeet.base.errors import LorikeetError, RecipeError, nearest
 from lorikeet.base.files import write_file
 from lorikeet.base.kinds import kind_field
 from lorikeet.base.option_errors import explain, leaves, refuse_booleans
-from lorikeet.base.option_fields import default_of, find, holds_options, keys_below, kinds_of, option_classes
+from lorikeet.base.option_fields import (
+    assignment,
+    default_of,
+    find,
+    holds_options,
+    keys_below,
+    kinds_of,
+    option_classes,
+)
 from lorikeet.base.options import Options
 from lorikeet.base.yaml_lines import Key, Tree
 from lorikeet.data.pipeline import DataOptions
@@ -255,6 +263,14 @@ def _open(source: Tree, key: tuple[str | int, ...], override: str) -> None:
     node: Any = source.values
     for part in key:
         node = node.get(part) if isinstance(node, dict) else None
+    if isinstance(node, list):
+        dotted = ".".join(map(str, key))
+        raise RecipeError(
+            f"{dotted}: is a list, which is given as a whole",
+            given=f"{override}   ({COMMAND_LINE})",
+            allowed=f"{dotted}=[...]",
+            try_=assignment(key, node),
+        )
     field, classes = find(Recipe, key, source.values)
     if field is None or isinstance(node, dict):
         return  # an unknown section is reported with all the others

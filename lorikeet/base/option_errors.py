@@ -166,6 +166,8 @@ def _wrong(key: Key, what: str, top: type[Options], tree: Tree, message: str = "
 def _proposal(key: Key, value: Any, option: FieldInfo) -> str | None:
     """An assignment that would be accepted: the nearest choice, else an example."""
     whole = tuple(takewhile(lambda part: isinstance(part, str), key))  # a list is given as a whole
+    if any(isinstance(part, int) for part in key[:-1]):  # inside an entry of a list: no value of the whole is known
+        return None
     words = choices(option)
     if value == "None" and type(None) in plain_types(option):
         return assignment(whole, None)

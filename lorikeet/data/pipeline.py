@@ -125,15 +125,16 @@ def prepare(options: DataOptions, tokenizer: Tokenizer, template: Template, *, s
     opened = open_all(options.train)
     say_validation(options)
     wanted = validation_of(options)
+    held_out = open_all(wanted) if isinstance(wanted, list) else []  # looked at before anything is read
     stores = _stores(opened, options, encoder, options.max_examples)
     opened = opened[: len(stores)]
     train, validation, held_counts = stores, None, None
     if isinstance(wanted, list):
-        held_stores = _stores(open_all(wanted), options, encoder, None)
+        held_stores = _stores(held_out, options, encoder, None)
         validation, held_counts = _joined(held_stores), _sum(held_stores)
     elif wanted is not None:
-        train, held_out = _split(stores, wanted, seed)
-        validation = _joined(held_out)
+        train, parts = _split(stores, wanted, seed)
+        validation = _joined(parts)
     mixed = _mixed_sources(train, opened, options)
     passes = mixed.passes() if isinstance(mixed, Mixture) else [1.0]
     sources = [

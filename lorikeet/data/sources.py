@@ -112,7 +112,7 @@ def open_source(source: Source) -> Opened:
             "a source that cannot be read",
             given=options.path,
             allowed="a file, a folder, https://..., hf:ORG/NAME[@REVISION]",
-            try_="hf:" + options.path.split(":", 1)[1].strip("/"),
+            try_=None if options.path.startswith(("hf:", "hub:")) else "hf:" + options.path.split(":", 1)[1].strip("/"),
         )
     if not local.exists() and not local.suffix:
         folder = local.parent

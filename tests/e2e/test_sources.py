@@ -29,6 +29,23 @@ def test_a_folder_trains_and_validates_with_its_splits(place: Place, rows: list[
     place.refused("evaluate recipe.yaml data.validation=null", "RecipeError: data.validation: ")
 
 
+def test_overrides_of_a_list_of_sources(place: Place) -> None:
+    place.recipe(data={"train": [{"path": "tiny.jsonl"}]})
+    for key in ("data.train.weight", "data.train.0.weight"):
+        place.refused(f"train recipe.yaml {key}=3", "RecipeError: data.train: is a list, which is given as a whole")
+    place.refused(
+        ["train", "recipe.yaml", "data.train=[{path: tiny.jsonl, max_examples: 0}]"],
+        "RecipeError: data.train.0.max_examples: out of range",
+        ">= 1",
+    )
+
+
+def test_a_missing_validation_file_is_told_before_anything_is_read(place: Place) -> None:
+    place.recipe(data={"validation": ["held.jsonl"]})
+    place.refused("train recipe.yaml", "DataError: ", "held.jsonl: no such file")
+    assert "format" not in place.run(*TRAIN).err
+
+
 def test_a_mix_trains_and_goes_on_only_with_the_same_weights(place: Place, rows: list[dict[str, Any]]) -> None:
     for name, part in (("a", rows[:14]), ("b", rows[14:])):
         (place.folder / f"{name}.jsonl").write_text(lines(part))
