@@ -199,6 +199,7 @@ PREFIXES: dict[str, str] = {
     "is_": _CODE,
 }
 DEFAULTS: dict[str, tuple[str, Any]] = {
+    "data.validation": ("val_set_size", None),
     "output_dir": ("output_dir", "./model-out"),
     "data.max_length": ("sequence_len", 512),
     "data.truncation": ("excess_length_strategy", "drop"),

@@ -21,6 +21,7 @@ TEMPLATES: dict[str, list[str]] = {
     "vicuna": ["vicuna"],
     "sharegpt": ["sharegpt"],
     "text": ["raw"],
+    "raw": ["raw"],
     "empty": ["raw"],
     "chatml": ["chatml"],
     "chatml_de": ["chatml"],

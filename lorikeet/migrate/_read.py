@@ -18,6 +18,7 @@ ALLOWED = "a .yaml or .yml of LLaMA-Factory, Axolotl or TRL, a dataset_info.json
 _MOST_BYTES = 5 << 20
 _LAUNCHERS = ("torchrun", "deepspeed", "accelerate", "python", "python3", "llamafactory-cli", "trl", "axolotl")
 _PROCESSES = ("nproc_per_node", "num_gpus", "num_processes")
+_MACHINES = ("nnodes", "num_nodes")
 
 
 def read(path: Path, given: frozenset[str] = frozenset()) -> Content:
@@ -88,8 +89,10 @@ def _command(text: str, path: Path, given: frozenset[str]) -> Content:
     for name, value, line in _flags(best[start:]):
         values[name] = value
         places[(name,)] = f"{path}:{line}"
-    launcher = {name: value for name, value, _ in _flags(best[:start])}
-    devices = next((launcher[name] for name in _PROCESSES if isinstance(launcher.get(name), int)), 1)
+    launcher = {name: value for name, value, _ in _flags(best[: start - 1]) if isinstance(value, int)}
+    devices = next((launcher[name] for name in _PROCESSES if name in launcher), 1)
+    if "num_processes" not in launcher:  # accelerate counts over all machines, the others on each
+        devices *= next((launcher[name] for name in _MACHINES if name in launcher), 1)
     return Content(path, values, places, program, max(devices, 1), given)
 
 
@@ -116,6 +119,8 @@ def _commands(text: str) -> Iterator[list[tuple[str, int]]]:
                 number += 1
         for word in found:
             assigned = re.fullmatch(r"([A-Za-z_]\w*)=(.*)", word, re.DOTALL)
+            if word == "export" and not words:
+                continue
             if assigned and not words:
                 if not re.match(r"\$\d", assigned[2]):  # MODEL=$1 is what a person would give
                     variables.setdefault(assigned[1], _filled(assigned[2], variables))
@@ -152,6 +157,8 @@ def _program(words: list[tuple[str, int]]) -> tuple[int, str]:
 
 def _flags(words: list[tuple[str, int]]) -> Iterator[tuple[str, Any, int]]:
     """(name, value, line) of `--name value`, `--name=value`, `--name a b` (a list) and `--name` (true)."""
+    ends = [index for index, (word, _) in enumerate(words) if word in ("&", "|", ">", ">>", "2>&1", "&&", ";")]
+    words = words[: ends[0]] if ends else words
     index = 0
     while index < len(words):
         word, line = words[index]
@@ -161,8 +168,6 @@ def _flags(words: list[tuple[str, int]]) -> Iterator[tuple[str, Any, int]]:
         name, equals, text = word[2:].partition("=")
         told = [text] if equals else []
         while not equals and index < len(words) and not words[index][0].startswith("--"):
-            if words[index][0] in ("&", "|", ">", ">>", "2>&1", "&&", ";"):
-                return
             told.append(words[index][0])
             index += 1
         values = [_value(part) for part in told]

@@ -49,6 +49,7 @@ TABLE: dict[str, Row] = {
     "eval": not_needed("lorikeet evaluate RUN"),
 }
 DEFAULTS: dict[str, tuple[str, Any]] = {
+    "data.validation": ("val_set_size", None),
     "output_dir": ("output_dir", "./lora-alpaca"),
     "data.max_length": ("cutoff_len", 256),
     "data.truncation": ("cutoff_len", "cut"),

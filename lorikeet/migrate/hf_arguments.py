@@ -173,7 +173,7 @@ class HfArguments(System):
         arguments.when_to_validate(made)
         apply(TABLE, made)
         made.unknown(list(TABLE))
-        write_defaults({**arguments.DEFAULTS, **dialect.defaults}, made)
+        write_defaults({"data.validation": ("validation", None), **arguments.DEFAULTS, **dialect.defaults}, made)
         if ("output_dir",) not in made.settings:
             made.set("output_dir", "trainer_output", "", "TrainingArguments' default")
         return made

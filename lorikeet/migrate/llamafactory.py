@@ -131,6 +131,7 @@ TABLE: dict[str, Row] = {
 }
 DEFAULTS: dict[str, tuple[str, Any]] = {
     **arguments.DEFAULTS,
+    "data.validation": ("val_size", None),
     "data.max_length": ("cutoff_len", 2048),
     "data.truncation": ("cutoff_len", "keep_reply"),
     "adapter.r": ("lora_rank", 8),
