@@ -113,7 +113,11 @@ def _quantisation(checkpoint: Checkpoint) -> dict[str, Any]:
     config = checkpoint.config
     if checkpoint.layout == "gguf":
         try:
-            mix = LlamaFileType(int(config.get("general.file_type", -1))).name.removeprefix("MOSTLY_").removeprefix("ALL_")
+            mix = (
+                LlamaFileType(int(config.get("general.file_type", -1)))
+                .name.removeprefix("MOSTLY_")
+                .removeprefix("ALL_")
+            )
         except (ValueError, TypeError):
             return {"quantisation": None}
         return {"quantisation": mix}
