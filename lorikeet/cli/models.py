@@ -24,12 +24,18 @@ def models(
             show_default=False,
         ),
     ] = None,
+    recommended: Annotated[
+        bool, typer.Option("--recommended", help="List models worth fine-tuning, and what fits 8, 16 and 24 GiB.")
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
     allow_pickle: Annotated[
         bool, typer.Option("--allow-pickle", help="Also look into pickled weights; only tensors are unpickled.")
     ] = False,
 ) -> None:
     """Say what a model is and whether it can be trained; without a name, list models. Reads no weights."""
+    if recommended:
+        _show_recommended(name, json)
+        return
     facts = _overview() if name is None else _one(name, allow_pickle)
     if json:
         from json import dumps
@@ -39,6 +45,39 @@ def models(
         _show_overview(facts)
     else:
         _command.print_values(dict(_lines(facts)))
+
+
+def _show_recommended(name: str | None, as_json: bool) -> None:
+    from lorikeet.base.errors import RecipeError
+    from lorikeet.plan.recommended import COLUMNS, table
+
+    if name is not None:
+        raise RecipeError("--recommended: lists models and takes no name", given=name, try_=f"lorikeet models {name}")
+    rows = list(table())
+    if as_json:
+        from json import dumps
+
+        typer.echo(dumps([dict(zip(COLUMNS, row)) for row in rows], indent=2))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    listed = Table(box=None, padding=(0, 1, 0, 0), header_style="bold")
+    shown = [0, 1, *range(5, len(COLUMNS))]  # eighty columns; --json and docs/models.md have the rest
+    for column in shown:
+        listed.add_column(COLUMNS[column], no_wrap=True)
+    for row in rows:
+        listed.add_row(*(_short(row[column]) for column in shown))
+    console = Console(highlight=False)
+    console.print(listed)
+    console.print("ckpt: with train.gradient_checkpointing=true    -: none of these fits", markup=False)
+    if any("(later)" in cell for row in rows for cell in row):
+        console.print("*: would fit with 4-bit frozen weights, which cannot be trained yet", markup=False)
+
+
+def _short(cell: str) -> str:
+    """An alias in place of the hub's name, a star in place of `(later)`."""
+    return cell.split("`")[1] if "`" in cell else cell.replace(" (later)", "*")
 
 
 def _one(name: str, allow_pickle: bool) -> dict[str, Any]:

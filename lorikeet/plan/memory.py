@@ -1,13 +1,13 @@
 """How much memory and time training will take, computed from a network's sizes before anything is loaded.
 
 What is kept can be counted: weights, adapter, optimizer, activations saved for the backward pass. What an allocator and
-the kernels add cannot; two constants below were fitted to measured runs of SmolLM2-135M on a CPU. There an estimate is
-good to a fifth (tests/plan/test_memory.py has the figures); elsewhere nothing was measured yet.
+the kernels add cannot; three constants below were fitted to measured runs of SmolLM2-135M and Gemma 3 270M on a CPU.
+There an estimate is good to a fifth (tests/plan/test_memory.py has the figures); elsewhere nothing was measured yet.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from lorikeet.models.causal_lm import Shape
@@ -15,8 +15,9 @@ from lorikeet.ops.attention import BUCKET_SCORES, QUERY_BLOCK
 from lorikeet.ops.linear_cross_entropy import CHUNK_BYTES
 
 GIB = 1 << 30
-# Python, torch, the tokenizer, a mapped model file, and the kernels that oneDNN makes for each length and keeps
-PROCESS_BYTES = int(0.8 * GIB)
+# Python, torch, a mapped model file, and the kernels that oneDNN makes for each length and keeps
+PROCESS_BYTES = int(0.7 * GIB)
+TOKENIZER_BYTES = 2300  # of a token of the vocabulary, in the tokenizer
 FRAGMENTS = 1.3  # memory taken over memory asked for, of the many tensors kept between the passes
 TRAINED_BYTES = 16  # of a trainable parameter: itself, its gradient, Adam's two averages; float32 each
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)  # of a weight: 4 bits, a scale per 64 in 8 bits, and a scale of the scales
@@ -91,13 +92,14 @@ class Memory:
 
     process: int
     weights: int
+    loading: int  # the largest tensor, dense in float32 as it is read; gone before training begins
     adapter: int  # with gradients and optimizer state
     activations: int  # kept for the backward pass
     temporaries: int  # one layer's, the chunk of logits, attention's scores
 
     @property
     def total(self) -> int:
-        return sum(asdict(self).values())
+        return self.process + self.weights + max(self.loading, self.adapter + self.activations + self.temporaries)
 
 
 def peak_memory(
@@ -119,8 +121,9 @@ def peak_memory(
     weights = s.embeddings * bytes_per_value + int(s.linears * (NF4_BYTES if nf4 else bytes_per_value))
     dense = max(s.width * 2 * s.ffn_width, s.attention // 2) * bytes_per_value if nf4 else 0  # one group made dense
     return Memory(
-        process=PROCESS_BYTES,
+        process=PROCESS_BYTES + TOKENIZER_BYTES * s.vocab_size,
         weights=weights,
+        loading=4 * s.vocab_size * s.width,
         adapter=s.lora(r) * TRAINED_BYTES,
         activations=int(FRAGMENTS * row_tokens * (kept * whole_layers + between)),
         temporaries=int(row_tokens * one_layer + 2.5 * chunk + 2 * scores + dense),

@@ -25,3 +25,16 @@ def test_doctor_json(place: Place) -> None:
 
 def test_doctor_refuses_an_unknown_flag(place: Place) -> None:
     assert place.run("doctor", "--fix").code == 2
+
+
+def test_recommended_models_fit_eighty_columns(place: Place, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    monkeypatch.setenv("COLUMNS", "80")
+    out = place.ok("models", "--recommended").out
+    assert max(len(line) for line in out.splitlines()) <= 80
+    assert "smollm2-135m" in out and "QLoRA" in out
+    listed = json.loads(place.ok("models", "--recommended", "--json").out)
+    assert {"model", "weights", "family", "8 GiB"} <= set(listed[0])
+
+
+def test_recommended_models_take_no_name(place: Place) -> None:
+    place.refused("models tiny --recommended", "RecipeError: --recommended: lists models and takes no name", "tiny")
