@@ -182,8 +182,8 @@ def _csv(file: IO[bytes], name: str) -> Iterator[tuple[Row, Origin]]:
 
 
 def _parquet(file: IO[bytes], name: str) -> Iterator[tuple[Row, Origin]]:
-    require("pyarrow", extra="parquet", needed_by=f"reading {name}")
-    parquet = require("pyarrow.parquet", extra="parquet", needed_by=f"reading {name}")
+    require("pyarrow", extra="parquet", needed_by=f"reading the parquet file {name}")
+    parquet = require("pyarrow.parquet", extra="parquet", needed_by=f"reading the parquet file {name}")
     try:
         table = parquet.ParquetFile(file)
         row = 0

@@ -5,10 +5,9 @@ Rows longer than a few thousand tokens are no faster (the matmuls are large enou
 
 from __future__ import annotations
 
-import os
-
 import torch
 
+from lorikeet.base.machine import memory
 from lorikeet.models.causal_lm import Shape
 
 SHARE = 0.25  # of all memory, for what a row keeps for its backward pass
@@ -16,10 +15,11 @@ LEAST, MOST = 256, 2048
 
 
 def total_memory_bytes(device: torch.device) -> int:
-    """All memory of the device, or of the machine for the CPU; not what is free now, so that it repeats."""
+    """All memory of the device; for the CPU the machine's, or what the container may use of it. Not what is free now,
+    so that it repeats."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return memory()[0]
 
 
 def default_row_tokens(shape: Shape, dtype: torch.dtype, device: torch.device, *, gradient_checkpointing: bool) -> int:
