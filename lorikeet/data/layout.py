@@ -222,7 +222,7 @@ def _check(conversation: Conversation, segments: list[Segment], trained: Collect
                 "so replies would never learn to stop",
                 given="".join(segment.text for segment in segments)[-80:],
                 allowed="EOS or an end-of-turn control token behind each reply",
-                try_="data.template=chatml, or a template of your own: data.template='{kind: jinja, path: ...}'",
+                try_="another data.template, or one of your own: data.template='{kind: jinja, path: ...}'",
             )
         wanted = "".join(conversation.messages[index].content.split())
         # the prompt may already say how the reply begins (<think>, or ReAct's Thought:), so what stands before counts

@@ -40,7 +40,8 @@ class DeepSeek(MarkedOptions):
         return "r1" if has_word(tokenizer, OPEN) else "v3"
 
     def marks(self, tokenizer: Tokenizer) -> tuple[str, ...]:
-        return () if self.resolved(tokenizer) == "llm" else (USER, ASSISTANT)
+        spelled = USER not in tokenizer.control if self.version is None else self.version == "llm"
+        return () if spelled else (USER, ASSISTANT)
 
     def bind(self, tokenizer: Tokenizer) -> BoundTemplate:
         return _DeepSeek(self, tokenizer, end=tokenizer.eos_token)

@@ -24,6 +24,7 @@ from lorikeet.base.nouns import Conversation, Message
 from lorikeet.data.templates._bound import BoundTemplate, split_control
 from lorikeet.data.templates._contract import Segment, TemplateOptions
 from lorikeet.data.templates._environment import compile_template, to_json
+from lorikeet.data.templates._suits import suiting
 from lorikeet.data.templates._tools import read_arguments
 from lorikeet.tokens._contract import Tokenizer
 
@@ -65,11 +66,13 @@ class Jinja(TemplateOptions):
             return self.source, "data.template.source"
         if self.path is None:
             if tokenizer.chat_template is None:
+                own, text = suiting(tokenizer)
+                rest = [name for name in kinds("lorikeet.data.templates") if name not in (*own, *text, "jinja")]
                 raise TemplateError(
                     "the model brings no chat template",
                     given="data.template=jinja",
-                    allowed=" ".join(kinds("lorikeet.data.templates")) + "; jinja with a path or a source",
-                    try_="data.template=chatml",
+                    allowed=f"{' '.join([*own, *text, *rest])}; jinja with a path or a source",
+                    try_=f"data.template={own[0] if own else 'chatml'}",
                 )
             return tokenizer.chat_template, "the model's chat template"
         path = Path(self.path)

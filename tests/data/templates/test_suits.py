@@ -72,6 +72,13 @@ def test_a_model_without_any_format_may_learn_markers_as_text() -> None:
         bind("chatml", bare, allow_text_markers=False)
 
 
+@pytest.mark.parametrize(("where", "kind"), [("gemma", "gemma"), ("llama3", "llama3"), ("llama2", "chatml")])
+def test_a_model_without_a_chat_template_is_told_one_that_suits(where: str, kind: str) -> None:
+    with pytest.raises(TemplateError, match=rf"no chat template[\s\S]*try\s+data\.template={kind}$"):
+        bind("jinja", family(where))
+    bind(kind, family(where))
+
+
 def test_the_list_of_kinds_is_never_by_hand(make_tokenizer: type[TinyTokenizer]) -> None:
     with pytest.raises(TemplateError) as caught:
         bind("jinja", make_tokenizer())
