@@ -43,7 +43,13 @@ FILES: list[tuple[str, str | bytes, str, list[str]]] = [
     ("rows.xlsx", "x", "DataError: {}: cannot tell what kind of file this is", ["'.xlsx'", ".jsonl"]),
     ("columns.jsonl", lines({"instructon": "a", "anser": "b"}), "DataError: {}: no format recognises these columns", ["instructon anser", "'instructon' to 'instruction'"]),
     ("no_output.jsonl", lines({"instruction": "a", "outptu": "b"}), "DataError: {}:1: the row has no column 'output'", ["rename the column 'outptu' to 'output'"]),
-    ("preference.jsonl", lines({"prompt": "a", "chosen": "b", "rejected": "c"}), "DataError: {}: this is preference data", []),
+    ("pairs.jsonl", lines({"chosen": "Human: a Assistant: b", "rejected": "c"}), "DataError: {}:1: there is no prompt that 'chosen' answers", ["context"]),
+    ("differ.jsonl", lines({"prompt": "x", "chosen": CHAT, "rejected": CHAT}), "DataError: {}:1: the prompt and the chosen conversation differ", ["'hi'"]),
+    ("bad_one.jsonl", lines({"prompt": "a", "completion": "b", "label": False}), "DataError: {}:1: the completion is marked as a bad one", []),
+    ("call.jsonl", lines({"conversations": [{"from": "human", "value": "a"}, {"from": "function_call", "value": "f(1)"}]}), "DataError: {}:1: turn 1 (function_call): broken JSON", ["f(1)"]),
+    ("answer.jsonl", lines({"messages": [CHAT[0], {"role": "tool", "tool_call_id": "c1", "content": "3"}, CHAT[1]]}), "DataError: {}:1: message 1 answers a call that is not there", ["'c1'"]),
+    ("nameless.jsonl", lines({"messages": CHAT, "tools": [{"type": "function"}]}), "DataError: {}:1: column 'tools' is no function with a name", []),
+    ("tools.jsonl", lines({"messages": CHAT, "tools": [{"name": "look_up"}]}), "TemplateError: {}:1: the template leaves out the tools", ["look_up"]),
     ("hole.jsonl", lines(GOOD, {"instruction": "a", "output": "  "}), "DataError: {}:2: column 'output' is empty", ["data.bad_rows=skip"]),
     ("number.jsonl", lines(GOOD, {"instruction": "a", "output": 5}), "DataError: {}:2: column 'output' is not text", ["int: 5"]),
     ("null.jsonl", lines(GOOD, {"instruction": "a", "output": None}), "DataError: {}:2: column 'output' is not text", ["null"]),
@@ -99,6 +105,17 @@ def test_a_validation_file(place: Place, write: Write) -> None:
     write("held.jsonl", lines({"messages": CHAT}, {"messages": "hi"}))
     place.recipe(data={"validation": ["held.jsonl"]})
     place.refused(TRAIN, f"DataError: {place.folder}/held.jsonl:2: 'messages' must be a list of turns")
+
+
+def test_a_stride_as_long_as_a_window(place: Place, write: Write) -> None:
+    write("book.md", "word " * 900)
+    place.recipe(data={"train": ["book.md"], "format": {"kind": "text", "stride": 64}, "max_length": 64})
+    place.refused(TRAIN, "DataError: data.format.stride: a window would have room for nothing", "stride 64")
+
+
+def test_pairs_of_pairs(place: Place) -> None:
+    place.recipe(data={"format": {"kind": "preference", "context": "preference"}})
+    place.refused(TRAIN, "RecipeError: data.format.context: cannot be 'preference' again", "sharegpt")
 
 
 def test_a_format_that_does_not_fit(place: Place) -> None:
