@@ -182,21 +182,21 @@ TABLE: dict[str, Row] = {
     "profiler_steps": not_needed(_LOG),
 }
 # whole groups of keys: trackers, kernels, launchers
-PREFIXES: dict[str, str] = {
-    "wandb_": _LOG,
-    "mlflow_": _LOG,
-    "comet_": _LOG,
-    "use_wandb": _LOG,
-    "flash_attn_": _SPEED,
-    "unsloth_": _SPEED,
-    "liger_": _SPEED,
-    "lora_mlp_kernel": _SPEED,
-    "lora_qkv_kernel": _SPEED,
-    "lora_o_kernel": _SPEED,
-    "cut_cross_entropy": _SPEED,
-    "dataloader_": _SPEED,
-    "ddp_": "one device",
-    "is_": _CODE,
+PREFIXES: dict[str, Row] = {
+    "wandb_": not_needed(_LOG),
+    "mlflow_": not_needed(_LOG),
+    "comet_": not_needed(_LOG),
+    "use_wandb": not_needed(_LOG),
+    "flash_attn_": not_needed(_SPEED),
+    "unsloth_": not_needed(_SPEED),
+    "liger_": not_needed(_SPEED),
+    "lora_mlp_kernel": not_needed(_SPEED),
+    "lora_qkv_kernel": not_needed(_SPEED),
+    "lora_o_kernel": not_needed(_SPEED),
+    "cut_cross_entropy": not_needed(_SPEED),
+    "dataloader_": not_needed(_SPEED),
+    "ddp_": not_needed("one device"),
+    "is_": not_needed(_CODE),
 }
 DEFAULTS: dict[str, tuple[str, Any]] = {
     "data.validation": ("val_set_size", None),

@@ -39,7 +39,13 @@ TEMPLATES: dict[str, list[str]] = {
     "phi": ["phi3"],
     "phi_3": ["phi3"],
     "deepseek": ["deepseek"],
+    "deepseek3": ["deepseek"],
+    "deepseekr1": ["deepseek"],
 }
+# alpaca-lora and Axolotl head an input with "### Input:" and open such rows with a longer sentence
+INPUT_HEADING = (
+    "rows with an input had a heading ### Input: there; here the input follows the instruction on a new line"
+)
 OWN = ("tokenizer_default", "own", "jinja", "")  # words for the template that comes with the model
 OPTIMIZERS: dict[str, list[str]] = {
     "adamw_torch": ["adamw_torch"],

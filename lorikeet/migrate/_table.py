@@ -53,11 +53,13 @@ def by_hand(*options: str) -> Row:
     return Row("by hand", options)
 
 
-def apply(table: Table, translation: Translation) -> None:
-    """Carry over every key of the content that a row speaks of and nobody has dealt with yet."""
+def apply(table: Table, translation: Translation, prefixes: Table | None = None) -> None:
+    """Carry over every key of the content that a row speaks of and nobody has dealt with yet.
+
+    `prefixes`: rows for all keys that begin so, where the table has none for the key itself."""
     content = translation.content
     for key, value in content.values.items():
-        row = table.get(key)
+        row = table.get(key) or next((row for prefix, row in (prefixes or {}).items() if key.startswith(prefix)), None)
         if row is None or value is None or key in translation.seen or row.status == "by hand":
             continue
         if row.status == "to":

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from lorikeet.migrate._contract import Content, System, Translation
 from lorikeet.migrate._datasets import Dataset, beside, set_datasets
-from lorikeet.migrate._kinds import OPTIMIZERS, set_choice, set_quant, set_targets, set_template
+from lorikeet.migrate._kinds import INPUT_HEADING, OPTIMIZERS, set_choice, set_quant, set_targets, set_template
 from lorikeet.migrate._table import Row, apply, by_hand, devices_note, not_needed, to, write_defaults
 
 NAME = "llm_finetuning"
@@ -122,6 +122,10 @@ def _template(made: Translation) -> None:
         note = "llm_finetuning's default for prompt_template (alpaca-lora's is alpaca)"
         made.set("data.template", made.settings[option].value, "", note)
     name = content.text(key, "vicuna")
+    if name.startswith(("alpaca", "vicuna")):
+        made.leave("differs", key, INPUT_HEADING)
+    if name.startswith("vicuna"):
+        made.leave("differs", key, "its vicuna opens with a sentence of its own: data.template.system sets ours")
     kind = "sharegpt" if "sharegpt" in name else "text" if name == "text" else "alpaca"
     made.set("data.format", {"kind": kind}, key if content.has(key) else "", "what this template reads")
     if kind == "sharegpt":

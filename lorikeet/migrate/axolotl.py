@@ -11,6 +11,7 @@ from lorikeet.migrate._axolotl_table import DEFAULTS, PREFIXES, TABLE
 from lorikeet.migrate._contract import Content, System, Translation
 from lorikeet.migrate._datasets import Dataset, beside, set_datasets, with_options
 from lorikeet.migrate._kinds import (
+    INPUT_HEADING,
     OPTIMIZERS,
     SCHEDULES,
     set_choice,
@@ -61,11 +62,7 @@ class Axolotl(System):
         _template(made)
         _data(made, datasets)
         _steps(made)
-        for key in content.values:
-            why = next((why for prefix, why in PREFIXES.items() if key.startswith(prefix)), None)
-            if why is not None and key not in TABLE and content.has(key):
-                made.leave("not needed", key, why)
-        apply(TABLE, made)
+        apply(TABLE, made, PREFIXES)
         made.unknown([*TABLE, *PREFIXES])
         write_defaults(DEFAULTS, made)
         return made
@@ -289,6 +286,8 @@ def _format(made: Translation, entry: dict[str, Any], path: str, key: str) -> di
         _loss(made, entry, path, key)
         _use_template(made, str(entry.get("chat_template", "")), path, key)
         return _messages(made, entry, path, key)
+    if kind == "alpaca":
+        made.leave("differs", key, INPUT_HEADING, path)
     if name == "sharegpt":
         template = str(entry.get("conversation") or made.content.text("chat_template") or template)
     _use_template(made, template, path, key)

@@ -129,6 +129,15 @@ TABLE: dict[str, Row] = {
     "export_device": not_needed("lorikeet merge RUN FOLDER"),
     "export_legacy_format": not_needed("weights are always saved as safetensors"),
 }
+# settings of things that have a switch of their own above, and of what is not here at all
+PREFIXES: dict[str, Row] = {
+    **dict.fromkeys(("galore_", "apollo_", "badam_", "pissa_", "oft_", "freeze_"), not_needed("belongs to its switch")),
+    **dict.fromkeys(("pref_", "kto_", "ppo_", "simpo_", "dpo_", "ref_", "reward_"), not_needed(_STAGE)),
+    **dict.fromkeys(("image_", "video_", "audio_", "crop_"), not_needed(_VISION)),
+    **dict.fromkeys(("ray_", "ddp_", "fsdp_", "fp8_", "megatron_"), not_needed("one device")),
+    **dict.fromkeys(("swanlab_", "export_"), not_needed("lorikeet merge RUN FOLDER; figures stay in the run's folder")),
+    "dataloader_": not_needed(_SPEED),
+}
 DEFAULTS: dict[str, tuple[str, Any]] = {
     **arguments.DEFAULTS,
     "data.validation": ("val_size", None),
@@ -161,7 +170,7 @@ class LlamaFactory(System):
         if content.has("disable_gradient_checkpointing"):
             off = content.flag("disable_gradient_checkpointing")
             made.set("train.gradient_checkpointing", not off, "disable_gradient_checkpointing")
-        apply(TABLE, made)
+        apply(TABLE, made, PREFIXES)
         made.unknown(list(TABLE))
         write_defaults(DEFAULTS, made)
         return made
