@@ -235,7 +235,7 @@ def test_merge_gives_a_folder_that_transformers_reads(place: Place, finished: Pa
 
 
 def test_the_merged_model_answers_the_same(place: Place, finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lorikeet.api.pick_dtype", lambda *_: torch.float32)  # of folders, which name no dtype
+    monkeypatch.setattr("lorikeet.api.base.pick_dtype", lambda *_: torch.float32)  # of folders, which name no dtype
     place.ok("merge", finished / "adapter", "merged")
     for model, name in ((finished, "a.jsonl"), (finished / "adapter", "b.jsonl"), ("merged", "c.jsonl")):
         place.ok("predict", model, "tiny.jsonl", "generate.max_new_tokens=6", "-o", name)

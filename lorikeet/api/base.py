@@ -1,0 +1,94 @@
+"""A model on disk with its tokenizer, an adapter put on it, and a recipe's data prepared for it."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lorikeet.adapters import _storage as storage
+from lorikeet.adapters._contract import Adapter
+from lorikeet.base.errors import RecipeError, TokenizerError
+from lorikeet.base.log import note
+from lorikeet.checkpoints._contract import Checkpoint
+from lorikeet.checkpoints.download import resolve
+from lorikeet.checkpoints.open import open_checkpoint
+from lorikeet.config import Recipe
+from lorikeet.data import pipeline
+from lorikeet.data.pipeline import Prepared
+from lorikeet.data.show import show as show_examples
+from lorikeet.data.templates._contract import Template
+from lorikeet.models.causal_lm import CausalLM, Shape
+from lorikeet.models.load import ModelOptions, identify, load, pick_device, pick_dtype
+from lorikeet.quant._contract import Quant
+from lorikeet.tokens._contract import Tokenizer
+from lorikeet.tokens.open import open_tokenizer
+
+
+@dataclass(frozen=True)
+class Base:
+    """A model on disk with its tokenizer, before any weight is read."""
+
+    checkpoint: Checkpoint
+    tokenizer: Tokenizer
+    shape: Shape
+    options: ModelOptions
+
+    def load(self, quant: Quant) -> CausalLM:
+        """Read the weights."""
+        device = pick_device(self.options.device)
+        dtype = pick_dtype(self.options.dtype, device)
+        return load(self.checkpoint, quant, dtype=dtype, device=device, family=self.options.family)
+
+
+def open_base(options: ModelOptions) -> Base:
+    """Find the model (downloading an alias or hub name) and check that its tokenizer fits."""
+    torch.set_num_threads(options.threads or os.cpu_count() or 1)
+    pick_device(options.device)  # one that is not there is told before anything is downloaded
+    path = resolve(options.path, allow_pickle=options.allow_pickle)
+    checkpoint = open_checkpoint(path, allow_pickle=options.allow_pickle)
+    _, spec = identify(checkpoint, options.family)
+    tokenizer = open_tokenizer(path, checkpoint)
+    if tokenizer.vocab_size > spec.shape.vocab_size:
+        raise TokenizerError(
+            "the tokenizer has more tokens than the model",
+            given=f"{tokenizer.vocab_size} tokens in the tokenizer",
+            allowed=f"at most {spec.shape.vocab_size}",
+            try_="the tokenizer that belongs to the model",
+        )
+    return Base(checkpoint, tokenizer, spec.shape, options)
+
+
+def prepare(recipe: Recipe) -> tuple[Base, Template, Prepared]:
+    """Read, render and store the recipe's data."""
+    base = open_base(recipe.model)
+    template = recipe.data.template.bind(base.tokenizer)
+    if recipe.data.max_length > base.shape.max_position:
+        raise RecipeError(
+            "data.max_length: beyond the model's context",
+            given=recipe.data.max_length,
+            allowed=f"at most {base.shape.max_position}",
+            try_=f"data.max_length={base.shape.max_position}",
+        )
+    return base, template, pipeline.prepare(recipe.data, base.tokenizer, template, seed=recipe.train.seed)
+
+
+def show(recipe: Recipe, n: int = 5) -> None:
+    """Print `n` conversations as the model sees them, trained tokens coloured."""
+    from rich.console import Console
+
+    base, _, prepared = prepare(recipe)
+    for part in show_examples(prepared.preview(), base.tokenizer, n):
+        Console().print(part)
+    note(str(prepared))
+
+
+def attach(model: CausalLM, base: Base, folder: Path) -> tuple[Adapter, dict[str, Any]]:
+    adapter, tensors, identity = storage.read_adapter(folder)
+    storage.check_base(identity, base.checkpoint, folder)
+    adapter.attach(model, seed=0)
+    storage.fill(model, adapter, tensors, source=folder)
+    return adapter, identity
