@@ -47,6 +47,7 @@ class Machine:
     matmul_flops: float
     usable_cores: int
     cores: int
+    busy_elsewhere: float | None = None  # share of the CPU that others took when it was timed
 
 
 @dataclass(frozen=True)

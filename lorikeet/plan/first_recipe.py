@@ -17,6 +17,7 @@ from lorikeet.models.causal_lm import Shape
 from lorikeet.models.load import pick_device, pick_dtype
 from lorikeet.models.spec import DecoderSpec, Spec
 from lorikeet.plan import purposes, speed
+from lorikeet.plan.checkup import BUSY
 from lorikeet.plan.choose import Choice, Machine, Network, choose
 from lorikeet.plan.look import SAMPLE, Look, look
 from lorikeet.plan.memory import GIB, Sizes
@@ -45,7 +46,8 @@ def network_of(name: str, family: str, spec: Spec) -> Network:
 
 
 def this_machine() -> Machine:
-    """Measured now: about half a second."""
+    """Measured now: about a second."""
+    busy = system.busy_elsewhere()
     device = pick_device("auto")
     dtype = pick_dtype("auto", device)
     if device.type == "cuda":
@@ -60,7 +62,7 @@ def this_machine() -> Machine:
         torch.set_num_threads(threads)
     all_cores = os.cpu_count() or 1
     name = str(dtype).removeprefix("torch.")
-    return Machine(device.type, free, name, torch.empty(0, dtype=dtype).element_size(), flops, cores, all_cores)
+    return Machine(device.type, free, name, torch.empty(0, dtype=dtype).element_size(), flops, cores, all_cores, busy)
 
 
 def make(
@@ -163,6 +165,8 @@ def warnings(first: First) -> list[str]:
         told.append(f"only {found.distinct:,} of {rows.rows:,} rows are different: repeated rows are learned by heart")
     if choice.validation is None and "validation: auto" not in first.text:
         told.append("too few conversations to hold some out: nothing will show whether it learns or recites")
+    if (busy := first.machine.busy_elsewhere) is not None and busy > BUSY:
+        told.append(f"other processes took {busy:.0%} of the CPU meanwhile: alone, training takes less time than this")
     if choice.epoch_seconds[0] > SLOW_EPOCH:
         told.append("an epoch takes many hours here: a smaller model, or data.max_examples=1000 for a first look")
     return told

@@ -92,10 +92,10 @@ def _data(choice: Choice, found: Look, data: Sequence[str], *, own_split: bool) 
     yield f"  max_length: {choice.max_length}", _length(choice, found)
     unusable = rows.unreadable + found.unusable
     if unusable:
-        yield (
-            "  bad_rows: skip",
-            f"{rows.unreadable} rows cannot be read, {found.unusable} of {len(rows.sample)} not be said",
-        )
+        counted = f"{rows.unreadable} rows cannot be read, {found.unusable} of {len(rows.sample)} not be said"
+        yield "  bad_rows: skip", f"{counted}: left out and counted"
+    elif len(rows.sample) < rows.rows:
+        yield "  bad_rows: skip", f"{len(rows.sample):,} rows were looked at; others that cannot be used are counted"
 
 
 def _template(found: Look) -> str:

@@ -64,6 +64,28 @@ def test_what_init_writes_trains_without_edits(place: Place, kind: str) -> None:
     assert (place.folder / "runs" / kind / "adapter").is_dir()
 
 
+def test_texts_from_conversations_are_learned_whole(place: Place) -> None:
+    place.ok("init", "--model", place.model, "--data", "tiny.jsonl", "--yes", "--purpose", "text")
+    recipe = config.load(place.folder / "recipe.yaml")
+    assert (recipe.data.loss, recipe.adapter.r) == ("all", 32)
+    place.ok("train", "recipe.yaml", "train.max_steps=1", "train.num_train_epochs=1", "generate.max_new_tokens=4")
+
+
+def test_rows_beyond_the_sample_may_be_bad(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lorikeet.plan.look.SAMPLE", 10)
+    place.ok("init", "--model", place.model, "--data", "tiny.jsonl", "--yes")
+    assert config.load(place.folder / "recipe.yaml").data.bad_rows == "skip"
+    assert "10 rows were looked at" in (place.folder / "recipe.yaml").read_text()
+
+
+def test_a_busy_machine_is_told(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    busy = Machine("cpu", 8 * GIB, "float32", 4, 1e11, 1, 2, 0.6)
+    monkeypatch.setattr(first_recipe, "this_machine", lambda: busy)
+    said = place.ok("init", "--model", place.model, "--data", "tiny.jsonl", "--yes").out
+    assert "took 60% of the CPU" in " ".join(said.split())
+    assert config.load(place.folder / "recipe.yaml").model.threads == 1  # of two cores, one may be used
+
+
 def test_every_line_says_why(place: Place) -> None:
     place.ok("init", "--model", place.model, "--data", "tiny.jsonl", "--yes")
     lines = (place.folder / "recipe.yaml").read_text().splitlines()
@@ -161,7 +183,7 @@ BAD = [
     ("--data odd.jsonl", "DataError: odd.jsonl: no format recognises", "columns colour size"),
     ("--data mute.jsonl", "DataError: mute.jsonl:1", ""),
     ("--data book.md --purpose chat", "RecipeError: --purpose: chat needs replies", "--purpose text"),
-    ("--data tiny.jsonl --data tiny.jsonl", "RecipeError: data.train: a file is read twice", "tiny.jsonl"),
+    ("--data tiny.jsonl --data tiny.jsonl", "RecipeError:", "a file is read twice"),
     ("--data tiny.jsonl --output there.yaml", "OutputError: there.yaml exists already", "--overwrite"),
     ("--data tiny.jsonl --output folder.yaml", "OutputError: --output: folder.yaml is a folder", "recipe.yaml"),
     ("--data tiny.jsonl --output recipe.json", "OutputError: --output: recipe.json is no name", "recipe.yaml"),
