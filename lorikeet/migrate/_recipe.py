@@ -95,8 +95,18 @@ def listed(left: Sequence[Left]) -> list[str]:
     for status, title in _TITLES.items():
         found = [one for one in left if one.status == status]
         if found:
-            lines += ["", title, *(f"  {' '.join(str(one).split())}" for one in found)]
+            told = _together(found) if status == "not needed" else map(str, found)
+            lines += ["", title, *(f"  {' '.join(line.split())}" for line in told)]
     return lines[1:]
+
+
+def _together(found: Sequence[Left]) -> list[str]:
+    """One line for all the keys with the same reason."""
+    reasons: dict[str, list[Left]] = {}
+    for one in found:
+        reasons.setdefault(one.why, []).append(one)
+    several = {why: ", ".join(one.key for one in same) for why, same in reasons.items() if len(same) > 1}
+    return [f"{several[why]} - {why}" if why in several else str(same[0]) for why, same in reasons.items()]
 
 
 def _system_of(content: Content) -> System:

@@ -130,7 +130,7 @@ DIALECTS = (
     Dialect(
         "FastChat",
         ("model_max_length",),
-        ("train_lora.py", "train.py", "train_mem.py"),
+        ("train_lora.py", "train_mem.py"),
         template="vicuna",
         format="sharegpt",
         lora=(8, 16, 0.05, ["q_proj", "v_proj"]),
