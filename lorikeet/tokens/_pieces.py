@@ -28,13 +28,12 @@ BYTE_PENALTY = 100.0  # below the worst piece: a Unigram search must not find th
 def joins(ids: Mapping[str, int], order: Sequence[float]) -> list[tuple[str, str]]:
     """The merges of a BPE that joins any neighbours that together are a token, lowest `order[id]` of it first."""
     found = []
-    for text, id in ids.items():
+    for text in sorted(ids, key=lambda text: (order[ids[text]], ids[text])):
         for cut in range(1, len(text)):
             left, right = text[:cut], text[cut:]
             if left in ids and right in ids:
-                found.append((order[id], id, left, right))
-    found.sort()
-    return [(left, right) for _, _, left, right in found]
+                found.append((left, right))
+    return found
 
 
 @dataclass(frozen=True)

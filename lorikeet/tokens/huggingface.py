@@ -159,7 +159,11 @@ def _plain_encoder(description: dict[str, Any]) -> Backend:
         model["unk_token"] = renamed[model["unk_token"]]
     if model.get("merges"):
         pairs = [merge if isinstance(merge, list) else merge.split(" ", 1) for merge in model["merges"]]
-        model["merges"] = [pair for pair in pairs if renamed.keys().isdisjoint((*pair, "".join(pair)))]
+        model["merges"] = [
+            [left, right]
+            for left, right in pairs
+            if left not in renamed and right not in renamed and left + right not in renamed
+        ]
     # the post-processor is what adds BOS, and what trims spaces off the spans
     description = description | {"post_processor": None, "truncation": None, "padding": None}
     encoder = Backend.from_str(orjson.dumps(description).decode())
