@@ -15,11 +15,14 @@ from torch import Tensor
 from lorikeet.base.errors import CheckpointError, ModelError
 from lorikeet.checkpoints import hf
 from lorikeet.checkpoints.open import open_checkpoint
+from lorikeet.data.pack import pack_row
 from lorikeet.models.build import Build
 from lorikeet.models.causal_lm import CausalLM
 from lorikeet.models.experts import ExpertGroup, Mixture
 from lorikeet.models.load import families, load
+from lorikeet.quant._contract import FrozenWeight, Quant
 from lorikeet.quant.none import NoQuant
+from parity import tiny
 
 CPU = torch.device("cpu")
 SHARED = {
@@ -93,6 +96,39 @@ def test_a_token_goes_to_its_most_likely_experts(normalised: bool, tmp_path: Pat
     left_out = probabilities.min(-1).values  # of three experts two are chosen
     expected = torch.ones(50) if normalised else 1 - left_out
     torch.testing.assert_close(share.sum(-1), expected)
+
+
+class Rounded(FrozenWeight):
+    """A quantisation of a test's own: multiples of 1/64 in int8. Of the contract it brings no more than it must."""
+
+    def __init__(self, out_features: int, in_features: int):
+        super().__init__()
+        self.out_features, self.in_features = out_features, in_features
+        self.steps = torch.nn.Parameter(torch.zeros(out_features, in_features, dtype=torch.int8), requires_grad=False)
+
+    def write(self, start: int, weight: Tensor) -> None:
+        self.steps.data[start : start + len(weight)] = (weight * 64).round().clamp(-128, 127).to(torch.int8)
+
+    def dense(self, dtype: torch.dtype) -> Tensor:
+        return self.steps.to(dtype) / 64
+
+
+class Rounding(Quant):
+    def empty(self, out_features: int, in_features: int, dtype: torch.dtype, device: torch.device) -> FrozenWeight:
+        return Rounded(out_features, in_features)
+
+
+def test_a_kind_of_quantisation_needs_no_line_for_experts(tmp_path: Path) -> None:
+    """The quantised network computes what the plain one does with the rounded weights, LoRA's gradients too."""
+    folder = written(tmp_path / "model", QWEN)
+    quantised = load(open_checkpoint(folder), Rounding(), dtype=torch.float64, device=CPU)
+    plain = load(open_checkpoint(folder), NoQuant(), dtype=torch.float64, device=CPU)
+    rounded = dict(quantised.tensors())
+    for slot in plain.slots():
+        slot.write(rounded[slot.name])
+    batches = [pack_row([tiny.example(range(1, 20))])]
+    found = [tiny.loss_and_gradients(model, tiny.with_lora(model), batches) for model in (quantised, plain)]
+    tiny.assert_same(*found)
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
