@@ -209,3 +209,25 @@ def test_match_prefix_compares_text_across_segments() -> None:
     assert match_prefix([Segment("abx")], full) is None
     assert match_prefix([Segment("ab"), Segment("</s>", True)], full) is None
     assert match_prefix(full + [Segment("f")], full) is None
+
+
+def test_what_a_text_follows():
+    """A tokenizer that puts a space before text learns where it stands: sentencepiece's goes before no reply."""
+    told = []
+
+    class Telling:
+        control = {"<s>": 1, "</s>": 2}
+
+        def encode(self, text, *, after):
+            told.append((text, after))
+            return [0] * len(text), [(place, place + 1) for place in range(len(text))]
+
+    segments = [
+        Segment("ask"),
+        Segment("say", message=1, part="content", reply=True),
+        Segment("</s>", control=True, message=1, part="end", reply=True),
+        Segment("more"),
+    ]
+    encode(segments, [0.0, 1.0, 1.0, 0.0], Telling())
+    encode([Segment("<s>", control=True), *segments[:2]], [0.0, 0.0, 1.0], Telling())
+    assert told == [("ask", "start"), ("say", "text"), ("more", "control"), ("ask", "control"), ("say", "text")]
