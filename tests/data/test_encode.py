@@ -216,7 +216,8 @@ def test_what_a_text_follows():
     told = []
 
     class Telling:
-        control = {"<s>": 1, "</s>": 2}
+        def __init__(self):
+            self.control = {"<s>": 1, "</s>": 2}
 
         def encode(self, text, *, after):
             told.append((text, after))
