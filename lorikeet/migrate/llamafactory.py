@@ -275,7 +275,9 @@ def dataset_info(content: Content) -> tuple[dict[str, Any] | None, Path]:
             f"dataset: there is no {told}/dataset_info.json, which says what the names mean",
             given=f"{content.text('dataset')}   ({content.place('dataset')})",
             allowed="the file beside this one, above it, or where you type the command",
-            try_="data.train='[FILE]' behind the command, or dataset_dir: FOLDER in the file",
+            try_="download that data set's dataset_info.json and name its folder"
+            if told.startswith("REMOTE:")
+            else "data.train='[FILE]' behind the command, or dataset_dir: FOLDER in the file",
         )
     try:
         info = json.loads((found / "dataset_info.json").read_text("utf-8-sig"))

@@ -32,6 +32,7 @@ CASES: list[tuple[str, str | bytes | None, list[str], str, list[str]]] = [
     ("x.sh", "echo hello\n", [], "the script has no command with flags", []),
     ("x.yaml", LF + "dataset: greeting\n", [], "there is no dataset 'greeting'", ["greetings", "(x.yaml:4)"]),
     ("x.yaml", LF + "dataset: a\ndataset_dir: nowhere\n", [], "dataset: there is no nowhere/dataset_info.json", ["(x.yaml:4)", "data.train="]),
+    ("x.yaml", LF + "dataset: a\ndataset_dir: REMOTE:org/d\n", [], "dataset: there is no REMOTE:org/d/dataset_info.json", ["try      download"]),
     ("x.yaml", LF + "dataset: scripted\n", [], "scripted: is made by a script", []),
     ("x.yaml", LF, [], "dataset: is missing", []),
     ("x.yaml", LF + "dataset: greetings\ncutoff_len: long\n", [], "cutoff_len: has the wrong type", ["long   (x.yaml:5)", "a number"]),

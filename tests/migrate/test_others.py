@@ -105,6 +105,14 @@ def test_devices_make_the_step_larger(imported: Import) -> None:
     assert made.recipe.adapter.target_modules == "all-linear"
 
 
+def test_llm_finetuning_s_folder_of_train_and_test(imported: Import, place: Path) -> None:
+    flags = "--base_model m --data_path rows --val_set_size 0 --prompt_template sharegpt --output_dir o"
+    (place / "rows").mkdir()
+    data = imported("x.sh", f"python finetune.py {flags}\n").recipe.data
+    assert (data.train, data.validation[0].split) == (["rows"], "test")
+    assert (data.format.kind, data.template.kind, data.loss) == ("sharegpt", "sharegpt", "all")
+
+
 def test_trl_learns_everything_unless_told(imported: Import) -> None:
     text = "model_name_or_path: m\ndataset_name: org/d\nuse_peft: true\noutput_dir: o\n"
     assert "assistant_only_loss" in left(imported("x.yaml", text), "differs")
