@@ -16,6 +16,7 @@ class Pre(NamedTuple):
     patterns: tuple[str, ...]
     ignore_merges: bool = False  # a piece that is a token as a whole is not merged up from bytes
     add_bos: bool = False  # when the file does not say
+    bytewise: bool = True  # text is written in bytes before merging; else spaces are ▁ and only unknown text is bytes
 
 
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
@@ -170,5 +171,8 @@ _KINDS: tuple[tuple[Pre, str], ...] = (
     (Pre(_CHAMELEON, add_bos=True), "chameleon"),
     (Pre((f"[{_HAN}]+|{_KIMI_WORDS}|\\p{{N}}{{1,3}}|{_REST}",)), "kimi-k2"),
     (Pre((_THREES, _AFMOE_ASIAN, _DEEPSEEK_WORDS)), "afmoe"),
+    # a run of newlines that is a token is taken whole; lines are merged up to theirs anyway
+    (Pre((_LINE_OR_NOT,), ignore_merges=True, add_bos=True, bytewise=False), "gemma4"),
+    (Pre((_LINE_OR_NOT,), bytewise=False), "sarvam-moe"),
 )
 PRE = {name: pre for pre, names in _KINDS for name in names.split()}

@@ -1,8 +1,8 @@
 """The tokenizer inside a GGUF file, built from its metadata into the same class as a folder's.
 
-`tokenizer.ggml.model` is `gpt2` (byte-level BPE; `tokenizer.ggml.pre` names how text is split before merging), `llama`
-(pieces with scores, joined best first) or `t5` (Unigram). Ids are those llama.cpp computes. It normalises nothing for
-the first two, and neither does this, even where the original tokenizer had NFC.
+`tokenizer.ggml.model` is `gpt2` (BPE; `tokenizer.ggml.pre` names how text is split before merging), `gemma4` (the same,
+with the split of that name), `llama` (pieces with scores, joined best first) or `t5` (Unigram). Ids are those llama.cpp
+computes. It normalises nothing for BPE and scored pieces, and neither does this, even where the original had NFC.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, processors
+from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
 from tokenizers import Tokenizer as Backend
 
 from lorikeet.base.errors import TokenizerError
@@ -19,7 +19,7 @@ from lorikeet.checkpoints._contract import Checkpoint
 from lorikeet.checkpoints.gguf import GGUFCheckpoint
 from lorikeet.tokens._folder import Special
 from lorikeet.tokens._gguf_pre import PRE, Pre
-from lorikeet.tokens._pieces import CONTROL, NORMAL, UNKNOWN, USER_DEFINED, Pieces
+from lorikeet.tokens._pieces import CONTROL, NORMAL, SPACE, UNKNOWN, USER_DEFINED, Pieces
 from lorikeet.tokens.huggingface import HuggingFaceTokenizer
 
 # what llama.cpp takes where the file names no id
@@ -41,19 +41,19 @@ def load(path: Path, checkpoint: Checkpoint | None) -> HuggingFaceTokenizer:
         return checkpoint.metadata(f"tokenizer.ggml.{key}")
 
     kind = value("model")
-    if kind not in ("gpt2", "llama", "t5"):
+    if kind not in ("gpt2", "gemma4", "llama", "t5"):
         raise TokenizerError(
             f"{where}: " + ("no tokenizer in this file" if kind is None else f"tokenizer of kind '{kind}'"),
             given=kind,
-            allowed="gpt2 (byte-level BPE), llama (pieces with scores), t5 (Unigram)",
+            allowed="gpt2 and gemma4 (BPE), llama (pieces with scores), t5 (Unigram)",
             try_="the same model as a Hugging Face folder with tokenizer.json",
         )
     tokens: list[str] = [token or f"[EMPTY_{id}]" for id, token in enumerate(value("tokens") or [])]
     types: list[int] = value("token_type") or [NORMAL] * len(tokens)
     add_bos = kind == "llama"
-    if kind == "gpt2":
-        pre = _pre(where, value("pre") or "default")
-        backend = _byte_level(where, tokens, types, value("merges"), pre)
+    if kind in ("gpt2", "gemma4"):
+        pre = _pre(where, kind if kind == "gemma4" else value("pre") or "default")
+        backend = _merged(where, tokens, types, value("merges"), pre)
         add_bos = pre.add_bos
     else:
         backend = _scored(where, kind, tokens, types, value)
@@ -86,7 +86,7 @@ def _incomplete(where: str, given: str, allowed: str) -> TokenizerError:
     )
 
 
-def _byte_level(where: str, tokens: list[str], types: list[int], merges: list[str] | None, pre: Pre) -> Backend:
+def _merged(where: str, tokens: list[str], types: list[int], merges: list[str] | None, pre: Pre) -> Backend:
     vocab = {token: id for id, token in enumerate(tokens)}
     if not tokens or merges is None or len(types) != len(tokens) or len(vocab) != len(tokens):
         raise _incomplete(
@@ -97,13 +97,19 @@ def _byte_level(where: str, tokens: list[str], types: list[int], merges: list[st
     # a token may itself begin with a space, so the gap is looked for from the second character on
     pairs = [(merge[: merge.find(" ", 1)], merge[merge.find(" ", 1) + 1 :]) for merge in merges]
     try:
-        backend = Backend(models.BPE(vocab, pairs, ignore_merges=pre.ignore_merges))
+        bpe = models.BPE(vocab, pairs, ignore_merges=pre.ignore_merges, byte_fallback=not pre.bytewise)
+        backend = Backend(bpe)
     except Exception as error:  # the package raises bare Exception
         raise TokenizerError(f"{where}: merges that do not fit the vocabulary", given=error) from error
     splits = [pre_tokenizers.Split(Regex(pattern), behavior="isolated") for pattern in pre.patterns]
-    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    backend.pre_tokenizer = pre_tokenizers.Sequence([*splits, byte_level])
-    backend.decoder = decoders.ByteLevel()
+    if pre.bytewise:
+        byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        backend.pre_tokenizer = pre_tokenizers.Sequence([*splits, byte_level])
+        backend.decoder = decoders.ByteLevel()
+    else:
+        backend.normalizer = normalizers.Replace(" ", SPACE)
+        backend.pre_tokenizer = pre_tokenizers.Sequence(splits)
+        backend.decoder = decoders.Sequence([decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()])
     added = [token for token, kind in zip(tokens, types) if kind == USER_DEFINED]
     backend.add_tokens([AddedToken(token, normalized=False, special=False) for token in added])
     control = [token for token, kind in zip(tokens, types) if kind == CONTROL]
@@ -172,7 +178,7 @@ def _special(
     return Special(
         names={role: tokens[id] for role, id in found.items()},
         others=tuple(tokens[id] for id in ends),
-        add_bos=add_bos if stated is None else bool(stated),
+        add_bos=add_bos if stated is None or kind == "gemma4" else bool(stated),  # so does llama.cpp, whatever is said
         end_ids=ends,
         chat_template=chat_template,
     )

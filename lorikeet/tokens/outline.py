@@ -23,6 +23,7 @@ from lorikeet.tokens.open import open_tokenizer
 
 GGUF_KINDS = {
     "gpt2": "byte-level BPE",
+    "gemma4": "BPE over whole lines",
     "llama": "pieces with scores (sentencepiece BPE)",
     "t5": "pieces with scores (Unigram)",
 }
@@ -116,7 +117,7 @@ def _of_gguf(checkpoint: GGUFCheckpoint) -> Outline:
     kind, tokens, pre = value("model"), value("tokens") or [], value("pre") or "default"
     if kind not in GGUF_KINDS or not tokens or (kind == "gpt2" and pre not in PRE):
         gguf.load(checkpoint.path, checkpoint)  # says what is wrong
-    pre_adds = PRE[pre].add_bos if kind == "gpt2" else kind == "llama"
+    pre_adds = PRE[pre].add_bos if kind == "gpt2" else kind in ("llama", "gemma4")
     types = value("token_type") or []
     ids = {token: id for id, token in enumerate(tokens)}
     control = {token: id for id, (token, type_) in enumerate(zip(tokens, types)) if type_ == CONTROL}

@@ -1,6 +1,7 @@
 """GGUF files with scored pieces (`tokenizer.ggml.model` llama and t5)."""
 
 import io
+import re
 from itertools import pairwise
 
 import gguf
@@ -13,6 +14,7 @@ from lorikeet.base.errors import TokenizerError
 from lorikeet.checkpoints.download import resolve
 from lorikeet.checkpoints.open import open_checkpoint
 from lorikeet.tokens import huggingface
+from lorikeet.tokens._pieces import joins
 from lorikeet.tokens.open import open_tokenizer
 from lorikeet.tokens.sentencepiece import parse
 
@@ -94,6 +96,8 @@ def write(path, tokens, scores, types, model="llama", **values):
     for key, value in ({"tokens": tokens, "scores": scores, "token_type": types} | values).items():
         if isinstance(value, bool):
             writer.add_bool(f"tokenizer.ggml.{key}", value)
+        elif isinstance(value, str):
+            writer.add_string(f"tokenizer.ggml.{key}", value)
         elif isinstance(value, int):
             writer.add_uint32(f"tokenizer.ggml.{key}", value)
         elif value is not None:
@@ -153,6 +157,29 @@ def test_what_the_file_says_and_what_llama_cpp_takes_otherwise(pieces, tmp_path)
     tokenizer.save(tmp_path / "saved")
     again = huggingface.load(tmp_path / "saved")
     assert [again.encode(text) for text in TEXTS] == [tokenizer.encode(text) for text in TEXTS]
+
+
+@pytest.mark.parametrize("kind", ["gemma4", "gpt2"])
+def test_merges_over_whole_lines(kind, pieces, tmp_path):
+    """Gemma 4's and Sarvam's BPE: the merges of scored pieces, written down; a line is never cut at words. Checked by
+    hand against llama.cpp b9190 on these texts: ids are those of the scored pieces but that newlines stay apart, and
+    that Gemma 4 takes a run of them whole where it is a token."""
+    tokens, scores, types, _ = pieces
+    tokens, types = [*tokens[: -len(DEFINED)], "\n", "\n\n"], [*types[: -len(DEFINED)], NORMAL, NORMAL]
+    scores = [*scores[: -len(DEFINED)], -1e6, -1e6]
+    joinable = {token: id for id, token in enumerate(tokens) if types[id] == NORMAL and "\n" not in token}
+    merges = [" ".join(pair) for pair in joins(joinable, [-score for score in scores])]
+    values = {"merges": merges, "pre": "sarvam-moe", "bos_token_id": 1, "eos_token_id": 2, "add_bos_token": False}
+    tokenizer = load(write(tmp_path / "m.gguf", tokens, None, types, kind, **values))
+    whole = tokens.index("\n\n")
+    for text in [*TEXTS, "a\n\nb", "\n\n\n\nx"]:
+        expected = []
+        for part in re.findall(r"[^\n]+|\n+", text):
+            newlines = [whole] if part == "\n\n" and kind == "gemma4" else [tokens.index("\n")] * len(part)
+            expected += newlines if part[0] == "\n" else reference(tokens, scores, types, part, prefix=False)
+        assert tokenizer.encode(text)[0] == expected, text
+    check(tokenizer, loses="▁")
+    assert tokenizer.bos_token == ("<s>" if kind == "gemma4" else None)
 
 
 @pytest.mark.parametrize("rule", ["identity", "nmt_nfkc"])
