@@ -37,6 +37,7 @@ class Message:
     tool_calls: tuple[dict[str, Any], ...] = ()
     name: str | None = None  # who speaks, or which tool answers, as OpenAI's messages have it
     tool_call_id: str | None = None  # which call a tool's message answers
+    context: str | None = None  # the end of `content` that is an alpaca row's input, for templates with a word for it
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,7 +42,7 @@ TEMPLATES: dict[str, list[str]] = {
     "deepseek3": ["deepseek"],
     "deepseekr1": ["deepseek"],
 }
-# alpaca-lora and Axolotl head an input with "### Input:" and open such rows with a longer sentence
+# llm_finetuning heads an input with "### Input:" under vicuna, too
 INPUT_HEADING = (
     "rows with an input had a heading ### Input: there; here the input follows the instruction on a new line"
 )

@@ -122,9 +122,8 @@ def _template(made: Translation) -> None:
         note = "llm_finetuning's default for prompt_template (alpaca-lora's is alpaca)"
         made.set("data.template", made.settings[option].value, "", note)
     name = content.text(key, "vicuna")
-    if name.startswith(("alpaca", "vicuna")):
-        made.leave("differs", key, INPUT_HEADING)
     if name.startswith("vicuna"):
+        made.leave("differs", key, INPUT_HEADING)
         made.leave("differs", key, "its vicuna opens with a sentence of its own: data.template.system sets ours")
     kind = "sharegpt" if "sharegpt" in name else "text" if name == "text" else "alpaca"
     made.set("data.format", {"kind": kind}, key if content.has(key) else "", "what this template reads")

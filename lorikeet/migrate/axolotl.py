@@ -11,7 +11,6 @@ from lorikeet.migrate._axolotl_table import DEFAULTS, PREFIXES, TABLE
 from lorikeet.migrate._contract import Content, System, Translation
 from lorikeet.migrate._datasets import Dataset, beside, set_datasets, with_options
 from lorikeet.migrate._kinds import (
-    INPUT_HEADING,
     OPTIMIZERS,
     SCHEDULES,
     set_choice,
@@ -286,8 +285,6 @@ def _format(made: Translation, entry: dict[str, Any], path: str, key: str) -> di
         _loss(made, entry, path, key)
         _use_template(made, str(entry.get("chat_template", "")), path, key)
         return _messages(made, entry, path, key)
-    if kind == "alpaca":
-        made.leave("differs", key, INPUT_HEADING, path)
     if name == "sharegpt":
         template = str(entry.get("conversation") or made.content.text("chat_template") or template)
     _use_template(made, template, path, key)

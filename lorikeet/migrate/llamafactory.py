@@ -329,6 +329,8 @@ def _template(made: Translation) -> None:
         made.set("data.template", {"kind": "jinja"}, "", f"{NAME}'s default for template: the model's own")
     else:
         set_template(made, content.text("template"), "template")
+        if made.get("data.template") == {"kind": "alpaca"}:  # it has no heading for a row's input
+            made.set("data.template", {"kind": "alpaca", "input_heading": False}, "template")
     if content.has("default_system"):
         chosen = {**made.get("data.template"), "system": content.text("default_system")}
         made.set("data.template", chosen, "template", "default_system")

@@ -43,7 +43,8 @@ class Alpaca(Format):
         messages += self._history(row.get(self.history), origin)
         instruction, extra = (_row.text(row, column, origin, empty=True) for column in (self.prompt, self.query))
         question = "\n".join(part for part in (instruction, extra) if part)
-        messages.append(Message("user", _row.checked(question, f"column '{self.prompt}'", origin)))
+        context = extra if instruction and extra else None
+        messages.append(Message("user", _row.checked(question, f"column '{self.prompt}'", origin), context=context))
         if reply or row.get(self.response):
             messages.append(Message("assistant", _row.text(row, self.response, origin)))
         tools = _tools.tools(row.get(self.tools), f"column '{self.tools}'", origin)

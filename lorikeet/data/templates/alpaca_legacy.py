@@ -7,12 +7,11 @@ from typing import Literal
 from pydantic import Field
 
 from lorikeet.data.templates._bound import BoundTemplate
-from lorikeet.data.templates._contract import TemplateOptions
-from lorikeet.data.templates.alpaca import PREAMBLE, Headed
+from lorikeet.data.templates._headed import PREAMBLE, Headed, HeadedOptions
 from lorikeet.tokens._contract import Tokenizer
 
 
-class AlpacaLegacy(TemplateOptions):
+class AlpacaLegacy(HeadedOptions):
     """`### Instruction:` and `### Response:`, whose reply follows the colon; it ends with EOS."""
 
     kind: Literal["alpaca_legacy"] = Field("alpaca_legacy", description="alpaca without a line end before the reply")

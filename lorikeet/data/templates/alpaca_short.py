@@ -7,12 +7,11 @@ from typing import Literal
 from pydantic import Field
 
 from lorikeet.data.templates._bound import BoundTemplate
-from lorikeet.data.templates._contract import TemplateOptions
-from lorikeet.data.templates.alpaca import Headed
+from lorikeet.data.templates._headed import Headed, HeadedOptions
 from lorikeet.tokens._contract import Tokenizer
 
 
-class AlpacaShort(TemplateOptions):
+class AlpacaShort(HeadedOptions):
     """`### Instruction:` and `### Response:` alone; a reply ends with EOS."""
 
     kind: Literal["alpaca_short"] = Field("alpaca_short", description="alpaca without its preamble")

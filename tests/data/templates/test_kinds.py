@@ -11,12 +11,14 @@ from data.conftest import TinyTokenizer
 from data.templates.families import FAMILIES, bind, family, talk
 from data.templates.test_published import TOOLS
 from lorikeet.base.errors import TemplateError
-from lorikeet.base.kinds import kinds
-from lorikeet.base.nouns import Conversation, Message
+from lorikeet.base.kinds import kind_class, kinds
+from lorikeet.base.nouns import Conversation, Message, Origin
 from lorikeet.data.encode import encode_conversation, encode_prompt
+from lorikeet.data.formats.alpaca import Alpaca
 from lorikeet.data.loss import LossOptions
 from lorikeet.data.templates._bound import BoundTemplate
-from lorikeet.data.templates._contract import Segment
+from lorikeet.data.templates._contract import Segment, TemplateOptions
+from lorikeet.data.templates._headed import PREAMBLE, WITH_INPUT
 
 ALL = kinds("lorikeet.data.templates")
 # every kind and version with a tokenizer that it suits
@@ -256,3 +258,37 @@ def test_control_strings_in_tools_and_results_are_plain_text(where: str) -> None
         except TemplateError:
             continue  # this kind does not suit these models, or this version has no words for tools
         assert [part.text for part in attacked if part.control] == [part.text for part in plain if part.control]
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"kind": "alpaca"}, f"{WITH_INPUT}\n\n### Instruction:\nAdd.\n\n### Input:\n1, 2\n\n### Response:\n"),
+        ({"kind": "alpaca", "input_heading": False}, f"{PREAMBLE}\n\n### Instruction:\nAdd.\n1, 2\n\n### Response:\n"),
+        ({"kind": "alpaca", "system": "Sum"}, "Sum\n\n### Instruction:\nAdd.\n\n### Input:\n1, 2\n\n### Response:\n"),
+        ({"kind": "alpaca_short"}, "### Instruction:\nAdd.\n\n### Input:\n1, 2\n\n### Response:\n"),
+        ({"kind": "alpaca_legacy"}, f"{WITH_INPUT}\n\n### Instruction:\nAdd.\n\n### Input:\n1, 2\n\n### Response:"),
+        ({"kind": "sharegpt"}, None),
+        ({"kind": "vicuna"}, None),
+    ],
+    ids=str,
+)
+def test_an_alpaca_row_with_an_input(options: dict, expected: str | None) -> None:
+    """Stanford Alpaca's two prompts (its train.py), LLaMA-Factory's one; templates without the word join the two."""
+    read = Alpaca().read
+    with_input = read({"instruction": "Add.", "input": "1, 2", "output": "3"}, Origin("x", 0))
+    without = read({"instruction": "Add.", "input": "", "output": "3"}, Origin("x", 0))
+    tokenizer = family("llama2")
+    contract = kind_class("lorikeet.data.templates", TemplateOptions, options["kind"])
+    template = contract.model_validate(options).bind(tokenizer)
+
+    def said(conversation: Conversation) -> str:
+        found = text(template, conversation.prompt(), reply=True)
+        return found.removeprefix(tokenizer.bos_token or "")
+
+    if expected is None:
+        assert "Add.\n1, 2" in said(with_input)
+    else:
+        assert said(with_input) == expected
+        assert "### Input" not in said(without) and WITH_INPUT not in said(without)
+    assert learned(template, with_input)[0].lstrip().startswith("3")
