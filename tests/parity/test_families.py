@@ -44,6 +44,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
             "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16, "rope_theta": 10000.0
         }},
     ),
+    "gemma": ("Gemma", {"head_dim": 12}),
     "gemma2": ("Gemma2", GEMMA),
     "gemma2, no caps": (
         "Gemma2", {**GEMMA, "final_logit_softcapping": None, "attn_logit_softcapping": None, "num_hidden_layers": 2}
@@ -187,7 +188,7 @@ def test_lora_gradients_equal_peft(case: str, tmp_path: Path) -> None:
 
 
 IN_GGUF = [
-    "mistral, no window, wide heads", "qwen2", "qwen3", "qwen3, yarn", "gemma2", "gemma3", "phi3", "phi3, longrope",
+    "mistral, no window, wide heads", "qwen2", "qwen3", "qwen3, yarn", "gemma", "gemma2", "gemma3", "phi3", "phi3, longrope",
     "phi4-mini: a part of each head rotated, tied",
 ]  # fmt: skip
 
