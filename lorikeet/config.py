@@ -49,6 +49,12 @@ from lorikeet.train.loop import TrainOptions
 ErrorType = TypeVar("ErrorType", bound=LorikeetError)
 COMMAND_LINE = "the command line"
 _PATHS = (("model", "path"), ("data", "train"), ("data", "validation"))
+# two ways to say one thing in the section train
+_EITHER = (
+    ({"max_steps"}, {"num_train_epochs"}),
+    ({"warmup_steps"}, {"warmup_ratio"}),
+    ({"examples_per_step"}, {"per_device_train_batch_size", "gradient_accumulation_steps"}),
+)
 
 
 class Recipe(Options):
@@ -255,7 +261,22 @@ def _overridden(source: Tree, overrides: Sequence[str]) -> Tree:
         for end in range(1, len(key)):
             _open(source, key[:end], override)
         source.put(key, yaml_lines.scalar(text), COMMAND_LINE)
+    _give_way(source)
     return source
+
+
+def _give_way(source: Tree) -> None:
+    """Where a recipe says a thing one way and the command line another, the recipe's way is left out."""
+    section = source.values.get("train")
+    if not isinstance(section, dict):
+        return
+    for one, other in [*_EITHER, *((other, one) for one, other in _EITHER)]:
+        said = {name for name in one | other if source.places.get(("train", name)) == COMMAND_LINE}
+        if not said or said & other or all(section[name] is None for name in said):
+            continue
+        for name in other:
+            section.pop(name, None)
+            source.places.pop(("train", name), None)
 
 
 def _open(source: Tree, key: tuple[str | int, ...], override: str) -> None:

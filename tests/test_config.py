@@ -58,6 +58,46 @@ def test_overrides_win_and_are_yaml(recipe: Path) -> None:
     assert dict(loaded.data.role_weights) == {"user": 0.5}
 
 
+@pytest.mark.parametrize(
+    ("train", "override", "expected"),
+    [
+        ("num_train_epochs: 3", "train.max_steps=3", {"max_steps": 3}),
+        ("max_steps: 3", "train.num_train_epochs=2", {"max_steps": None, "num_train_epochs": 2}),
+        ("max_steps: 3", "train.num_train_epochs=2 train.max_steps=null", {"max_steps": None, "num_train_epochs": 2}),
+        ("num_train_epochs: 3", "train.max_steps=null", {"max_steps": None, "num_train_epochs": 3}),
+        ("warmup_ratio: 0.1", "train.warmup_steps=5", {"warmup_steps": 5, "warmup_ratio": 0}),
+        ("warmup_steps: 5", "train.warmup_ratio=0.1", {"warmup_steps": None, "warmup_ratio": 0.1}),
+        ("examples_per_step: 16", "train.per_device_train_batch_size=4", {"examples_per_step": 4}),
+        (
+            "per_device_train_batch_size: 2, gradient_accumulation_steps: 8",
+            "train.examples_per_step=3",
+            {"examples_per_step": 3, "gradient_accumulation_steps": None},
+        ),
+        (
+            "per_device_train_batch_size: 2, gradient_accumulation_steps: 8",
+            "train.gradient_accumulation_steps=4",
+            {"examples_per_step": 8},
+        ),
+    ],
+)
+def test_the_command_line_says_a_thing_another_way_than_the_recipe(
+    recipe: Path, train: str, override: str, expected: dict[str, float | None]
+) -> None:
+    recipe.write_text(
+        "\n".join(line for line in GOOD.splitlines() if "train:  " not in line) + f"\ntrain: {{{train}}}\n"
+    )
+    loaded = config.load(recipe, override.split())
+    config.check_effects(loaded)
+    assert expected.items() <= loaded.train.model_dump().items()
+
+
+def test_two_ways_on_the_command_line_are_an_error(recipe: Path) -> None:
+    overrides = ["train.max_steps=3", "train.num_train_epochs=2"]
+    with pytest.raises(RecipeError, match="max_steps decides"):
+        config.check_effects(config.load(recipe, overrides))
+    refused(GOOD, "train.examples_per_step=3", "train.gradient_accumulation_steps=2")
+
+
 def test_a_kind_may_be_one_word_and_its_options_overridden(recipe: Path) -> None:
     recipe.write_text("output_dir: x\nmodel: {path: m}\nadapter: lora\ndata: {train: a.json}\ntrain:\n")
     loaded = config.load(recipe, ["adapter.r=3"])
