@@ -78,7 +78,7 @@ class Recipe(Options):
     @field_validator("output_dir")
     @classmethod
     def _named(cls, value: Path) -> Path:
-        if value == Path():
+        if value == Path() or "\0" in str(value):
             raise ValueError("needs the name of a folder")
         return value
 

@@ -18,14 +18,14 @@ def merged_tensors(model: CausalLM, adapter: Adapter, dtype: torch.dtype) -> Ite
     """(checkpoint name, tensor in `dtype`) of the merged network, one at a time. Each sum is rounded once."""
     linears = dict(model.linears())
     for name, tensor in model.tensors():
-        stem, suffix = name.rsplit(".", 1)
+        stem, _, suffix = name.rpartition(".")  # a parameter of the network itself has no stem
         linear = linears.get(stem)
         if linear is not None:
             bias = adapter.merged_bias(linear)
             merged = adapter.merged(linear) if suffix == "weight" else bias
             assert merged is not None
             tensor = merged
-        yield name, tensor.detach().to(dtype).cpu()
+        yield name, (tensor.detach().to(dtype) if tensor.is_floating_point() else tensor).cpu()
 
 
 @dataclass(frozen=True)

@@ -123,6 +123,13 @@ class Lora(Adapter):
         if words == ["all-linear"]:
             return set(names)
         chosen: set[str] = set()
+        if not words and self.bias == "none":
+            raise RecipeError(
+                "adapter.target_modules: is empty, so nothing would train",
+                given="[]",
+                allowed="all-linear, names of linear layers, or a regex",
+                try_="adapter.target_modules=all-linear",
+            )
         for word in words:
             if isinstance(self.target_modules, str):
                 found = {name for name in names if _regex(word).fullmatch(name)}

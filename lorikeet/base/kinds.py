@@ -98,16 +98,18 @@ def _with_kind(chosen: type[OptionsType], name: str) -> type[OptionsType]:
 
 
 def _module_at(path: Path) -> ModuleType:
-    if not path.is_file():
+    if not path.is_file() or path.suffix != ".py":
         raise RecipeError(
-            f"kind: no such file '{path}'", given=str(path), allowed="a path relative to where you run lorikeet"
+            f"kind: {'not a .py file' if path.is_file() else 'no such file'} '{path}'",
+            given=str(path),
+            allowed="a .py file, seen from where you run lorikeet",
         )
     spec = importlib.util.spec_from_file_location(f"lorikeet_kind_{path.stem}", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-    except Exception as error:  # someone's own code can fail in any way
+    except (Exception, SystemExit) as error:  # someone's own code can fail in any way
         raise RecipeError(f"{path} cannot be run", given=f"{type(error).__name__}: {error}"[:200]) from error
     return module
 
@@ -120,8 +122,8 @@ def _only_class(module: ModuleType, contract: type[AnyType]) -> type[AnyType]:
     ]
     if len(found) != 1:
         raise RecipeError(
-            f"{module.__name__} must define exactly one subclass of {contract.__name__}",
-            given=f"{len(found)}: {' '.join(value.__name__ for value in found)}",
+            f"{module.__file__} must define exactly one subclass of {contract.__name__}",
+            given=f"{len(found)}: {' '.join(value.__name__ for value in found)}" if found else "none",
         )
     return found[0]
 

@@ -173,7 +173,7 @@ def _proposal(key: Key, value: Any, option: FieldInfo) -> str | None:
         return assignment(whole, None)
     if whole == key and isinstance(default_of(option), dict):  # below a free mapping the key is what is wrong
         close = nearest(str(key[-1]), words)
-        return assignment((*key[:-1], close), value) if close else None
+        return assignment((*key[:-1], close), value) if close and close != key[-1] else None
     close = nearest(str(value), words)
     proposed = close or example(option)
     return None if proposed is None else assignment(whole, proposed)

@@ -146,6 +146,10 @@ def scalar(text: str) -> Any:
 def _compose(text: str, name: str, single_line: bool = False) -> Node | None:
     try:
         return yaml.compose(text, Loader=_Loader)
+    except RecursionError:
+        raise RecipeError(
+            "this is nested too deeply", given=f"{text.lstrip()[:60]}   ({name})", allowed="a few levels"
+        ) from None
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = name if mark is None or single_line else f"{name}:{mark.line + 1}"

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from lorikeet.base.errors import CheckpointError, nearest
+from lorikeet.base.errors import CheckpointError, DownloadError, nearest
 from lorikeet.base.files import cache_dir
 from lorikeet.base.kinds import kinds
 from lorikeet.base.log import console
@@ -31,6 +31,15 @@ def allowed_names() -> str:
     """How a model may be named, for messages."""
     forms = [importlib.import_module(f"{_SOURCES}.{kind}").FORM for kind in kinds(_SOURCES)]
     return f"{' '.join(ALIASES)}, {', '.join(forms)}, a folder or a .gguf file"
+
+
+def nearest_here(name: str) -> str | None:
+    """The entry of the folder that `name` points into which is most like it: `runs/first` for `runs/frist`."""
+    path = Path(name).expanduser()
+    if not path.parent.is_dir():
+        return None
+    found = nearest(path.name, (entry.name for entry in path.parent.iterdir() if not entry.name.startswith(".")))
+    return str(path.parent / found) if found else None
 
 
 _SOURCES = "lorikeet.checkpoints.sources"
@@ -61,11 +70,22 @@ def resolve(name: str, *, allow_pickle: bool = False) -> Path:
     """The local path of the model that a recipe names: alias, path, a source's name, or a hub's org/name.
 
     Downloads on first use, with a progress bar."""
-    name = _full_name(name)
+    given, name = name, _full_name(name)
     if _parse(name, models_dir()) is None:
         return Path(ALIASES.get(name, name)).expanduser()
-    with _bar(name) as progress:
-        return download(name, allow_pickle=allow_pickle, progress=progress)
+    try:
+        with _bar(name) as progress:
+            return download(name, allow_pickle=allow_pickle, progress=progress)
+    except DownloadError as error:
+        if given == name:
+            raise
+        # `org/name` may as well have been meant as a folder, a run's for example
+        raise DownloadError(
+            f"there is no folder {given} here, and {error.what}",
+            given=error.given,
+            allowed=error.allowed,
+            try_=nearest_here(given) or error.try_,
+        ) from error
 
 
 def locate(name: str) -> Path | None:
@@ -109,7 +129,7 @@ def _full_name(name: str) -> str:
     if name in ALIASES or Path(name).expanduser().exists() or _parse(name, models_dir()) is not None:
         return name
     if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name):
-        raise CheckpointError(f"no model '{name}'", given=name, allowed=allowed_names(), try_=nearest(name, ALIASES))
+        raise CheckpointError(f"no model '{name}'", given=name, allowed=allowed_names(), try_=nearest(name, ALIASES) or nearest_here(name))
     return f"hf:{name}"
 
 

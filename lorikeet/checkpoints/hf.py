@@ -225,7 +225,7 @@ def _json(file: Path, folder: Path) -> dict[str, Any]:
         )
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:  # covers bad JSON and bad UTF-8
+    except (ValueError, RecursionError) as error:  # bad JSON, bad UTF-8, JSON without a bottom
         raise CheckpointError(f"{file}: not JSON", given=error, try_="download the file again") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{file}: not a JSON object", given=type(content).__name__)

@@ -25,7 +25,7 @@ def _data() -> None:
 def show(
     recipe: RecipePath,
     overrides: Overrides = None,
-    n: Annotated[int, typer.Option("-n", min=1, help="How many conversations.")] = 5,
+    n: Annotated[int, typer.Option("-n", min=1, max=1_000_000, help="How many conversations.")] = 5,
 ) -> None:
     """Print conversations as a model sees them. Trained tokens are coloured; origin and counts stand above."""
     with _command.loaded(recipe, overrides or []) as loaded:

@@ -6,6 +6,7 @@ Nothing heavy is imported here or in the groups until a command runs, so `--help
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import traceback
@@ -71,6 +72,10 @@ def run_command(arguments: Sequence[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
+        if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:  # whichever option it stands in
+            name = str(error.filename)
+            _show(f"LorikeetError: a name that is too long for a file\n  given    {name[:80]}... ({len(name)})", debug)
+            return 2
         show = getattr(error, "show", None)
         if callable(show) and hasattr(error, "exit_code"):  # a usage error of the parser
             show()

@@ -37,7 +37,7 @@ def import_(
     if printed:
         typer.echo(made.text, nl=False)
     else:
-        _recipe.write(made, output, overwrite=overwrite)
+        _recipe.write(made, output, source=file, overwrite=overwrite)
     for line in [f"{file}: {made.system}", *_recipe.listed(made.left)]:
         typer.echo(line, err=printed)
     if not printed:

@@ -82,16 +82,16 @@ def _short(cell: str) -> str:
 
 def _one(name: str, allow_pickle: bool) -> dict[str, Any]:
     from lorikeet.base.errors import CheckpointError
-    from lorikeet.checkpoints.download import locate
+    from lorikeet.checkpoints.download import locate, nearest_here
     from lorikeet.plan.describe import describe
 
     path = locate(name)
     if path is None:
         raise CheckpointError(
-            f"'{name}' is not downloaded",
+            f"there is no folder '{name}' here, and no model of that name is downloaded",
             given=name,
             allowed="what is on this machine: `lorikeet models` lists it",
-            try_=f"lorikeet download {name}",
+            try_=nearest_here(name) or f"lorikeet download {name}",
         )
     return describe(path, allow_pickle=allow_pickle)
 

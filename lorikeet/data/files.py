@@ -99,13 +99,21 @@ def file_kind(path: Path) -> str:
     return kind
 
 
+_LIST = "rename it to .json, if it is one list of rows"
+
+
 def _not_utf8(file: str, line: int, byte: int, error: UnicodeDecodeError) -> NoReturn:
     raise DataError(
         f"{file}:{line}: not UTF-8",
         given=f"byte 0x{error.object[error.start]:02x} at byte {byte} of the file",
         allowed="UTF-8, with or without a byte order mark",
-        try_=f"iconv -f latin1 -t utf-8 {file} > fixed   (with the encoding it really has)",
+        try_=f"iconv -f {_encoding(error.object)} -t utf-8 {file} > fixed   (with the encoding it really has)",
     ) from error
+
+
+def _encoding(line: bytes) -> str:
+    """The likely encoding of a line that is not UTF-8."""
+    return "utf-16" if line.startswith((b"\xff\xfe", b"\xfe\xff")) else "latin1"
 
 
 def _broken_json(file: str, line: int, column: int, reason: str, given: str) -> NoReturn:
@@ -113,13 +121,17 @@ def _broken_json(file: str, line: int, column: int, reason: str, given: str) -> 
         f"{file}:{line}: broken JSON at column {column}: {reason}",
         given=given.strip()[:120] or "(end of file)",
         allowed="a list of objects (.json), or one object a line (.jsonl)",
+        try_=_LIST if file.removesuffix(".gz").endswith("l") and line == 1 and given.startswith("[") else None,
     )
 
 
 def _no_object(origin: Origin, value: object) -> NoReturn:
     shown = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     raise DataError(
-        f"{origin}: a row must be an object with named columns", given=shown[:120], allowed='{"column": "value", ...}'
+        f"{origin}: a row must be an object with named columns",
+        given=shown[:120],
+        allowed='{"column": "value", ...}',
+        try_=_LIST if isinstance(value, list) and origin.row == 0 else None,
     )
 
 
@@ -160,6 +172,8 @@ def _csv(file: IO[bytes], name: str) -> Iterator[tuple[Row, Origin]]:
         try:
             if reader.fieldnames and line == 1:  # the header was read just now
                 line = reader.line_num + 1
+            if row == 0:
+                _refuse_same_names(list(reader.fieldnames or ()), name)
             value = next(reader, None)
         except csv.Error as error:
             raise DataError(
@@ -179,6 +193,18 @@ def _csv(file: IO[bytes], name: str) -> Iterator[tuple[Row, Origin]]:
             )
         yield value, origin
         row += 1
+
+
+def _refuse_same_names(columns: list[str], name: str) -> None:
+    """Raise DataError where the reader would keep the last of two columns, without a word."""
+    twice = [column for column in dict.fromkeys(columns) if column and columns.count(column) > 1]
+    if twice:
+        raise DataError(
+            f"{name}:1: two columns have the same name",
+            given=" ".join(twice),
+            allowed="each name once",
+            try_="rename one of them",
+        )
 
 
 def _parquet(file: IO[bytes], name: str) -> Iterator[tuple[Row, Origin]]:
@@ -265,6 +291,8 @@ class _JsonText:
                 if end < len(self.text) or not self.more():
                     self.at = end
                     return value
+            except RecursionError:
+                _broken_json(self.name, *self.place(self.at), "nested too deeply", self.text[self.at : self.at + 80])
             except json.JSONDecodeError as error:
                 reason, place = error.msg, error.pos
                 unfinished = reason.startswith("Unterminated string") or place > len(self.text) - 16

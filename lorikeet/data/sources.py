@@ -77,7 +77,13 @@ class Opened:
 
 
 def options_of(source: Source) -> SourceOptions:
-    """An entry in full."""
+    """An entry in full. Raises DataError for a name that is none."""
+    if isinstance(source, str) and not source.strip():
+        raise DataError(
+            "a source of data without a name",
+            given=f"'{source}'",
+            allowed="a file, a folder, https://..., hf:ORG/NAME[@REVISION]",
+        )
     return SourceOptions(path=source) if isinstance(source, str) else source
 
 

@@ -25,7 +25,10 @@ def fetch_data(url: str) -> Path:
     """The local copy of the data file at `url`.
 
     Raises DataError where the URL does not name a data file, DownloadError where it cannot be fetched whole."""
-    name = PurePosixPath(unquote(urlsplit(url).path)).name
+    try:
+        name = PurePosixPath(unquote(urlsplit(url).path)).name
+    except ValueError as error:  # brackets that enclose no address
+        raise DataError("a URL that cannot be read", given=error, allowed="https://host/path") from error
     if not name.lower().removesuffix(".gz").endswith(EXTENSIONS):
         raise DataError(
             "the URL does not name a data file",

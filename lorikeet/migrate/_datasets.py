@@ -122,7 +122,8 @@ def from_info(translation: Translation, name: str, info: dict[str, Any], folder:
             try_=nearest(name, info) or "data.train='[FILE]' behind the command",
         )
     entry = info[name]
-    if not isinstance(entry, dict) or not isinstance(entry.get("columns", {}), dict | None):
+    parts = [entry.get("columns"), entry.get("tags")] if isinstance(entry, dict) else [()]
+    if not all(part is None or isinstance(part, dict) for part in parts):
         raise RecipeError(
             f"{name}: an entry of dataset_info.json is a mapping",
             given=f"{str(entry)[:80]}   ({folder / 'dataset_info.json'})",

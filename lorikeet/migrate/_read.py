@@ -62,7 +62,7 @@ def _text(path: Path) -> str:
 def _json(text: str, path: Path, given: frozenset[str]) -> Content:
     try:
         values = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise RecipeError("this is not JSON", given=f"{error}   ({path})") from None
     if not isinstance(values, dict):
         raise RecipeError("this is no mapping of settings", given=f"{text.strip()[:60]}   ({path})", allowed=ALLOWED)

@@ -74,8 +74,16 @@ def translated(path: Path, datasets: Sequence[str] = (), overrides: Sequence[str
     return Imported(made.system, recipe, text, made.left)
 
 
-def write(imported: Imported, output: Path, *, overwrite: bool = False) -> None:
-    """Write the recipe. Raises OutputError where there is a file already, or no place for one."""
+def write(imported: Imported, output: Path, *, source: Path | None = None, overwrite: bool = False) -> None:
+    """Write the recipe that `source` amounts to. Raises OutputError where there is a file already, or no place for
+    one."""
+    if source is not None and output.exists() and output.samefile(source):
+        raise OutputError(
+            f"'{output}' is the file that is imported",
+            given=str(output),
+            allowed="a new file",
+            try_=f"-o {output.with_stem(output.stem + '-imported')}",
+        )
     if output.is_dir() or (output.exists() and not overwrite):
         raise OutputError(
             f"'{output}' exists already",

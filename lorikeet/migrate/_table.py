@@ -91,7 +91,7 @@ def plain(translation: Translation) -> dict[str, Any]:
     """The settings as the tree of values that a recipe file holds, sections in the recipe's order."""
     values: dict[str, Any] = {}
     order = list(Recipe.model_fields)
-    for path in sorted(translation.settings, key=lambda path: order.index(path[0])):
+    for path in sorted(translation.settings, key=lambda path: (*order, path[0]).index(path[0])):
         node = values
         for part in path[:-1]:
             node = node.setdefault(part, {})

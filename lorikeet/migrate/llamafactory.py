@@ -281,7 +281,7 @@ def dataset_info(content: Content) -> tuple[dict[str, Any] | None, Path]:
         )
     try:
         info = json.loads((found / "dataset_info.json").read_text("utf-8-sig"))
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise RecipeError("this is not JSON", given=f"{error}   ({found / 'dataset_info.json'})") from None
     if not isinstance(info, dict):
         raise RecipeError("dataset_info.json is a mapping of names", given=f"{found / 'dataset_info.json'}")

@@ -5,16 +5,19 @@ The peak is the network as kept plus one dense tensor, whatever the file's own d
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
+from torch import Tensor
 
 from lorikeet.base.errors import CheckpointError, ModelError
 from lorikeet.base.kinds import family_files, file_class
+from lorikeet.base.log import note
 from lorikeet.base.options import Options
 from lorikeet.checkpoints._contract import Checkpoint
 from lorikeet.models.build import Build
@@ -22,6 +25,8 @@ from lorikeet.models.causal_lm import CausalLM
 from lorikeet.models.families._contract import Family
 from lorikeet.models.spec import Spec
 from lorikeet.quant._contract import Quant
+
+_DERIVED = re.compile(r"inv_freq$|rope_freqs|rope_factors|^lm_head\.|^output\.weight$|\.masked_bias$|\.attn\.bias$")
 
 Dtype = Literal["auto", "bfloat16", "float16", "float32", "float64"]
 
@@ -40,7 +45,9 @@ class ModelOptions(Options):
     allow_pickle: bool = Field(
         False, description="Read pytorch_model.bin (weights only) where there is no safetensors."
     )
-    threads: int | None = Field(None, ge=1, description="CPU threads; by default as many as the machine has cores.")
+    threads: int | None = Field(
+        None, ge=1, le=1024, description="CPU threads; by default as many as the machine has cores."
+    )
 
 
 def pick_device(device: str) -> torch.device:
@@ -49,7 +56,7 @@ def pick_device(device: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         chosen = torch.device(device)
-        torch.empty(1, device=chosen)
+        torch.zeros(1, device=chosen).item()  # `meta` makes tensors, but holds no numbers
     except (RuntimeError, AssertionError) as error:
         raise ModelError(
             f"model.device: no device '{device}' here",
@@ -111,15 +118,60 @@ def load(
 ) -> CausalLM:
     """The checkpoint's network with its weights, frozen. Raises CheckpointError for a missing or odd tensor."""
     found, spec = identify(checkpoint, family)
+    _refuse_quantised(checkpoint)
+    watched = _Watched(checkpoint)
     model = found.network(spec, Build(quant, dtype, device))
     for slot in model.slots():
-        dense = found.read(checkpoint, slot.name, spec)
+        dense = found.read(watched, slot.name, spec)
         if tuple(dense.shape) != slot.shape:
             raise CheckpointError(
                 f"tensor '{slot.name}' has another shape than the config says",
                 given=tuple(dense.shape),
                 allowed=slot.shape,
             )
-        slot.write(dense.to(device=device, dtype=dtype))
+        slot.write(dense.to(device=device, dtype=dtype) if dense.is_floating_point() else dense.to(device))
         del dense
+    if unread := watched.unread():
+        named = ", ".join(unread[:3]) + (", ..." if len(unread) > 3 else "")
+        note(f"{len(unread)} of {len(checkpoint.names())} tensors have no place in this network: {named}")
     return model
+
+
+class _Watched:
+    """A checkpoint that remembers what was read: a config.json of fewer layers makes a network that runs, too."""
+
+    def __init__(self, checkpoint: Checkpoint):
+        self._checkpoint, self._seen = checkpoint, set[str]()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._checkpoint, name)
+
+    def read(self, name: str, part: int | None = None) -> Tensor:
+        """See `Checkpoint.read`."""
+        self._seen.add(name)
+        return self._checkpoint.read(name, part)
+
+    def unread(self) -> list[str]:
+        """The tensors that nobody asked for, but those that follow from others (tables of rope, a tied head)."""
+        return [name for name in self._checkpoint.names() if name not in self._seen and not _DERIVED.search(name)]
+
+
+def _refuse_quantised(checkpoint: Checkpoint) -> None:
+    """Raise CheckpointError for a folder whose numbers mean nothing without scales that lie beside them.
+
+    Read as plain tensors, they would make a network that runs, and is not the model."""
+    if checkpoint.layout != "hf":
+        return  # a GGUF file's reader knows its scales
+    names = set(checkpoint.names())
+    settings = checkpoint.config.get("quantization_config")
+    method = settings.get("quant_method") if isinstance(settings, dict) else None
+    for name in sorted(names):
+        stored = checkpoint.stored(name)
+        scaled = stored.startswith("F8") and (method or {f"{name}_scale", f"{name}_scale_inv"} & names)
+        if name.endswith("weight") and (scaled or not stored.startswith(("F", "BF"))):
+            raise CheckpointError(
+                f"{checkpoint.path}: the weights are quantised, and only dense ones are read from a folder",
+                given=f"{method or 'no quantization_config'}; '{name}' is {stored}",
+                allowed="F16 BF16 F32 F64",
+                try_="the model unquantised, or a .gguf file of it",
+            )

@@ -7,14 +7,17 @@ adapters, quantisation and merging meet it as they meet the native networks. doc
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from traceback import extract_tb
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from lorikeet.base.errors import ModelError
+from lorikeet.base.errors import LorikeetError, ModelError
+from lorikeet.checkpoints._contract import Checkpoint
 from lorikeet.models.build import Build
 from lorikeet.models.causal_lm import CausalLM, Head, Shape
 from lorikeet.models.families._contract import Family
@@ -50,7 +53,18 @@ class ModuleModel(CausalLM):
                     try_="train.gradient_checkpointing=false",
                 )
             self.module.gradient_checkpointing = True  # type: ignore[assignment]
-        found: Tensor = self.module(tokens, positions, view)
+        if self.module.training != torch.is_grad_enabled():  # its dropout acts where an adapter's does
+            self.module.train(torch.is_grad_enabled())
+        with own_code(type(self.module).forward, f"{type(self.module).__name__}.forward"):
+            found = self.module(tokens, positions, view)
+        wanted = (len(tokens), self.shape.width)
+        if not isinstance(found, Tensor) or found.shape != wanted or not found.is_floating_point():
+            given = f"{found.dtype} {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
+            raise ModelError(
+                f"{type(self.module).__name__}.forward does not return the last hidden states",
+                given=given,
+                allowed=f"one float tensor [tokens, width], here {wanted}",
+            )
         return found
 
     def slots(self) -> Iterator[Slot]:
@@ -58,10 +72,32 @@ class ModuleModel(CausalLM):
         return _slots(self.module, "", set())
 
 
+@contextmanager
+def own_code(function: Callable[..., Any], title: str) -> Iterator[None]:
+    """Someone's own code can fail in any way: here as one ModelError, with the line of the file `function` is in."""
+    try:
+        yield
+    except (LorikeetError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        code = getattr(function, "__code__", None)
+        file = code.co_filename if code else "?"
+        lines = [frame.lineno for frame in extract_tb(error.__traceback__) if frame.filename == file]
+        place = f"{file}:{lines[-1]}" if lines else file
+        raise ModelError(
+            f"{place}: {title} fails",
+            given=f"{type(error).__name__}: {error}",
+            try_="--debug shows the traceback",
+        ) from error
+
+
 def _slots(module: nn.Module, name: str, seen: set[int]) -> Iterator[Slot]:
     if isinstance(module, LinearGroup):
         yield from module.slots()
         return
+    for key, buffer in module.named_buffers(recurse=False):
+        if key not in module._non_persistent_buffers_set:  # the others are no part of a state dict
+            yield parameter_slot(f"{name}{key}", buffer)
     for key, parameter in module.named_parameters(recurse=False):
         if id(parameter) not in seen:
             seen.add(id(parameter))
@@ -97,20 +133,35 @@ class ModuleFamily(Family):
 
     def shape(self, config: dict[str, Any]) -> Shape:
         """The sizes in a config.json. `heads`, `kv_heads` and `head_dim` are those of the caches of attention."""
-        raise NotImplementedError
+        raise self._lacks("shape(self, config)")
 
     def module(self, config: dict[str, Any]) -> nn.Module:
         """The network; what its parameters hold does not matter, they are read from the checkpoint."""
-        raise NotImplementedError
+        raise self._lacks("module(self, config)")
+
+    def matches(self, checkpoint: Checkpoint) -> bool:
+        """See `Family.matches`."""
+        if not isinstance(getattr(self, "model_type", None), str):
+            raise self._lacks('model_type = "..."')
+        return super().matches(checkpoint)
 
     def spec(self, config: dict[str, Any]) -> ModuleSpec:
         """See `Family.spec`."""
-        return ModuleSpec(self.shape(config), config)
+        with own_code(type(self).shape, f"{type(self).__name__}.shape"):
+            shape = self.shape(config)
+        if not isinstance(shape, Shape):
+            raise ModelError(f"{type(self).__name__}.shape returns no Shape", given=type(shape).__name__)
+        return ModuleSpec(shape, config)
 
     def network(self, spec: ModuleSpec, build: Build) -> CausalLM:
         """See `Family.network`."""
-        with torch.device(build.device):
+        with torch.device(build.device), own_code(type(self).module, f"{type(self).__name__}.module"):
             module = self.module(spec.config)
+        if not isinstance(module, nn.Module):
+            raise ModelError(f"{type(self).__name__}.module returns no nn.Module", given=repr(module)[:80])
         freeze_linears(module, build, keep=self.head)
         module.to(build.dtype).requires_grad_(False)
         return ModuleModel(module, spec.shape, self.head)
+
+    def _lacks(self, what: str) -> ModelError:
+        return ModelError(f"{type(self).__name__} does not say: {what}", allowed="what docs/own_model.md lists")

@@ -65,6 +65,9 @@ def describe(path: Path, *, allow_pickle: bool = False) -> dict[str, Any]:
             "control_tokens": len(tokenizer.control),
         }
         facts["chat_template"] = _template(tokenizer)
+        size = facts.get("vocabulary")
+        if facts["family"] and isinstance(size, int) and tokenizer.vocab_size > size:
+            why_not = why_not or f"its tokenizer has {tokenizer.vocab_size} tokens, the network only {size}"
     return {**facts, "trainable": why_not is None, "why_not": why_not}
 
 

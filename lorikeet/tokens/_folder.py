@@ -46,7 +46,7 @@ def read_json(file: Path) -> dict[str, Any]:
         return {}
     try:
         content = json.loads(read(file).decode("utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise TokenizerError(f"{file}: not JSON", given=error, try_="download the file again") from error
     if not isinstance(content, dict):
         raise TokenizerError(f"{file}: not a JSON object", given=type(content).__name__)

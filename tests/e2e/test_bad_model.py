@@ -52,6 +52,17 @@ def sharded(model: Path, missing: bool) -> None:
         (model / "model-00002-of-00002.safetensors").unlink()
 
 
+def retyped(model: Path, dtype: torch.dtype) -> None:
+    tensors = load_file(model / "model.safetensors")
+    tensors["model.layers.0.mlp.up_proj.weight"] = tensors["model.layers.0.mlp.up_proj.weight"].to(dtype)
+    save_file(tensors, model / "model.safetensors")
+
+
+def eight_bits(model: Path) -> None:
+    retyped(model, torch.float8_e4m3fn)
+    change(model / "config.json", quantization_config={"quant_method": "fp8"})
+
+
 def pickled(model: Path) -> None:
     torch.save(load_file(model / "model.safetensors"), model / "pytorch_model.bin")
     (model / "model.safetensors").unlink()
@@ -85,6 +96,9 @@ MODELS: list[tuple[str, Callable[[Path], Any], str, list[str]]] = [
     ("config broken", text("config.json", '{"model_type": '), "CheckpointError: model/config.json: not JSON", []),
     ("config not UTF-8", text("config.json", b'{"model_type": "\xff"}'), "CheckpointError: model/config.json: not JSON", []),
     ("config a list", text("config.json", "[]"), "CheckpointError: model/config.json: not a JSON object", []),
+    ("config without a bottom", text("config.json", "[" * 100000), "CheckpointError: model/config.json: not JSON", []),
+    ("eight bits and scales", eight_bits, "CheckpointError: model: the weights are quantised", ["fp8", "F8_E4M3"]),
+    ("whole numbers", lambda model: retyped(model, torch.int8), "CheckpointError: model: the weights are quantised", ["I8"]),
     ("another architecture", set_(model_type="mamba"), "ModelError: ", ["mamba", "llama"]),
     ("no architecture", set_(model_type=None), "ModelError: ", ["llama"]),
     ("a setting missing", set_(hidden_size=None), "ModelError: ", ["hidden_size"]),

@@ -188,8 +188,8 @@ def test_lora_gradients_equal_peft(case: str, tmp_path: Path) -> None:
 
 
 IN_GGUF = [
-    "mistral, no window, wide heads", "qwen2", "qwen3", "qwen3, yarn", "gemma", "gemma2", "gemma3", "phi3", "phi3, longrope",
-    "phi4-mini: a part of each head rotated, tied",
+    "mistral, no window, wide heads", "qwen2", "qwen3", "qwen3, yarn", "gemma", "gemma2", "gemma3", "phi3",
+    "phi3, longrope", "phi4-mini: a part of each head rotated, tied",
 ]  # fmt: skip
 
 

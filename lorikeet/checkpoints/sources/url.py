@@ -25,7 +25,10 @@ def parse(name: str, home: Path) -> Url | None:
     if scheme is None:
         return None
     url, _, fragment = name.partition("#")
-    host = urlsplit(url).hostname
+    try:
+        host = urlsplit(url).hostname
+    except ValueError as error:  # brackets that enclose no address
+        raise DownloadError("a source that cannot be read", given=error, allowed=FORM) from error
     if not host or scheme[1].lower() not in ("http", "https"):
         raise DownloadError("a source that cannot be read", given=shown(url), allowed=FORM)
     if not is_private(url):
