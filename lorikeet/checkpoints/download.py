@@ -34,11 +34,12 @@ def allowed_names() -> str:
 
 
 def nearest_here(name: str) -> str | None:
-    """The entry of the folder that `name` points into which is most like it: `runs/first` for `runs/frist`."""
+    """The folder or GGUF file that lies where `name` points and is most like it: `runs/first` for `runs/frist`."""
     path = Path(name).expanduser()
     if not path.parent.is_dir():
         return None
-    found = nearest(path.name, (entry.name for entry in path.parent.iterdir() if not entry.name.startswith(".")))
+    beside = (entry for entry in path.parent.iterdir() if entry.is_dir() or entry.suffix == ".gguf")
+    found = nearest(path.name, (entry.name for entry in beside if not entry.name.startswith(".")))
     return str(path.parent / found) if found else None
 
 
@@ -129,7 +130,9 @@ def _full_name(name: str) -> str:
     if name in ALIASES or Path(name).expanduser().exists() or _parse(name, models_dir()) is not None:
         return name
     if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name):
-        raise CheckpointError(f"no model '{name}'", given=name, allowed=allowed_names(), try_=nearest(name, ALIASES) or nearest_here(name))
+        raise CheckpointError(
+            f"no model '{name}'", given=name, allowed=allowed_names(), try_=nearest(name, ALIASES) or nearest_here(name)
+        )
     return f"hf:{name}"
 
 

@@ -82,16 +82,17 @@ def _short(cell: str) -> str:
 
 def _one(name: str, allow_pickle: bool) -> dict[str, Any]:
     from lorikeet.base.errors import CheckpointError
-    from lorikeet.checkpoints.download import locate, nearest_here
+    from lorikeet.checkpoints.download import ALIASES, locate, nearest_here
     from lorikeet.plan.describe import describe
 
     path = locate(name)
     if path is None:
+        exact = name in ALIASES or ":" in name
         raise CheckpointError(
-            f"there is no folder '{name}' here, and no model of that name is downloaded",
+            f"'{name}' is not downloaded" + ("" if exact else ", and is no folder here"),
             given=name,
             allowed="what is on this machine: `lorikeet models` lists it",
-            try_=nearest_here(name) or f"lorikeet download {name}",
+            try_=(None if exact else nearest_here(name)) or f"lorikeet download {name}",
         )
     return describe(path, allow_pickle=allow_pickle)
 

