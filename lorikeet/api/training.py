@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from lorikeet.api.base import Base, attach, prepare
 from lorikeet.base.errors import CheckpointError, RecipeError
 from lorikeet.base.files import need_space, new_folder, sha256_file, write_file
 from lorikeet.base.log import note
-from lorikeet.base.nouns import Batch
+from lorikeet.base.nouns import Batch, Example
 from lorikeet.config import Recipe
 from lorikeet.data import sources
 from lorikeet.data.pack import ExampleSource, pack_row, plan_rows, run_step, total_steps
@@ -78,11 +79,13 @@ def train(recipe: Recipe, *, overwrite: bool = False) -> dict[str, Any]:
         engine = Engine(model, base.tokenizer, template)
         asked = list(prepared.validation or [])[: recipe.evaluate.samples]
         if done.step == 0 and asked:
+            note(f"answering {_prompts(asked)} before training, for the report")
             write_samples(folder, engine, asked, recipe.generate, "before")
         outcome = train_loop(run, recipe.train, done=done, stepper=stepper)
         with new_folder(folder / "adapter") as adapter_folder:
             saver(adapter_folder)
         if asked:
+            note(f"answering {_prompts(asked)} again")
             write_samples(folder, engine, asked, recipe.generate, "after")
         summary = summarise(outcome, run, wall_seconds=time.time() - started) | {"data": prepared.as_dict()}
         write_file(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
@@ -116,6 +119,10 @@ def evaluate(target: Recipe | Path, *, adapter: Path | None = None) -> dict[str,
         "conversations": len(prepared.validation),
         "peak_rss_bytes": peak_rss_bytes(),
     }
+
+
+def _prompts(asked: Sequence[Example]) -> str:
+    return f"{len(asked)} held-out prompt{'s' * (len(asked) > 1)}"
 
 
 def _with_row_tokens(recipe: Recipe, model: CausalLM) -> Recipe:

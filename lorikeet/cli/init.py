@@ -28,7 +28,8 @@ def init(
         str | None, typer.Option("--model", "-m", help="An alias, a folder, a .gguf file, or a hub name.")
     ] = None,
     data: Annotated[
-        list[str] | None, typer.Option("--data", "-d", help="A file or folder of training data; may be repeated.")
+        list[str] | None,
+        typer.Option("--data", "-d", metavar="FILE", help="A file or folder of training data; may be repeated."),
     ] = None,
     purpose: Annotated[
         str | None,

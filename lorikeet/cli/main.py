@@ -27,7 +27,7 @@ app = typer.Typer(
     help="Fine-tune a large language model on the machine you have, and prove that it worked.",
     epilog="First time here: lorikeet demo    Every command: lorikeet COMMAND --help",
 )
-for group in (run, model, models, data, recipe, migrate, doctor, init):
+for group in (doctor, init, run, model, models, migrate, recipe, data):  # the order of the help
     group.register(app)
 
 

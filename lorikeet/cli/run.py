@@ -37,6 +37,16 @@ def train(
 
         summary = api.train(loaded, overwrite=overwrite)
     _command.print_values(summary)
+    _say_next(loaded.output_dir)
+
+
+def _say_next(run: Path) -> None:
+    """On standard error: what can be done with the finished run."""
+    from lorikeet.base.log import note
+
+    note(f"\nreport: {run / 'report.html'}; next:")
+    note(f"  lorikeet chat {run}")
+    note(f"  lorikeet merge {run} {run}-merged")
 
 
 def evaluate(

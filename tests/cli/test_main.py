@@ -48,7 +48,10 @@ def test_train_prints_the_summary(api: dict[str, Any], capsys: pytest.CaptureFix
     assert run_command(["train", "recipe.yaml", "adapter.r=16", "--overwrite"]) == 0
     ((name, (recipe,), options),) = api["calls"]
     assert (name, recipe.adapter.r, options) == ("train", 16, {"overwrite": True})
-    assert capsys.readouterr().out == "train_loss  1.23457\nsteps       3\n"
+    printed = capsys.readouterr()
+    assert printed.out == "train_loss  1.23457\nsteps       3\n"
+    folder = recipe.output_dir
+    assert f"report: {folder}/report.html" in printed.err and f"lorikeet chat {folder}\n" in printed.err
 
 
 def test_predict_tells_files_from_options(api: dict[str, Any]) -> None:
