@@ -77,12 +77,13 @@ def prepare(recipe: Recipe) -> tuple[Base, Template, Prepared]:
 
 
 def show(recipe: Recipe, n: int = 5) -> None:
-    """Print `n` conversations as the model sees them, trained tokens coloured."""
+    """Print `n` conversations as the model sees them, trained tokens coloured; in brackets where there is no colour."""
     from rich.console import Console
 
     base, _, prepared = prepare(recipe)
-    for part in show_examples(prepared.preview(), base.tokenizer, n):
-        Console().print(part)
+    console = Console()
+    for part in show_examples(prepared.preview(), base.tokenizer, n, colours=console.color_system is not None):
+        console.print(part)
     note(str(prepared))
 
 

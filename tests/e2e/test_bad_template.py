@@ -37,6 +37,14 @@ def test_templates(place: Place, name: str, template: Any, error: str, facts: li
     place.refused(TRAIN, error, *facts)
 
 
+@pytest.mark.parametrize(
+    "template", ["{kind: qwen, version: 2}", "{kind: llama3, version: 3.1, allow_text_markers: true}"]
+)
+def test_a_version_that_yaml_reads_as_a_number(place: Place, template: str) -> None:
+    place.recipe(data={"max_length": 512})
+    place.ok("data", "show", "recipe.yaml", "-n", "1", f"data.template={template}")
+
+
 # what is wrong, the template, the row, what the message says behind the row's place
 ROWS: list[tuple[str, Any, dict[str, Any], list[str]]] = [
     ("tools without words", "alpaca", {"messages": [ASKED, CALLED, RESULT, SAID], "tools": [TOOL]}, ["no words for", "data.bad_rows=skip"]),

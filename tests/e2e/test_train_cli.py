@@ -143,7 +143,8 @@ def test_templates(place: Place, template: str) -> None:
 def test_data_show(place: Place) -> None:
     place.recipe()
     shown = place.ok("data", "show", "recipe.yaml", "-n", "2").out
-    assert shown.count("tiny.jsonl:") == 2 and "<|im_start|>" in shown and "The answer is" in shown
+    assert shown.count("tiny.jsonl:") == 2 and "<|im_start|>" in shown
+    assert "⟦The answer is 0.<|im_end|>⟧" in shown and shown.count("⟦") == 3  # no colours here, and one line of legend
     assert not (place.folder / "run").exists()
 
 

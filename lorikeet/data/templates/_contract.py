@@ -8,13 +8,18 @@ never becomes a control token.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 from lorikeet.base.nouns import Conversation
 from lorikeet.base.options import Options
 from lorikeet.tokens._contract import Tokenizer
 
 Part = Literal["content", "end", "structure"]
+
+
+def number_as_text(value: Any) -> Any:
+    """For options such as `version: 3.1`, which YAML reads as a number."""
+    return str(value) if isinstance(value, (int, float)) else value
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from lorikeet.base.nouns import Conversation, Message
 from lorikeet.data.templates._bound import BoundTemplate
-from lorikeet.data.templates._contract import Segment
+from lorikeet.data.templates._contract import Segment, number_as_text
 from lorikeet.data.templates._environment import to_json
 from lorikeet.data.templates._suits import MarkedOptions, has_word
 from lorikeet.data.templates._tools import call_json
@@ -36,6 +36,7 @@ class Llama3(MarkedOptions):
     )
     date: str = Field("26 Jul 2024", min_length=1, description="The date in the system turn since 3.1.")
     says_tools: ClassVar[bool] = True
+    _version = field_validator("version", mode="before")(number_as_text)
 
     def resolved(self, tokenizer: Tokenizer) -> str:
         """The version asked for, else the one whose tokens the tokenizer has."""

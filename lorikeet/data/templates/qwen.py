@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from lorikeet.base.nouns import Conversation, Message
 from lorikeet.data.templates._bound import BoundTemplate
-from lorikeet.data.templates._contract import Segment
+from lorikeet.data.templates._contract import Segment, number_as_text
 from lorikeet.data.templates._environment import to_json
 from lorikeet.data.templates._suits import MarkedOptions, has_word
 from lorikeet.data.templates._thinking import CLOSE, OPEN, split_thought
@@ -48,6 +48,7 @@ class Qwen(MarkedOptions):
     thinking: bool = Field(
         True, description="Qwen 3: false writes every reply behind an empty thought, as enable_thinking=False does."
     )
+    _version = field_validator("version", mode="before")(number_as_text)
     says_tools: ClassVar[bool] = True
 
     def resolved(self, tokenizer: Tokenizer) -> str:
