@@ -127,6 +127,8 @@ def _parse(name: str, home: Path) -> Source | None:
 
 def _full_name(name: str) -> str:
     """`name` as `_parse` reads it, or as a path that exists. Raises CheckpointError for what is neither."""
+    if not name.strip():  # as a path it would mean this folder
+        raise CheckpointError("no model is named", given=f"'{name}'", allowed=allowed_names())
     if name in ALIASES or Path(name).expanduser().exists() or _parse(name, models_dir()) is not None:
         return name
     if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name):

@@ -91,5 +91,8 @@ def download(
 ) -> None:
     """Fetch a model and print where it lies. Checked by sha256, kept in the cache."""
     from lorikeet.checkpoints.download import resolve
+    from lorikeet.checkpoints.open import open_checkpoint
 
-    typer.echo(resolve(source, allow_pickle=allow_pickle))
+    path = resolve(source, allow_pickle=allow_pickle)
+    open_checkpoint(path, allow_pickle=allow_pickle)  # a file of one's own may be anything
+    typer.echo(path)

@@ -27,7 +27,7 @@ from lorikeet.models.causal_lm import CausalLM
 from lorikeet.train.census import Census
 from lorikeet.train.evaluate import EvalResult, evaluate
 from lorikeet.train.metrics import Metrics, peak_device_bytes, peak_rss_bytes
-from lorikeet.train.optim import OptimOptions, Stepper, learning_rate
+from lorikeet.train.optim import OptimOptions, Stepper, learning_rate, warmup
 from lorikeet.train.state import save_checkpoint
 from lorikeet.train.step import StepResult, train_step
 
@@ -121,6 +121,8 @@ def train(run: Run, options: TrainOptions, *, done: Progress | None = None, step
     stepper = stepper or Stepper(run.parameters, options)
     metrics, census = Metrics(run.folder / "metrics.jsonl"), Census(run.parameters)
     counted = done.step > 0  # the interrupted run has counted
+    if run.steps > 1 and warmup(options, run.steps) >= run.steps:
+        note(f"the warm-up takes all {run.steps} steps: the learning rate never reaches {options.learning_rate:g}")
     run.model.gradient_checkpointing = options.gradient_checkpointing
     validated: tuple[int, EvalResult] | None = None
     if run.validation and run.evaluate_before and done.step == 0:

