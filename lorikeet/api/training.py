@@ -58,7 +58,8 @@ def train(recipe: Recipe, *, overwrite: bool = False) -> dict[str, Any]:
         recipe.adapter.attach(model, seed=recipe.train.seed)
         parameters = recipe.adapter.parameters(model)
         size = f"{sum(parameter.numel() for parameter in parameters.values()):,} trainable parameters"
-        note(f"model: {recipe.model.path}, {base.shape.layers} layers, {model.dtype} on {model.device}; {size}")
+        dtype = str(model.dtype).removeprefix("torch.")
+        note(f"model: {recipe.model.path}, {base.shape.layers} layers, {dtype} on {model.device}; {size}")
         identity = _identity(recipe, base, template, prepared, model)
         saver = partial(
             storage.save_adapter, adapter=recipe.adapter, model=model, identity=_adapter_identity(recipe, identity)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
@@ -83,7 +84,9 @@ def _lines(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _extra(extra: dict[str, Any]) -> str:
-    brings = "; ".join(extra["brings"]) or "work on lorikeet itself"
+    brings = re.sub("<(.+?)>", lambda found: found[1].upper(), "; ".join(extra["brings"]))
+    if not brings:  # for developers: nobody else misses anything
+        return f"{extra['name']}: {'installed' if extra['installed'] else 'missing'} (only for work on lorikeet itself)"
     if extra["installed"]:
         return f"{extra['name']}: installed ({brings})"
     return f"{extra['name']}: missing {' '.join(extra['missing'])} ({brings}): {extra['install']}"

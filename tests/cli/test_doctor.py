@@ -23,8 +23,9 @@ FOUND: dict[str, Any] = {
     "versions": {"python": "3.12", "gguf": None},
     "threads": {"OMP_NUM_THREADS": "4", "OMP_WAIT_POLICY": None},
     "extras": [
-        {"name": "hf", "installed": False, "missing": ["hub>=1"], "brings": ["hub"], "install": "pip install x"},
+        {"name": "hf", "installed": False, "missing": ["hub>=1"], "brings": ["hub <name>"], "install": "pip install x"},
         {"name": "lint", "installed": True, "missing": [], "brings": [], "install": "pip install y"},
+        {"name": "test", "installed": False, "missing": ["a>=1"], "brings": [], "install": "pip install z"},
     ],
 }  # fmt: skip
 
@@ -41,7 +42,8 @@ def test_what_doctor_says() -> None:
         "empty",
         "versions python 3.12\n",
         "threads OMP_NUM_THREADS=4\n",
-        "extras hf: missing hub>=1 (hub): pip install x",
-        "lint: installed (work on lorikeet itself)",
+        "extras hf: missing hub>=1 (hub NAME): pip install x",
+        "lint: installed (only for work on lorikeet itself)",
+        "test: missing (only for work on lorikeet itself)",
     ):
         assert said in text
