@@ -125,9 +125,9 @@ def _others(config: dict[str, Any]) -> list[str]:
 
 
 def _ids(value: Any) -> tuple[int, ...]:
-    if isinstance(value, int) and not isinstance(value, bool):
-        return (value,)
-    return tuple(id for id in value if isinstance(id, int)) if isinstance(value, list) else ()
+    """The ids among what a config states; the first Llamas say -1 for a token that they have not."""
+    listed = value if isinstance(value, list) else [value]
+    return tuple(id for id in listed if isinstance(id, int) and not isinstance(id, bool) and 0 <= id < 1 << 31)
 
 
 def _chat_template(folder: Path, config: dict[str, Any]) -> str | None:

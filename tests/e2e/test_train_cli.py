@@ -151,6 +151,17 @@ def test_what_would_go_unnoticed_is_said(place: Place) -> None:
     assert "the warm-up takes all 4 steps: the learning rate never reaches 0.01" in said
 
 
+@pytest.mark.parametrize("key", ["bos_token_id", "eos_token_id", "pad_token_id"])
+@pytest.mark.parametrize("value", [-1, 10**12])
+def test_ids_of_tokens_that_are_none(place: Place, key: str, value: int) -> None:
+    """The first Llamas say -1."""
+    model = place.copy_model()
+    config = json.loads((model / "config.json").read_text()) | {key: value}
+    (model / "config.json").write_text(json.dumps(config))
+    place.recipe(model={"path": "model"})
+    place.ok("data", "show", "recipe.yaml", "-n", "1")
+
+
 def test_data_show(place: Place) -> None:
     place.recipe()
     shown = place.ok("data", "show", "recipe.yaml", "-n", "2").out
