@@ -2,8 +2,9 @@
 
     drop         the conversation is left out
     cut          the tokens past max_length are left out, as most tools do: a long question then loses its answer
-    keep_reply   the oldest turns go first, then the start of the question, so that the last reply survives; a reply
-                 that alone is too long is cut at its end; of a document nothing is lost: it becomes several windows
+    keep_reply   the oldest turns go first, then the start of the question (of an alpaca row the start of its input, and
+                 only then of its instruction), so that the last reply survives; a reply that alone is too long is cut
+                 at its end; of a document nothing is lost: it becomes several windows
 
 The windows of a document are slices of its ids (never decoded and encoded again, so no token changes at an edge). Each
 but the first begins with the last `stride` tokens of the one before as context, weight 0, so every token is learned
@@ -24,7 +25,7 @@ from typing import Literal
 import numpy as np
 
 from lorikeet.base.errors import DataError
-from lorikeet.base.nouns import Conversation
+from lorikeet.base.nouns import Conversation, Message
 from lorikeet.data.encode import encode_conversation
 from lorikeet.data.layout import Layout
 from lorikeet.data.loss import LossOptions, message_weights
@@ -128,16 +129,29 @@ class Encoder:
         index = max(questions, key=lambda question: len(messages[question].content))
         for _ in range(8):  # the ids of a shorter text can differ by one or two at the new start: look again
             excess = len(tokens) - self.max_length
-            offsets = self.tokenizer.encode(messages[index].content)[1]
-            if excess <= 0 or len(offsets) <= 1:
+            shorter = _shorter(messages[index], excess, self.tokenizer) if excess > 0 else None
+            if shorter is None:
                 break
-            start = offsets[min(excess, len(offsets) - 1)][0]
-            rest = messages[index].content[max(start, 1) :].lstrip()
-            if not rest:
-                break
-            messages[index] = replace(messages[index], content=rest)
+            messages[index] = shorter
             tokens, weights = self._encode(replace(conversation, messages=tuple(messages)))
         return tokens, weights
+
+
+def _shorter(message: Message, excess: int, tokenizer: Tokenizer) -> Message | None:
+    """`message` without about `excess` tokens of its start, or of its input's where it has one; None where too little
+    is left to take any."""
+    text = message.context or message.content
+    before = message.content.removesuffix(text)  # an instruction, and the line end behind it
+    offsets = tokenizer.encode(text)[1]
+    if before and excess >= len(offsets):
+        return replace(message, content=before.rstrip("\n"), context=None)
+    if len(offsets) <= 1:
+        return None
+    start = offsets[min(excess, len(offsets) - 1)][0]
+    rest = text[max(start, 1) :].lstrip()
+    if before and rest:
+        return replace(message, content=before + rest, context=rest)
+    return replace(message, content=rest or before.rstrip("\n"), context=None) if rest or before else None
 
 
 def _up_to_last_trained(conversation: Conversation, loss: LossOptions) -> Conversation:

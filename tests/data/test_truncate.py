@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from lorikeet.base.errors import DataError
 from lorikeet.base.nouns import Conversation, Message
 from lorikeet.data.loss import LossOptions
+from lorikeet.data.templates.alpaca import Alpaca
 from lorikeet.data.templates.chatml import ChatML
 from lorikeet.data.templates.jinja import Jinja
 from lorikeet.data.truncate import Encoder, Piece
@@ -51,6 +52,33 @@ def test_keep_reply_shortens_the_question_from_its_start(tokenizer) -> None:
     assert shown.startswith("<|im_start|>user\n") and shown.endswith(
         "n o p <|im_end|>\n<|im_start|>assistant\nhello<|im_end|>"
     )
+
+
+@pytest.mark.parametrize("heading", [True, False])
+@pytest.mark.parametrize("length", [60, 45])
+def test_keep_reply_shortens_an_alpaca_row_s_input_before_its_instruction(
+    tokenizer, heading: bool, length: int
+) -> None:
+    given = "a b c d e f g h " * 20
+    asked = Message("user", "how are you\n" + given, context=given)
+    row = Conversation((asked, Message("assistant", "hello")))
+    template = Alpaca(system="", input_heading=heading).bind(tokenizer)
+    [piece] = pieces(tokenizer, row, length, "keep_reply", template)
+    assert piece.dropped is None and length - 4 <= len(piece.tokens) <= length
+    shown = text(tokenizer, piece)
+    between = "\n\n### Input:\n" if heading else "\n"
+    start, end = "### Instruction:\nhow are you" + between, "\n\n### Response:\nhello</s>\n\n"
+    assert shown.startswith(start) and shown.endswith(end) and given.endswith(shown[len(start) : -len(end)])
+
+
+def test_keep_reply_shortens_an_instruction_whose_input_is_too_short_to_help(tokenizer) -> None:
+    given = "a b c"
+    asked = Message("user", "how are you " * 30 + "\n" + given, context=given)
+    row = Conversation((asked, Message("assistant", "hello")))
+    [piece] = pieces(tokenizer, row, 50, "keep_reply", Alpaca(system="").bind(tokenizer))
+    shown = text(tokenizer, piece)
+    assert piece.dropped is None and len(piece.tokens) <= 50 and "### Input:" not in shown
+    assert "how are you" in shown and shown.endswith("\n\n### Response:\nhello</s>\n\n")
 
 
 def test_keep_reply_leaves_out_the_oldest_turns_first(tokenizer) -> None:
