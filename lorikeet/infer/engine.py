@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from lorikeet.base.errors import LorikeetError, ModelError
 from lorikeet.base.nouns import Conversation
@@ -102,9 +103,7 @@ class Engine:
         capacity = max(length + new for length, new in zip(lengths, room))
         cache = KvCache(self.model.shape, len(requests), capacity, self.model.dtype, self.model.device)
         live = [_Reply(request, new, self.tokenizer, self.template) for request, new in zip(requests, room)]
-        prefill = Prefill(cache, [request.prompt for request in requests])
-        hidden = self.model.hidden(prefill.tokens, prefill.positions, prefill)
-        logits = self.model.head.logits(hidden[prefill.last]).cpu()
+        logits = self._read(cache, [request.prompt for request in requests])
         while True:
             for reply, row in zip(live, logits):
                 reply.add(reply.sampler.pick(row))
@@ -115,11 +114,21 @@ class Engine:
             if len(going) < len(live):
                 cache.keep(torch.tensor(going, device=self.model.device))
                 live = [live[i] for i in going]
+            if any(reply.length - 1 == self.model.shares_within for reply in live):
+                # this token changes what the ones before it compute, so what is kept of them is of no use
+                logits = self._read(cache, [[*reply.request.prompt, *reply.ids] for reply in live])
+                continue
             decode = Decode(cache)
             tokens = torch.tensor([reply.ids[-1] for reply in live], device=self.model.device)
             hidden = self.model.hidden(tokens, decode.positions, decode)
             logits = self.model.head.logits(hidden).cpu()
             decode.advance()
+
+    def _read(self, cache: KvCache, texts: Sequence[Sequence[int]]) -> Tensor:
+        """Read whole texts into the cache; the logits of what follows each [B, V], on the CPU."""
+        prefill = Prefill(cache, texts, self.model.shares_within)
+        hidden = self.model.hidden(prefill.tokens, prefill.positions, prefill)
+        return self.model.head.logits(hidden[prefill.last]).cpu()
 
 
 class _Reply:
@@ -133,6 +142,11 @@ class _Reply:
         self.ids: list[int] = []
         self.reason: Reason | None = None
         self._text, self._said = "", 0
+
+    @property
+    def length(self) -> int:
+        """Tokens of the prompt and of the reply so far."""
+        return len(self.request.prompt) + len(self.ids)
 
     def add(self, token: int) -> None:
         """Take the next token; decides whether the reply has ended."""

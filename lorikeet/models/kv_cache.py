@@ -36,13 +36,15 @@ class KvCache:
 
 
 class Prefill:
-    """Reads prompts into the cache's rows. A prefix that prompts share is computed once and stored for each."""
+    """Reads prompts into the cache's rows. A prefix that prompts share is computed once and stored for each, unless
+    one of them is longer than `shares_within` (see `CausalLM.shares_within`)."""
 
-    def __init__(self, cache: KvCache, prompts: Sequence[Sequence[int]]):
+    def __init__(self, cache: KvCache, prompts: Sequence[Sequence[int]], shares_within: int | None = None):
         device = cache.keys.device
         ids = [np.asarray(prompt, np.int32) for prompt in prompts]
         order = sorted_order(ids)
-        tree = lay_out([ids[i] for i in order])
+        share = shares_within is None or max(map(len, ids)) <= shares_within
+        tree = lay_out([ids[i] for i in order], share=share)
         paths = [tree.paths[place] for place in np.argsort(order)]  # back in the order of the cache's rows
         lengths = torch.tensor([len(path) for path in paths])
         self.cache = cache

@@ -12,8 +12,11 @@ import numpy as np
 import pytest
 import torch
 
+from infer.conftest import ByteTokenizer, LineTemplate
 from lorikeet.base.kinds import kinds
 from lorikeet.data.pack import pack_row
+from lorikeet.infer.engine import Engine, Request
+from lorikeet.infer.sampling import GenerateOptions
 from lorikeet.models.decoder import Decoder
 from lorikeet.models.kv_cache import Decode, KvCache, Prefill
 from lorikeet.ops.attention import PackedView
@@ -159,6 +162,27 @@ def test_a_long_text_beside_a_short_one_changes_neither(tmp_path: Path) -> None:
     packed = model.hidden(row.tokens, row.positions, PackedView(row.visible_until, row.positions))
     alone = tiny.one_by_one(model, examples)
     torch.testing.assert_close(packed, torch.cat(alone), rtol=0, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("lengths", [[28], [34, 20], [20, 34], [27, 30, 45]])
+@torch.no_grad()
+def test_replies_across_the_length_where_rope_changes_equal_reading_anew(lengths: list[int], tmp_path: Path) -> None:
+    """Keys in the cache were turned by the angles of short texts: beyond 32 tokens the text is read again. Prompts
+    on both sides of it do not share what they begin with."""
+    theirs("phi3, longrope").save_pretrained(tmp_path)
+    model = ours(tmp_path)
+    rng = np.random.default_rng(0)
+    start = tiny.random_tokens(rng, 12)
+    prompts = [[*start, *tiny.random_tokens(rng, length - 12)] for length in lengths]
+    engine, greedy = Engine(model, ByteTokenizer(), LineTemplate()), GenerateOptions(temperature=0, max_new_tokens=14)
+    said = dict.fromkeys(range(len(prompts)), "")
+    for event in engine.generate([Request(i, prompt, greedy) for i, prompt in enumerate(prompts)]):
+        said[event.name] += event.text
+    for i, prompt in enumerate(prompts):
+        text = list(prompt)
+        for _ in range(14):
+            text.append(int(logits(model, torch.tensor(text))[-1].argmax()))
+        assert said[i] == bytes(text[len(prompt) :]).decode(), lengths[i]
 
 
 @pytest.mark.parametrize("case", CASES)
