@@ -23,7 +23,7 @@ from lorikeet.checkpoints._contract import Checkpoint
 from lorikeet.models.build import Build
 from lorikeet.models.causal_lm import CausalLM
 from lorikeet.models.families._contract import Family
-from lorikeet.models.spec import Spec
+from lorikeet.models.spec import DecoderSpec, Spec
 from lorikeet.quant._contract import Quant
 
 _DERIVED = re.compile(r"inv_freq$|rope_freqs|rope_factors|^lm_head\.|^output\.weight$|\.masked_bias$|\.attn\.bias$")
@@ -131,10 +131,30 @@ def load(
             )
         slot.write(dense.to(device=device, dtype=dtype) if dense.is_floating_point() else dense.to(device))
         del dense
+    _refuse_second_head(watched, found, spec, model)
     if unread := watched.unread():
         named = ", ".join(unread[:3]) + (", ..." if len(unread) > 3 else "")
         note(f"{len(unread)} of {len(checkpoint.names())} tensors have no place in this network: {named}")
     return model
+
+
+def _refuse_second_head(checkpoint: Checkpoint, family: Family, spec: Spec, model: CausalLM) -> None:
+    """Raise CheckpointError where the config ties the head to the embedding and the file holds another head.
+
+    A program may take either of them, and the other is then a different model."""
+    if not isinstance(spec, DecoderSpec) or not spec.tied:
+        return
+    name = f"{spec.names.head}.weight"
+    if checkpoint.layout != "hf" or name not in checkpoint.names():
+        return
+    weight = model.head.weight
+    if not torch.equal(family.read(checkpoint, name, spec).to(device=weight.device, dtype=weight.dtype), weight):
+        raise CheckpointError(
+            f"{checkpoint.path}: the config ties the head to the embedding, and the weights hold a head that differs",
+            given=f"tie_word_embeddings true (perhaps unsaid), and {name}",
+            allowed="one of the two",
+            try_='"tie_word_embeddings": false in config.json, if that head was trained',
+        )
 
 
 class _Watched:

@@ -55,6 +55,16 @@ def test_weights_are_kept_in_the_dtype_that_was_asked_for(tmp_path: Path) -> Non
     assert {parameter.dtype for parameter in found.parameters()} == {torch.bfloat16} and found.dtype == torch.bfloat16
 
 
+def test_a_head_of_its_own_beside_a_config_that_ties_it_is_refused(tmp_path: Path) -> None:
+    """Which of the two is meant, nobody can know: transformers 4 took the embedding, transformers 5 takes the head."""
+    embedding = dict(tiny.decoder(dtype=torch.float32).tensors())["model.embed_tokens.weight"]
+    same = read(written(tmp_path / "same", lm_head__weight=embedding.clone()))
+    assert same.head.weight is same.embedding.weight
+    with pytest.raises(CheckpointError, match="ties the head to the embedding") as error:
+        read(written(tmp_path / "other", lm_head__weight=embedding + 1))
+    assert "lm_head.weight" in str(error.value) and "tie_word_embeddings" in str(error.value)
+
+
 def test_a_missing_tensor_is_named(tmp_path: Path) -> None:
     folder = written(tmp_path / "m", model__layers__1__mlp__up_proj__weight=None)
     with pytest.raises(CheckpointError, match=r"no tensor 'model.layers.1.mlp.up_proj.weight'"):
