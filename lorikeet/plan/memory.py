@@ -39,6 +39,7 @@ class Sizes:
     tied: bool
     experts: int = 0
     experts_per_token: int = 0
+    shared_width: int = 0  # of the expert that every token meets besides
 
     @classmethod
     def of(cls, shape: Shape, *, tied: bool) -> Sizes:
@@ -49,6 +50,7 @@ class Sizes:
             shape.vocab_size, shape.width, shape.layers, shape.heads, shape.kv_heads, shape.head_dim,
             int(config.get("moe_intermediate_size") or shape.ffn_width) if experts else shape.ffn_width, tied,
             experts, int(config.get("num_experts_per_tok") or 1) if experts else 0,
+            int(config.get("shared_expert_intermediate_size") or 0) if experts else 0,
         )  # fmt: skip
 
     @property
@@ -59,13 +61,18 @@ class Sizes:
     @property
     def linears(self) -> int:
         """Weights of all linears but the head, every expert counted."""
-        router = self.experts * self.width
-        return self.layers * (self.attention + max(1, self.experts) * 3 * self.width * self.ffn_width + router)
+        router, ffn = self.experts * self.width, max(1, self.experts) * self.ffn_width + self.shared_width
+        return self.layers * (self.attention + 3 * self.width * ffn + router)
 
     @property
     def active(self) -> int:
         """Weights of the linears that one token meets."""
-        return self.layers * (self.attention + max(1, self.experts_per_token) * 3 * self.width * self.ffn_width)
+        return self.layers * (self.attention + 3 * self.width * self.active_ffn)
+
+    @property
+    def active_ffn(self) -> int:
+        """The width of all feed-forwards that one token meets in a layer."""
+        return max(1, self.experts_per_token) * self.ffn_width + self.shared_width
 
     @property
     def embeddings(self) -> int:
@@ -109,7 +116,7 @@ def peak_memory(
 
     `nf4`: the linears are kept in 4 bits (QLoRA), embedding and head as they are."""
     s, qkv = sizes, (3 * sizes.heads + 3 * sizes.kv_heads) * sizes.head_dim
-    ffn = s.ffn_width * max(1, s.experts_per_token)
+    ffn = s.active_ffn
     # one token in one layer: inputs of two norms and of two groups, qkv as made, rotated and mixed, gate, up, product
     kept = bytes_per_value * (4 * s.width + qkv + 3 * ffn + 7 * r)
     whole_layers = 1 if checkpointing else s.layers

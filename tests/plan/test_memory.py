@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
+from lorikeet.models.families.qwen2_moe import Qwen2Moe
 from lorikeet.plan.memory import GIB, Sizes, peak_memory, training_flops, training_seconds
 
 SMOLLM2 = Sizes(49152, 576, 30, 9, 3, 64, 1536, tied=True)
@@ -49,6 +52,19 @@ def test_checkpointing_keeps_less_and_costs_more() -> None:
     assert recomputed.total / GIB == pytest.approx(1.29, rel=MARGIN)
     work = {"tokens": 1000, "trained_tokens": 500, "r": 8}
     assert training_flops(SMOLLM2, checkpointing=True, **work) > training_flops(SMOLLM2, checkpointing=False, **work)
+
+
+def test_the_expert_of_all_tokens_counts() -> None:
+    """Qwen1.5-MoE-A2.7B: 14.3 billion weights, 2.7 of them met by a token."""
+    config: dict[str, Any] = {
+        "model_type": "qwen2_moe", "vocab_size": 151936, "hidden_size": 2048, "num_hidden_layers": 24,
+        "num_attention_heads": 16, "num_key_value_heads": 16, "intermediate_size": 5632, "num_experts": 60,
+        "num_experts_per_tok": 4, "moe_intermediate_size": 1408, "shared_expert_intermediate_size": 5632,
+        "decoder_sparse_step": 1, "tie_word_embeddings": False,
+    }  # fmt: skip
+    sizes = Sizes.of(Qwen2Moe().spec(config).shape, tied=False)
+    assert sizes.parameters / 1e9 == pytest.approx(14.32, rel=0.005)
+    assert (sizes.active + sizes.embeddings) / 1e9 == pytest.approx(2.69, rel=0.01)
 
 
 def test_nf4_keeps_a_quarter_of_the_linears() -> None:
