@@ -286,3 +286,18 @@ def test_any_override_is_read_or_refused_never_a_crash(overrides: dict[str, str]
         config.parse(yaml.safe_load(GOOD), [f"{key}={value}" for key, value in overrides.items()])
     except RecipeError as error:
         assert len(str(error).split("\n")) <= 4
+
+
+def test_a_saved_recipe_has_someones_own_kinds_with_their_options(tmp_path: Path) -> None:
+    own = tmp_path / "own.py"
+    own.write_text(
+        "from lorikeet.data.formats.alpaca import Alpaca as Theirs\n"
+        "class Own(Theirs):\n    kind: str = 'own'\n    extra: int = 3\n"
+    )
+    said = {"kind": str(own), "extra": 5}
+    data = {"train": [{"path": "a", "format": said}], "format": {"kind": "preference", "context": said}}
+    recipe = config.parse({"model": {"path": "m"}, "data": data, "output_dir": "o"})
+    config.save(recipe, tmp_path / "recipe.yaml")
+    again = config.load(tmp_path / "recipe.yaml")
+    assert again.model_dump() == recipe.model_dump()
+    assert again.data.format.context.extra == 5 and again.data.train[0].format.kind == str(own)

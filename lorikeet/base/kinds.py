@@ -11,15 +11,17 @@ import importlib.util
 import inspect
 import operator
 import pkgutil
+from collections.abc import Iterator
 from functools import lru_cache, reduce
 from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BeforeValidator, create_model
+from pydantic import BeforeValidator, SerializeAsAny, create_model
 from pydantic_core import PydanticCustomError
 
 from lorikeet.base.errors import RecipeError, nearest
+from lorikeet.base.files import sha256_file
 from lorikeet.base.options import Options
 
 OptionsType = TypeVar("OptionsType", bound=Options)
@@ -82,7 +84,20 @@ def kind_field(package: str, contract: type[OptionsType], shorthand: bool = True
         own_kind: Any = (Literal[name], name)
         return create_model(chosen.__name__, __base__=chosen, kind=own_kind).model_validate(value)
 
-    return Annotated[union, BeforeValidator(resolve)]
+    # someone's own kind is none of the union, and would be written as the bare contract: {}
+    return Annotated[union, BeforeValidator(resolve), SerializeAsAny()]
+
+
+def own_code(options: Options) -> list[str]:
+    """sha256 of each .py file that a kind in `options`, or inside one of its options, is: its code decides too."""
+
+    def found(value: Any) -> Iterator[str]:
+        for name, inner in value.items() if isinstance(value, dict) else ():
+            if name == "kind" and isinstance(inner, str) and inner.endswith(".py"):
+                yield sha256_file(Path(inner))
+            yield from found(inner)
+
+    return list(found(options.model_dump(mode="json")))
 
 
 def file_class(path: Path, contract: type[AnyType]) -> type[AnyType]:
