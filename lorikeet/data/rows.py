@@ -18,7 +18,8 @@ import numpy as np
 import orjson
 
 from lorikeet.base.errors import DataError, LorikeetError, TemplateError
-from lorikeet.base.files import cache_dir, new_folder, sha256_file
+from lorikeet.base.files import cache_dir, new_folder
+from lorikeet.base.kinds import own_code
 from lorikeet.base.log import progress
 from lorikeet.base.nouns import Conversation
 from lorikeet.data.dataset import Examples, Writer
@@ -109,11 +110,10 @@ def store(files: Sequence[str], format: Format, options: DataOptions, encoder: E
 
 def _key(files: Sequence[str], format: Format, options: DataOptions, encoder: Encoder, limit: int | None) -> str:
     """A hash over everything that decides the examples, and the file names, because origins name them."""
-    kind = str(format.model_dump()["kind"])
     parts = {
         "version": _VERSION,
         "files": [[file, source_sha256(file)] for file in files],
-        "format": [format.model_dump(mode="json"), sha256_file(Path(kind)) if kind.endswith(".py") else ""],
+        "format": [format.model_dump(mode="json"), *own_code(format)],
         "template": encoder.template.fingerprint,
         "tokenizer": encoder.tokenizer.fingerprint,
         "options": options.model_dump(

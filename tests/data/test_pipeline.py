@@ -87,6 +87,33 @@ def test_the_cache_is_used_until_something_changes(tokenizer, train: str, monkey
     assert run(tokenizer, train).train.folder not in folders
 
 
+OWN_TEMPLATE = """
+from lorikeet.data.templates.chatml import ChatML as Theirs
+class Mine(Theirs):
+    kind: str = "mine"
+"""
+OWN_FORMAT = """
+from lorikeet.data.formats.alpaca import Alpaca
+class Mine(Alpaca):
+    kind: str = "mine"
+"""
+
+
+@pytest.mark.parametrize("place", ["template", "format", "context"])
+def test_the_cache_knows_the_code_of_someones_own_kinds(tokenizer, place: str, train: str, tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(OWN_TEMPLATE if place == "template" else OWN_FORMAT)
+    pairs = [{**row, "chosen": row["output"], "rejected": "no"} for row in rows(4)]
+    if place == "context":
+        Path(train).write_text("\n".join(json.dumps(row) for row in pairs))
+    own = {"kind": str(file)}
+    said = {"format": {"kind": "preference", "context": own}} if place == "context" else {place: own}
+    first = run(tokenizer, train, **said).train
+    assert run(tokenizer, train, **said).train.folder == first.folder
+    file.write_text(file.read_text() + "# otherwise\n")
+    assert run(tokenizer, train, **said).train.folder != first.folder
+
+
 def test_validation_by_fraction_and_count(tokenizer, train: str) -> None:
     prepared = run(tokenizer, train, validation=0.25)
     everything = ids(run(tokenizer, train).train)

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 import orjson
 
 from lorikeet.base.errors import TemplateError
-from lorikeet.base.kinds import kind_class, kinds
+from lorikeet.base.kinds import kind_class, kinds, own_code
 from lorikeet.base.nouns import Conversation, Message
 from lorikeet.data.templates._contract import Part, Segment, TemplateOptions
 from lorikeet.data.templates._suits import check_suits
@@ -45,8 +45,8 @@ class BoundTemplate:
         self.stop_tokens = frozenset(token for token in ends if token in control)
         texts = (end, *stops) if end and end not in control else tuple(stops)
         self.stop_strings: tuple[str, ...] = tuple(text for text in texts if text)
-        ours = orjson.dumps([_VERSION, options.model_dump(mode="json"), source, tokenizer.fingerprint, end])
-        self.fingerprint = hashlib.sha256(ours).hexdigest()
+        said = [options.model_dump(mode="json"), source, tokenizer.fingerprint, end, *own_code(options)]
+        self.fingerprint = hashlib.sha256(orjson.dumps([_VERSION, *said])).hexdigest()
 
     def turns(self, conversation: Conversation, reply: bool) -> list[Segment]:
         """The segments of a conversation of turns."""
