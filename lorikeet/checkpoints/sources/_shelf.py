@@ -6,7 +6,8 @@ A second run reads the note, sees that nothing changed, and needs no network. Wh
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,13 @@ NOTE = "lorikeet-source.json"
 # what is taken of a published folder: weights, settings, tokenizers; never code
 TAKEN = ("*.safetensors", "*.json", "*.jinja", "*.tiktoken", "tokenizer.model", "merges.txt", "vocab.txt")
 PICKLES = ("pytorch_model*.bin",)
+UNREAD = "consolidated*.safetensors"  # Mistral's second copy of the weights, under names of its own
+
+
+def wanted(names: Iterable[str], patterns: Sequence[str]) -> list[str]:
+    """Those of a repository's files that the patterns name, in its top folder: other folders hold other models."""
+    top = (name for name in names if "/" not in name and not fnmatch(name, UNREAD))
+    return [name for name in top if any(fnmatch(name, pattern) for pattern in patterns)]
 
 
 def write_note(target: Path, source: str, model: str, more: dict[str, str]) -> None:

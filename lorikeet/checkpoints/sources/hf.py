@@ -14,7 +14,7 @@ from lorikeet.base.extras import require
 from lorikeet.base.files import sha256_file
 from lorikeet.checkpoints.open import open_checkpoint
 from lorikeet.checkpoints.sources._fetch import Progress
-from lorikeet.checkpoints.sources._shelf import PICKLES, TAKEN, finished, write_note
+from lorikeet.checkpoints.sources._shelf import PICKLES, TAKEN, finished, wanted, write_note
 
 FORM = "hf:ORG/NAME[@REVISION]"
 
@@ -44,11 +44,13 @@ class Hub:
     def fetch(self, *, allow_pickle: bool, progress: Progress) -> Path:
         """The folder. The hub's client shows its own progress."""
         hub: Any = require("huggingface_hub", extra="hf", needed_by=f"downloading hf:{self.name}")
-        patterns = [*TAKEN, *PICKLES] if allow_pickle else list(TAKEN)
         try:
             info = hub.HfApi().model_info(self.name, revision=self.revision, files_metadata=True)
-            self._refuse_ggufs([sibling.rfilename for sibling in info.siblings])
-            hub.snapshot_download(self.name, revision=info.sha, local_dir=self.target, allow_patterns=patterns)
+            names = [sibling.rfilename for sibling in info.siblings]
+            self._refuse_ggufs(names)
+            pickles = PICKLES if allow_pickle and not wanted(names, ("*.safetensors",)) else ()
+            files = wanted(names, (*TAKEN, *pickles))
+            hub.snapshot_download(self.name, revision=info.sha, local_dir=self.target, allow_patterns=files)
         except DownloadError:
             raise
         except Exception as error:  # the hub's own errors, and those of whatever HTTP client it uses

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import re
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
@@ -18,7 +17,7 @@ from lorikeet.base.errors import DownloadError
 from lorikeet.base.files import need_space
 from lorikeet.checkpoints.open import open_checkpoint
 from lorikeet.checkpoints.sources._fetch import Progress, fetch, is_private, read_url
-from lorikeet.checkpoints.sources._shelf import PICKLES, TAKEN, finished, one_after_another, write_note
+from lorikeet.checkpoints.sources._shelf import PICKLES, TAKEN, finished, one_after_another, wanted, write_note
 
 FORM = "modelscope:ORG/NAME[@REVISION]"
 
@@ -102,7 +101,8 @@ def _choose(entries: list[Entry], name: str, url: str, allow_pickle: bool) -> li
     """What to take: a folder with safetensors, or one GGUF file; pickles only when allowed and needed."""
 
     def like(patterns: tuple[str, ...]) -> list[Entry]:
-        return [entry for entry in entries if any(fnmatch(entry.name, pattern) for pattern in patterns)]
+        names = wanted((entry.name for entry in entries), patterns)
+        return [entry for entry in entries if entry.name in names]
 
     ggufs, pickles = like(("*.gguf",)), like(PICKLES)
     if like(("*.safetensors",)):

@@ -22,6 +22,7 @@ def files(tmp_path):
     hf_kind.save(folder, {"model_type": "llama"}, iter([("a", torch.ones(30_000))]))
     made = {file.name: file.read_bytes() for file in sorted(folder.iterdir())}
     more = {"tokenizer.json": b"{}", "modeling.py": b"boom(", "README.md": b"x", "pytorch_model.bin": b"pickle"}
+    more["consolidated.safetensors"] = b"the weights a second time"
     return made | more | {"onnx/model.safetensors": b"x", "../evil.json": b"x", ".hidden.json": b"x"}
 
 
