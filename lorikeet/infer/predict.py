@@ -83,7 +83,7 @@ def _identity(engine: Engine, prompts: Sequence[Conversation], options: Generate
     digest = hashlib.sha256(options.model_dump_json(exclude={"batch_size"}).encode())
     digest.update(f"{engine.identity} {engine.tokenizer.fingerprint} {engine.template.fingerprint}".encode())
     for prompt in prompts:
-        digest.update(repr(prompt.messages).encode())
+        digest.update(repr((prompt.messages, prompt.tools)).encode())
     return digest.hexdigest()
 
 

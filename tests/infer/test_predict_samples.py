@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -101,7 +102,7 @@ def test_line_separators_inside_a_reply_do_not_break_what_was_done(
     assert calls == [5, 2] and "\u2028" in found[0]["reply"]
 
 
-@pytest.mark.parametrize("changed", ["prompts", "options"])
+@pytest.mark.parametrize("changed", ["prompts", "options", "tools"])
 def test_replies_to_something_else_are_not_taken_over(
     echo: Engine, changed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -109,6 +110,8 @@ def test_replies_to_something_else_are_not_taken_over(
     with pytest.raises(Stopped):
         predict(echo, asked(), tmp_path / "out.jsonl", OPTIONS)
     other = asked(word="riddle") if changed == "prompts" else asked()
+    if changed == "tools":
+        other = [replace(one, tools=({"type": "function", "function": {"name": "question"}},)) for one in other]
     options = OPTIONS.model_copy(update={"max_new_tokens": 4}) if changed == "options" else OPTIONS
     predict(echo, other, tmp_path / "out.jsonl", options)
     assert calls == [5, 5]
