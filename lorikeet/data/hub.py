@@ -10,8 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping
-from fnmatch import fnmatch
+from collections.abc import Iterable, Mapping, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -133,8 +133,18 @@ def _by_card(config: Mapping[str, Any], repository: Repository) -> dict[str | No
 
 
 def _matches(name: str, pattern: str, folder: str) -> bool:
-    patterns = {pattern, pattern.replace("**/", "")}  # `**/` also means no folder at all
-    return any(fnmatch(name, one) or (folder and fnmatch(name, f"{folder}/{one}")) for one in patterns)
+    """Whether a pattern of the card, seen from the top or from the configuration's folder, names the file."""
+    parts = name.split("/")
+    return any(_fits(parts, one.split("/")) for one in (pattern, f"{folder}/{pattern}" if folder else pattern))
+
+
+def _fits(parts: Sequence[str], patterns: Sequence[str]) -> bool:
+    """As the hub reads them: `*` stays within a folder, `**` is any number of folders."""
+    if not patterns or not parts:
+        return not patterns and not parts
+    if patterns[0] == "**":
+        return len(patterns) == 1 or any(_fits(parts[start:], patterns[1:]) for start in range(len(parts)))
+    return fnmatchcase(parts[0], patterns[0]) and _fits(parts[1:], patterns[1:])
 
 
 def _converted(repository: Repository, config: str | None) -> dict[str | None, list[str]]:

@@ -142,6 +142,12 @@ def test_the_card_says_which_files(serve: Any) -> None:
     assert ask() == ["train.jsonl"]
 
 
+def test_a_star_of_the_card_stays_within_its_folder(serve: Any) -> None:
+    configs = [{"config_name": "default", "data_files": "*.jsonl"}, {"config_name": "all", "data_files": "**"}]
+    serve("train.jsonl", "raw/train.jsonl", "raw/old/train.jsonl", card={"configs": configs})
+    assert ask() == ["train.jsonl"] and len(ask(config="all")) == 3
+
+
 def test_the_card_may_name_a_folder(serve: Any) -> None:
     serve("en/train.jsonl", "de/train.jsonl", card={"configs": [{"config_name": "de", "data_dir": "de"}]})
     assert Path(hub_files("org/set", revision=None, config=None, split=None)[0]).parent.name == "de"
