@@ -63,9 +63,11 @@ class Turns:
     def draws(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
         """(source [n], how many draws that source had before [n]), both int64, of the draws start .. stop - 1."""
         self._extend(min(stop, self.total))
+        taken, ranked = np.frombuffer(self._sources, np.uint32), np.frombuffer(self._ranks, np.uint64)
+        if stop <= self.total:  # nothing repeats yet, and the total of awkward weights may have forty digits
+            return taken[start:stop].astype(np.int64), ranked[start:stop].astype(np.int64)
         periods, within = np.divmod(np.arange(start, stop, dtype=np.int64), self.total)
-        sources = np.frombuffer(self._sources, np.uint32)[within].astype(np.int64)
-        ranks = np.frombuffer(self._ranks, np.uint64)[within].astype(np.int64)
+        sources, ranks = taken[within].astype(np.int64), ranked[within].astype(np.int64)
         return sources, ranks + periods * np.array(self.weights, np.int64)[sources]
 
     def _extend(self, length: int) -> None:

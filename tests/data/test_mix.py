@@ -148,6 +148,13 @@ def test_many_draws_of_awkward_weights_are_quick(parts: list[Examples]) -> None:
     assert len(mixture.drawn(200_000, 200_016, 0)) == 16
 
 
+def test_weights_of_any_size_can_be_drawn(parts: list[Examples]) -> None:
+    """Weights that a script computed have 17 digits, and together they need far more than 64 bits."""
+    mixture = Mixture(parts, [0.0012345678901234567, 1 / 3, 1e-25], "first_exhausted")
+    drawn = mixture.drawn(0, 600, 0)
+    assert len(drawn) == 600 and 0 < (drawn < len(parts[0])).sum() < 6
+
+
 @pytest.mark.parametrize("epoch", [0, -3, "longest", 1.5, None])
 def test_bad_epochs(epoch: object) -> None:
     with pytest.raises(ValidationError):
