@@ -28,8 +28,8 @@ from lorikeet.ops.attention import View
 
 
 class ModuleModel(CausalLM):
-    """`module(tokens, positions, view)` gives hidden states [T, D]; `module.<head>` is its head, a linear without a
-    bias or an embedding that is tied."""
+    """`module(tokens, positions, view)` gives hidden states [T, D]; `module.<head>` is its head, a linear or an
+    embedding that is tied."""
 
     def __init__(self, module: nn.Module, shape: Shape, head: str = "head"):
         super().__init__()
@@ -41,7 +41,7 @@ class ModuleModel(CausalLM):
                 given=f"a weight of shape {tuple(weight.shape)}" if isinstance(weight, Tensor) else "no weight",
                 allowed=f"a linear or an embedding with a weight of shape ({shape.vocab_size}, {shape.width})",
             )
-        self.head = Head(weight)
+        self.head = Head(weight, getattr(getattr(module, head), "bias", None))
 
     def hidden(self, tokens: Tensor, positions: Tensor, view: View) -> Tensor:
         """See `CausalLM.hidden`."""

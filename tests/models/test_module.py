@@ -148,6 +148,15 @@ def test_every_parameter_can_train_from_nothing() -> None:
         torch.testing.assert_close(gradients[name], parameter.grad, rtol=1e-3, atol=1e-5)
 
 
+def test_the_bias_of_a_head_counts() -> None:
+    """Left out, the network would run and answer with other words."""
+    plain = module()
+    plain.head = nn.Linear(16, tiny.VOCAB).double()  # type: ignore[assignment]
+    model = ModuleModel(plain, family().shape(CONFIG), head="head")
+    hidden = torch.randn(3, 16, dtype=torch.float64)
+    torch.testing.assert_close(model.head.logits(hidden), plain.head(hidden).to(model.head.logits(hidden).dtype))
+
+
 def test_what_does_not_fit_is_said(tmp_path: Path) -> None:
     hf.save(tmp_path, CONFIG, list(module().state_dict().items())[1:])
     checkpoint = open_checkpoint(tmp_path)
