@@ -247,12 +247,15 @@ def _entry(made: Translation, entry: dict[str, Any], key: str) -> list[Dataset]:
     elif here.is_dir() or path in ("json", "csv", "parquet", "text", "arrow"):
         sources = [str(here / name) if here.is_dir() else str(name) for name in files]
     else:
-        sources = [f"https://huggingface.co/datasets/{path}/resolve/main/{name}" for name in files]
+        revision = entry.get("revision", "main")
+        sources = [f"https://huggingface.co/datasets/{path}/resolve/{revision}/{name}" for name in files]
     read = _format(made, entry, path, key)
     made_: list[Dataset] = []
     for source in sources:
         source = beside(source, made.content) if _is_local(source) else source
-        one = Dataset(path, source, read, subset=str(entry.get("name", "")), revision=str(entry.get("revision", "")))
+        one = Dataset(path, source, read)
+        if source.startswith("hf:"):  # of a file, a folder or a URL they say nothing
+            one.subset, one.revision = str(entry.get("name", "")), str(entry.get("revision", ""))
         one.split = "" if entry.get("split", "train") == "train" or files else str(entry["split"])
         if source.startswith(("s3://", "gs://", "az://", "gcs://", "abfs://")):
             made.leave("differs", key, "storage of a cloud is not read; fetch its files first", path)
@@ -335,6 +338,7 @@ def _loss(made: Translation, entry: dict[str, Any], path: str, key: str) -> None
     roles = entry.get("roles_to_train") or ["assistant"]
     if set(roles) - {"assistant", "gpt"}:
         weights = {{"human": "user", "gpt": "assistant"}.get(str(role), str(role)): 1.0 for role in roles}
+        weights.setdefault("assistant", 0.0)  # replies are learned here unless they are said not to be
         made.set("data.role_weights", weights, key, "roles_to_train")
     if entry.get("train_on_eos", "turn") != "turn":
         why = f"train_on_eos {entry['train_on_eos']}: here every trained reply is trained with its end"

@@ -308,7 +308,7 @@ def _validation(made: Translation, read: dict[str, Any]) -> None:
     if asked and content.has("dataset_name") and made.get("data.validation") is None:
         held = _source(content, "dataset_name", read)
         held.split = content.text("dataset_test_split", "test")
-        held.subset = content.text("dataset_config")
+        held.subset = content.text("dataset_config") or content.text("dataset_config_name")
         set_datasets(made, "data.validation", [held], "dataset_name")
     made.seen |= {"validation_split_percentage", "dataset_test_split"}
 

@@ -52,7 +52,12 @@ def test_axolotl_defaults(imported: Import) -> None:
     [
         ("org/name", "", "hf:org/name"),
         ("org/name", "data_files: [a.jsonl], ", "https://huggingface.co/datasets/org/name/resolve/main/a.jsonl"),
-        ("json", "data_files: rows/a.jsonl, ", "rows/a.jsonl"),
+        (
+            "org/name",
+            "data_files: a.jsonl, name: en, revision: v1, ",
+            "https://huggingface.co/datasets/org/name/resolve/v1/a.jsonl",
+        ),
+        ("json", "data_files: rows/a.jsonl, name: en, ", "rows/a.jsonl"),
         ("./rows.jsonl", "", "rows.jsonl"),
         ("https://example.org/a.jsonl", "", "https://example.org/a.jsonl"),
     ],
@@ -79,6 +84,15 @@ def test_a_full_fine_tuning_is_a_difference(imported: Import) -> None:
 def test_roles_to_train(imported: Import) -> None:
     made = imported("x.yml", AXOLOTL_LEAST + "type: chat_template, roles_to_train: [user, assistant]}\n")
     assert made.recipe.data.role_weights == {"user": 1.0, "assistant": 1.0}
+    made = imported("y.yml", AXOLOTL_LEAST + "type: chat_template, roles_to_train: [human]}\n")
+    assert made.recipe.data.role_weights == {"user": 1.0, "assistant": 0.0}
+
+
+@pytest.mark.parametrize("key", ["dataset_config", "dataset_config_name"])
+def test_trl_validates_with_the_same_configuration(imported: Import, key: str) -> None:
+    text = f"model_name_or_path: m\ndataset_name: org/set\n{key}: en\neval_strategy: epoch\nuse_peft: true\n"
+    data = imported("x.yaml", text).recipe.data
+    assert [(one.path, one.name) for one in [*data.train, *data.validation]] == [("hf:org/set", "en")] * 2
 
 
 def test_a_script_s_words(place: Path) -> None:
