@@ -85,7 +85,7 @@ class Workload:
 
     def __init__(self, run: config.Recipe):
         started, options = time.perf_counter(), run.train
-        base, _, prepared = api.prepare(run)
+        _, base, _, prepared = api.prepare(run)
         self.options, self.examples, self.model = options, prepared.train, base.load(run.quant)
         run.adapter.attach(self.model, seed=options.seed)
         self.model.gradient_checkpointing = options.gradient_checkpointing

@@ -62,25 +62,34 @@ def open_base(options: ModelOptions) -> Base:
     return Base(checkpoint, tokenizer, spec.shape, options)
 
 
-def prepare(recipe: Recipe) -> tuple[Base, Template, Prepared]:
-    """Read, render and store the recipe's data."""
+def prepare(recipe: Recipe) -> tuple[Recipe, Base, Template, Prepared]:
+    """Read, render and store the recipe's data. The recipe comes back with a `max_length` that the model allows."""
     base = open_base(recipe.model)
     template = recipe.data.template.bind(base.tokenizer)
-    if recipe.data.max_length > base.shape.max_position:
+    recipe = _within_context(recipe, base.shape.max_position)
+    return recipe, base, template, pipeline.prepare(recipe.data, base.tokenizer, template, seed=recipe.train.seed)
+
+
+def _within_context(recipe: Recipe, context: int) -> Recipe:
+    """A max_length that nobody wrote is lowered to the model's context. Raises RecipeError for one that was written."""
+    if recipe.data.max_length <= context:
+        return recipe
+    if "max_length" in recipe.data.model_fields_set or context < 8:
         raise RecipeError(
             "data.max_length: beyond the model's context",
             given=recipe.data.max_length,
-            allowed=f"at most {base.shape.max_position}",
-            try_=f"data.max_length={base.shape.max_position}",
+            allowed=f"at most {context}",
+            try_=f"data.max_length={context}" if context >= 8 else "a model with a longer context",
         )
-    return base, template, pipeline.prepare(recipe.data, base.tokenizer, template, seed=recipe.train.seed)
+    note(f"data.max_length is {context}, the model's context")
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"max_length": context})})
 
 
 def show(recipe: Recipe, n: int = 5) -> None:
     """Print `n` conversations as the model sees them, trained tokens coloured; in brackets where there is no colour."""
     from rich.console import Console
 
-    base, _, prepared = prepare(recipe)
+    _, base, _, prepared = prepare(recipe)
     console = Console()
     for part in show_examples(prepared.preview(), base.tokenizer, n, colours=console.color_system is not None):
         console.print(part)

@@ -49,7 +49,7 @@ def train(recipe: Recipe, *, overwrite: bool = False) -> dict[str, Any]:
     config.check_effects(recipe)
     run_state.check_folder(folder, overwrite=overwrite)
     need_space(folder, GIB // 4, "checkpoints and the adapter")
-    base, template, prepared = prepare(recipe)
+    recipe, base, template, prepared = prepare(recipe)
     with run_state.locked(folder):
         run_state.empty_folder(folder) if overwrite else run_state.clear_leftovers(folder)
         note(f"data: {prepared}")
@@ -103,7 +103,7 @@ def evaluate(target: Recipe | Path, *, adapter: Path | None = None) -> dict[str,
         raise RecipeError("data.validation: not set, so there is nothing to evaluate on", try_="data.validation=0.1")
     if isinstance(target, Path) and adapter is None and not (recipe.output_dir / "adapter").exists():
         adapter = target / "adapter"
-    base, _, prepared = prepare(recipe)
+    recipe, base, _, prepared = prepare(recipe)
     assert prepared.validation is not None
     model = base.load(recipe.quant)
     recipe = _with_row_tokens(recipe, model)

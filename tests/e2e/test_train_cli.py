@@ -303,3 +303,12 @@ def test_schema_is_a_json_schema_that_accepts_a_recipe(place: Place, finished: P
     assert set(config.tree(finished / "recipe.yaml").values) <= set(schema["properties"])
     validator = pytest.importorskip("jsonschema")
     validator.validate(config.tree(finished / "recipe.yaml").values, schema)
+
+
+def test_a_length_that_nobody_wrote_is_within_the_model_s_context(place: Place) -> None:
+    """The tiny model reads 512 tokens, the default max_length is 2,048."""
+    place.recipe(data={"max_length": "-"}, train={"max_steps": 1})
+    said = place.ok("train", "recipe.yaml").err
+    assert "data.max_length is 512, the model's context" in said
+    assert config.load(place.folder / "run/recipe.yaml").data.max_length == 512
+    place.ok("evaluate", "run")
