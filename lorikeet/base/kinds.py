@@ -11,6 +11,7 @@ import importlib.util
 import inspect
 import operator
 import pkgutil
+import sys
 from collections.abc import Iterator
 from functools import lru_cache, reduce
 from pathlib import Path
@@ -122,9 +123,11 @@ def _module_at(path: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location(f"lorikeet_kind_{path.stem}", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up while they are made
     try:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:  # someone's own code can fail in any way
+        del sys.modules[spec.name]
         raise RecipeError(f"{path} cannot be run", given=f"{type(error).__name__}: {error}"[:200]) from error
     return module
 

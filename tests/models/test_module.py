@@ -157,6 +157,16 @@ def test_the_bias_of_a_head_counts() -> None:
     torch.testing.assert_close(model.head.logits(hidden), plain.head(hidden).to(model.head.logits(hidden).dtype))
 
 
+def test_a_file_of_one_s_own_may_have_dataclasses(tmp_path: Path) -> None:
+    """With annotations kept as text, they look their own module up."""
+    (tmp_path / "mine.py").write_text(
+        "from __future__ import annotations\nfrom dataclasses import dataclass\n"
+        "from lorikeet.models.module import ModuleFamily\n\n"
+        "@dataclass\nclass Sizes:\n    width: int = 4\n\nclass Mine(ModuleFamily):\n    model_type = 'mine'\n"
+    )
+    assert file_class(tmp_path / "mine.py", Family).__name__ == "Mine"
+
+
 def test_what_does_not_fit_is_said(tmp_path: Path) -> None:
     hf.save(tmp_path, CONFIG, list(module().state_dict().items())[1:])
     checkpoint = open_checkpoint(tmp_path)
