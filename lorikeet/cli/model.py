@@ -64,7 +64,9 @@ def predict(
 def merge(
     run: Annotated[Path, typer.Argument(metavar="RUN|ADAPTER", help="A run or adapter folder.", show_default=False)],
     output: Annotated[Path, typer.Argument(metavar="FOLDER", help="The folder to write.", show_default=False)],
-    dtype: Annotated[str, typer.Option(help="auto (the base model's), float32, bfloat16 or float16.")] = "auto",
+    dtype: Annotated[
+        str, typer.Option(help="auto (the one the model runs in here), float32, bfloat16 or float16.")
+    ] = "auto",
     max_shard_gib: Annotated[float, typer.Option(min=0.001, help="Largest safetensors file, in GiB.")] = 5.0,
 ) -> None:
     """Fold an adapter into its base model. Checks that the result is their sum."""

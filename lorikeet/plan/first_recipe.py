@@ -139,7 +139,8 @@ def facts(first: First) -> Iterator[tuple[str, str]]:
     yield "machine", f"{machine.memory_bytes / GIB:.1f} GiB free, {where}"
     yield "estimate", f"{choice.memory.total / GIB:.1f} GiB at the peak, good to about a fifth"
     low, high = choice.epoch_seconds
-    yield "", f"{duration(low)} to {duration(high)} an epoch, {choice.epochs} epochs of {choice.epoch_tokens:,} tokens"
+    span = " to ".join(dict.fromkeys((duration(low), duration(high))))
+    yield "", f"{span} an epoch, {choice.epochs} epochs of {choice.epoch_tokens:,} tokens"
 
 
 def warnings(first: First) -> list[str]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from difflib import get_close_matches
 from typing import Any, Literal
 
 from pydantic import Field
 
-from lorikeet.base.errors import DataError, nearest
+from lorikeet.base.errors import DataError
 from lorikeet.base.kinds import kind_class, kinds
 from lorikeet.base.log import note
 from lorikeet.base.nouns import Conversation, Origin
@@ -67,12 +68,17 @@ def _texts(options: dict[str, Any]) -> Iterator[str]:
 def _unknown(rows: Sequence[dict[str, Any]], file: str) -> DataError:
     columns = list(rows[0]) if rows else []
     known = ("instruction", "output", "conversations", "messages", "prompt", "response", "question", "answer", "text")
-    near = [(column, close) for column in map(str, columns) if (close := nearest(column, known)) and close != column]
+    near = [  # slips of the pen; `antwort` is none of `answer`
+        (column, close[0])
+        for column in map(str, columns)
+        if (close := get_close_matches(column, known, n=1, cutoff=0.75)) and close[0] != column
+    ]
+    first, second = columns if len(columns) == 2 else ("NAME", "NAME")
     return DataError(
         f"{file}: no format recognises these columns",
         given=f"columns {' '.join(map(str, columns)) or '(none)'}",
         allowed="; ".join(f"{format_.model_dump()['kind']}: {format_.expects}" for format_ in _candidates()),
         try_=f"rename the column '{near[0][0]}' to '{near[0][1]}'"
         if near
-        else "data.format='{kind: columns, prompt: NAME, response: NAME}'",
+        else f"data.format='{{kind: columns, prompt: {first}, response: {second}}}'",
     )

@@ -183,3 +183,17 @@ def test_bad_completions(case: str) -> None:
 def test_a_format_that_reads_one_reply_refuses_pairs() -> None:
     with pytest.raises(DataError, match="format=preference"):
         ShareGPT().read(SHAPES["sharegpt"]("q", "a", "b"), AT)
+
+
+@pytest.mark.parametrize(
+    ("row", "remedy"),
+    [
+        ({"frage": "a", "antwort": "b"}, "data.format='{kind: columns, prompt: frage, response: antwort}'"),
+        ({"instructon": "a", "anser": "b"}, "rename the column 'instructon' to 'instruction'"),
+        ({"colour": "a", "size": "b", "height": "c"}, "data.format='{kind: columns, prompt: NAME, response: NAME}'"),
+    ],
+)
+def test_columns_that_no_format_knows(row: dict[str, str], remedy: str) -> None:
+    with pytest.raises(DataError) as caught:
+        Auto().settle([row], "rows.jsonl")
+    assert f"try      {remedy}" in str(caught.value)
