@@ -19,7 +19,7 @@ from lorikeet.data.pack import pack_row
 from lorikeet.models.build import Build
 from lorikeet.models.causal_lm import CausalLM
 from lorikeet.models.experts import ExpertGroup, Mixture
-from lorikeet.models.load import families, load
+from lorikeet.models.load import families, identify, load
 from lorikeet.quant._contract import FrozenWeight, Quant
 from lorikeet.quant.none import NoQuant
 from parity import tiny
@@ -182,26 +182,39 @@ def test_a_stack_with_too_few_experts(tmp_path: Path) -> None:
         read(change(written(tmp_path / "model", QWEN), cut))
 
 
+@pytest.mark.parametrize("said", [True, False])
+def test_a_gguf_file_may_leave_out_the_width_of_a_dense_layer(said: bool, tmp_path: Path) -> None:
+    """None of its layers is one."""
+    _gguf_of_experts(tmp_path / "a.gguf", used=2, feed_forward=said)
+    _, spec = identify(open_checkpoint(tmp_path / "a.gguf"))
+    assert spec.shape.ffn_width == (12 if said else 8)
+
+
 def test_a_gguf_file_whose_tokens_use_more_experts_than_it_has(tmp_path: Path) -> None:
-    writer = gguf.GGUFWriter(str(tmp_path / "odd.gguf"), "qwen3moe")
+    _gguf_of_experts(tmp_path / "odd.gguf", used=5, feed_forward=True)
+    with pytest.raises(ModelError, match="more experts than there are") as error:
+        read(tmp_path / "odd.gguf")
+    assert "5 of 3" in str(error.value)
+
+
+def _gguf_of_experts(file: Path, *, used: int, feed_forward: bool) -> None:
+    writer = gguf.GGUFWriter(str(file), "qwen3moe")
     writer.add_embedding_length(16)
     writer.add_head_count(4)
     writer.add_head_count_kv(2)
     writer.add_key_length(4)
     writer.add_block_count(1)
     writer.add_context_length(64)
-    writer.add_feed_forward_length(12)
+    if feed_forward:
+        writer.add_feed_forward_length(12)
     writer.add_expert_count(3)
-    writer.add_expert_used_count(5)
+    writer.add_expert_used_count(used)
     for name, size in (("token_embd.weight", (23, 16)), ("blk.0.ffn_gate_exps.weight", (3, 8, 16))):
         writer.add_tensor(name, torch.zeros(size).numpy())
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    with pytest.raises(ModelError, match="more experts than there are") as error:
-        read(tmp_path / "odd.gguf")
-    assert "5 of 3" in str(error.value)
 
 
 def test_json_without_a_word_on_experts_takes_the_published_sizes(tmp_path: Path) -> None:

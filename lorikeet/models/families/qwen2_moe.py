@@ -53,11 +53,12 @@ class Qwen2Moe(MixtureFamily, Qwen2):
     def config_from_gguf(self, checkpoint: Checkpoint) -> dict[str, Any]:
         width, shared = gguf_expert_width(checkpoint), checkpoint.shape("blk.0.ffn_gate_shexp.weight")[0]
         config = super().config_from_gguf(checkpoint) | gguf_experts(checkpoint)
-        return {"intermediate_size": width} | config | {
+        return config | {
+            "intermediate_size": config["intermediate_size"] or width,  # of dense layers, where there are any
             "moe_intermediate_size": width,
             "shared_expert_intermediate_size": shared,
             "norm_topk_prob": False,  # the file does not say it; llama.cpp does not divide for this architecture
-        }  # fmt: skip
+        }
 
     def from_gguf(self, name: str, tensor: Tensor, spec: DecoderSpec) -> Tensor:
         """The shared expert's gate is a vector there."""

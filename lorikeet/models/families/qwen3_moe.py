@@ -37,8 +37,11 @@ class Qwen3Moe(MixtureFamily, Qwen3):
     def config_from_gguf(self, checkpoint: Checkpoint) -> dict[str, Any]:
         width = gguf_expert_width(checkpoint)
         config = super().config_from_gguf(checkpoint) | gguf_experts(checkpoint)
-        # the file does not say it, and llama.cpp divides by the sum for this architecture
-        return {"intermediate_size": width} | config | {"moe_intermediate_size": width, "norm_topk_prob": True}
+        return config | {
+            "intermediate_size": config["intermediate_size"] or width,  # of dense layers, where there are any
+            "moe_intermediate_size": width,
+            "norm_topk_prob": True,  # the file does not say it; llama.cpp divides by the sum for this architecture
+        }
 
 
 def _head_dim(config: dict[str, Any]) -> int:
