@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn
 
 from lorikeet.base.errors import DataError, nearest
+from lorikeet.base.log import note
 from lorikeet.base.nouns import Conversation, Message, Origin
 
 
@@ -69,6 +70,16 @@ def turn_list(row: dict[str, Any], column: str, origin: Origin, expects: str) ->
             allowed=expects,
         )
     return turns
+
+
+def say_unread(rows: Iterable[dict[str, Any]], column: str, known: Iterable[str | None], file: str) -> None:
+    """Say which keys of the turns in `column` nothing reads: a thought in a key of its own is left out, for example."""
+    told = {*known, "trained", "train", "weight"}
+    lists = [turns for row in rows if isinstance(turns := row.get(column), (list, tuple))]
+    found = (turn.items() for turns in lists for turn in turns if isinstance(turn, dict))
+    unread = dict.fromkeys(str(key) for items in found for key, value in items if value and key not in told)
+    if unread:
+        note(f"{file}: not read in '{column}': {' '.join(list(unread)[:12])}{' ...' if len(unread) > 12 else ''}")
 
 
 def role(name: object, aliases: dict[str, str], where: str, origin: Origin) -> str:

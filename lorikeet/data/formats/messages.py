@@ -23,6 +23,7 @@ ROLES = {
     "assistant": "assistant",
     **dict.fromkeys(("tool", "function"), "tool"),
 }
+KEYS = ("role", "content", "tool_calls", "function_call", "name", "tool_call_id")
 
 
 class Messages(Format):
@@ -38,6 +39,10 @@ class Messages(Format):
 
     def recognises(self, row: dict[str, Any]) -> bool:
         return isinstance(row.get(self.messages), list)
+
+    def settle(self, rows: Sequence[dict[str, Any]], file: str) -> Format:
+        _row.say_unread(rows, self.messages, KEYS, file)
+        return self
 
     def read(self, row: dict[str, Any], origin: Origin, *, reply: bool = True) -> Conversation:
         messages = self.turns(_row.turn_list(row, self.messages, origin, self.expects), "message", origin)

@@ -19,6 +19,7 @@ from lorikeet.data.formats import _row, _tools
 from lorikeet.data.formats._contract import Format
 
 CALL = "function_call"
+KEYS = ("from", "value", "role", "content")
 ROLES = {
     **dict.fromkeys(("human", "user"), "user"),
     **dict.fromkeys(("gpt", "assistant", "chatgpt", "bing", "bard"), "assistant"),
@@ -50,6 +51,10 @@ class ShareGPT(Format):
 
     def recognises(self, row: dict[str, Any]) -> bool:
         return isinstance(row.get(self.messages), list)
+
+    def settle(self, rows: Sequence[dict[str, Any]], file: str) -> Format:
+        _row.say_unread(rows, self.messages, (*KEYS, self.role_tag, self.content_tag), file)
+        return self
 
     def read(self, row: dict[str, Any], origin: Origin, *, reply: bool = True) -> Conversation:
         _row.refuse_preferences(row, origin)

@@ -98,6 +98,20 @@ def test_auto_says_what_it_leaves_unread(capsys: pytest.CaptureFixture) -> None:
     assert "not read" not in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("column", "role", "text"), [("messages", "role", "content"), ("conversations", "from", "value")]
+)
+def test_what_a_turn_says_in_keys_that_nothing_reads_is_said(
+    column: str, role: str, text: str, capsys: pytest.CaptureFixture
+) -> None:
+    question = {role: "user", text: "q", "trained": None}
+    answer = {role: "assistant", text: "a", "weight": 1, "reasoning_content": "because", "audio": None}
+    Auto().settle([{column: [question, answer]}], "f.json")
+    assert f"f.json: not read in '{column}': reasoning_content\n" in capsys.readouterr().err
+    Auto().settle([{column: [question, {**answer, "reasoning_content": ""}]}], "f.json")
+    assert "not read" not in capsys.readouterr().err
+
+
 def test_columns_find_the_system_prompt(capsys: pytest.CaptureFixture) -> None:
     row = {"question": "q", "answer": "a", "system": "s"}
     format_ = Auto().settle([row], "f.json")
