@@ -128,7 +128,11 @@ def _of_gguf(checkpoint: GGUFCheckpoint) -> Outline:
     ends = tuple(id for id in (value("eot_token_id"), value("eom_token_id")) if id is not None)
     adds = value("add_bos_token")
     special = Special(
-        names, (), bool(pre_adds if adds is None else adds), ends, checkpoint.metadata("tokenizer.chat_template")
+        names,
+        (),
+        bool(pre_adds if adds is None or kind == "gemma4" else adds),
+        ends,
+        checkpoint.metadata("tokenizer.chat_template"),
     )
     name = GGUF_KINDS[kind] + (f", split like {pre}" if kind == "gpt2" else "")
     return Outline(name, ids, control, special)

@@ -66,6 +66,13 @@ def test_an_outline_of_a_gguf_file_says_so_too(as_gguf, tmp_path, changes):
     assert seen.kind == f"byte-level BPE, split like {changes.get('pre', 'gpt-2')}"
 
 
+@pytest.mark.parametrize("add_bos", [True, False])
+def test_gemma_4_begins_with_bos_whatever_its_file_says(as_gguf, tmp_path, add_bos):
+    checkpoint = as_gguf(model="gemma4", pre=None, add_bos=add_bos)
+    seen, built = outline(tmp_path, checkpoint), open_tokenizer(tmp_path, checkpoint)
+    assert seen.bos_token == built.bos_token == "<|im_start|>" and seen.add_bos is built.add_bos is True
+
+
 @pytest.mark.parametrize("changes, said", [({"model": "bert"}, "'bert'"), ({"pre": "odd"}, "way of splitting text")])
 def test_gguf_tokenizers_that_cannot_be_built_have_no_outline(as_gguf, tmp_path, changes, said):
     with pytest.raises(TokenizerError, match=said):
