@@ -7,13 +7,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from lorikeet import config
 from lorikeet.adapters import _storage as storage
 from lorikeet.adapters._contract import Adapter
 from lorikeet.api.base import Base, attach, open_base
 from lorikeet.base.errors import CheckpointError
 from lorikeet.base.files import sha256_file
-from lorikeet.base.kinds import kind_class
+from lorikeet.base.kinds import kind_field
 from lorikeet.data.formats.auto import Auto
 from lorikeet.data.rows import conversations
 from lorikeet.data.templates._contract import TemplateOptions
@@ -93,4 +95,5 @@ def _template(folder: Path) -> TemplateOptions:
     named = storage.read_json(folder / storage.IDENTITY).get("template")
     if named is None:
         return Jinja.model_validate({})
-    return kind_class("lorikeet.data.templates", TemplateOptions, named["kind"]).model_validate(named)
+    read: TemplateOptions = TypeAdapter(kind_field("lorikeet.data.templates", TemplateOptions)).validate_python(named)
+    return read
