@@ -111,23 +111,27 @@ def tree(path: Path | str, overrides: Sequence[str] = ()) -> Tree:
     return _overridden(made, overrides)
 
 
-def options(section: str, overrides: Sequence[str]) -> dict[str, Any]:
+def options(section: str, overrides: Sequence[str], **fixed: Any) -> dict[str, Any]:
     """The options of one section that are set by overrides, validated: {"temperature": 0.7} for `generate`.
 
-    For commands that take a model and no recipe."""
+    For commands that take a model and no recipe. `fixed` are options that the command itself says."""
     made = _overridden(Tree(COMMAND_LINE, places={(): COMMAND_LINE}), overrides)
     chosen = option_classes(Recipe.model_fields[section].annotation)[0]
     for key in made.values:
         if key != section:
             raise RecipeError(
-                f"{key}: has no effect here", given=f"{key}   ({COMMAND_LINE})", allowed=f"{section}.option=value"
+                f"{key}: has no effect here",
+                given=f"{key}   ({COMMAND_LINE})",
+                allowed="generate.option=value, and model.option=value about the model",
             )
+    for name in fixed.keys() & made.values.get(section, {}).keys():
+        raise RecipeError(f"{section}.{name}: the command says it already", given=fixed[name], allowed="one of the two")
     refuse_booleans(Recipe, made)
     try:
-        read = chosen.model_validate(made.values.get(section, {}))
+        read = chosen.model_validate(made.values.get(section, {}) | fixed)
     except ValidationError as error:
         raise explain(error, Recipe, made, below=(section,)) from None
-    return {name: getattr(read, name) for name in read.model_fields_set}
+    return {name: getattr(read, name) for name in read.model_fields_set - fixed.keys()}
 
 
 def save(recipe: Recipe, path: Path) -> None:

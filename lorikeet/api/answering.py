@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,28 +31,37 @@ from lorikeet.train import state as run_state
 from lorikeet.train.metrics import peak_rss_bytes
 
 
-def engine(path: str | Path) -> Engine:
-    """What answers: a run, an adapter folder, a merged model, or any model that `resolve` finds."""
-    return open_any(path)[0]
+def engine(path: str | Path, model: Mapping[str, Any] | None = None) -> Engine:
+    """What answers: a run, an adapter folder, a merged model, or any model that `resolve` finds. `model`: options of
+    the recipe's section, for what the folder does not say (or says otherwise): {"dtype": "float32"}."""
+    return open_any(path, model)[0]
 
 
-def predict(path: str | Path, inputs: Sequence[Path | str], output: Path, **options: Any) -> dict[str, Any]:
-    """Answer every prompt of the input files; writes one JSON object per line to `output`."""
+def predict(
+    path: str | Path,
+    inputs: Sequence[Path | str],
+    output: Path,
+    model: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> dict[str, Any]:
+    """Answer every prompt of the input files; writes one JSON object per line to `output`. `model`: see `engine`."""
     generate = GenerateOptions(**options)
     check_output(output, inputs)
     read = list(conversations([str(file) for file in inputs], Auto.model_validate({}), reply=False))
     start = time.perf_counter()
-    rows = predict_file(engine(path), read, output, generate)
+    rows = predict_file(engine(path, model), read, output, generate)
     seconds = time.perf_counter() - start
     return {"replies": len(rows), "seconds": seconds, "output": str(output), "peak_rss_bytes": peak_rss_bytes()}
 
 
-def chat(path: str | Path, **options: Any) -> None:
-    """Talk to a run, an adapter or a model at the terminal."""
-    Chat(engine(path), GenerateOptions(**options)).run()
+def chat(path: str | Path, model: Mapping[str, Any] | None = None, **options: Any) -> None:
+    """Talk to a run, an adapter or a model at the terminal. `model`: see `engine`."""
+    Chat(engine(path, model), GenerateOptions(**options)).run()
 
 
-def open_any(path: str | Path) -> tuple[Engine, Base, Adapter | None, dict[str, Any]]:
+def open_any(
+    path: str | Path, changed: Mapping[str, Any] | None = None
+) -> tuple[Engine, Base, Adapter | None, dict[str, Any]]:
     """(engine, base, adapter, identity) of whatever can answer."""
     folder = Path(path)
     quant, adapter = NoQuant(), None
@@ -74,7 +83,7 @@ def open_any(path: str | Path) -> tuple[Engine, Base, Adapter | None, dict[str, 
         template_options = _template(folder)
     else:
         where, options, template_options = None, ModelOptions(path=str(path)), _template(folder)
-    base = open_base(options)
+    base = open_base(options.model_copy(update=dict(changed or {})))
     template = template_options.bind(base.tokenizer)
     model = base.load(quant)
     identity: dict[str, Any] = {}

@@ -13,6 +13,7 @@ from lorikeet.adapters import _storage as storage
 from lorikeet.adapters._contract import Adapter
 from lorikeet.base.errors import RecipeError, TokenizerError
 from lorikeet.base.log import note
+from lorikeet.base.machine import usable_cores
 from lorikeet.checkpoints._contract import Checkpoint
 from lorikeet.checkpoints.download import resolve
 from lorikeet.checkpoints.open import open_checkpoint
@@ -46,7 +47,7 @@ class Base:
 
 def open_base(options: ModelOptions) -> Base:
     """Find the model (downloading an alias or hub name) and check that its tokenizer fits."""
-    torch.set_num_threads(options.threads or os.cpu_count() or 1)
+    torch.set_num_threads(options.threads or min(os.cpu_count() or 1, usable_cores()))
     pick_device(options.device)  # one that is not there is told before anything is downloaded
     path = resolve(options.path, allow_pickle=options.allow_pickle)
     checkpoint = open_checkpoint(path, allow_pickle=options.allow_pickle)

@@ -41,8 +41,17 @@ def add(app: typer.Typer, function: Callable[..., Any], name: str, example: str)
 
 def split_options(words: Sequence[str]) -> tuple[list[Path], list[str]]:
     """The files, and the overrides of the form `generate.option=value`, among the words of a command line."""
-    overrides = [word for word in words if re.match(r"generate\.[a-z_]+=", word)]
+    overrides = [word for word in words if re.match(r"(generate|model)\.[a-z_]+=", word)]
     return [Path(word) for word in words if word not in overrides], overrides
+
+
+def of_model_and_replies(model: Path, overrides: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The options `model.option=value` and `generate.option=value` of a command that answers."""
+    from lorikeet import config
+
+    about = [word for word in overrides if word.startswith("model.")]
+    replies = [word for word in overrides if word not in about]
+    return config.options("model", about, path=str(model)), config.options("generate", replies)
 
 
 @contextmanager

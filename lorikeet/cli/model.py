@@ -17,7 +17,11 @@ Model = Annotated[
 ]
 GenerateOverrides = Annotated[
     list[str] | None,
-    typer.Argument(metavar="generate.OPTION=VALUE", help="E.g. generate.temperature=0.7", show_default=False),
+    typer.Argument(
+        metavar="generate.OPTION=VALUE",
+        help="E.g. generate.temperature=0.7; also model.dtype, model.device, model.family.",
+        show_default=False,
+    ),
 ]
 
 
@@ -31,9 +35,10 @@ def register(app: typer.Typer) -> None:
 
 def chat(model: Model, overrides: GenerateOverrides = None) -> None:
     """Talk to a model. Inside: :help lists the commands, Ctrl-C stops a reply, :exit leaves."""
-    from lorikeet import api, config
+    from lorikeet import api
 
-    api.chat(model, **config.options("generate", overrides or []))
+    about, replies = _command.of_model_and_replies(model, overrides or [])
+    api.chat(model, about, **replies)
 
 
 def predict(
@@ -49,7 +54,7 @@ def predict(
     output: Annotated[Path, typer.Option("--output", "-o", help="The .jsonl file to write.", show_default=False)],
 ) -> None:
     """Answer every prompt of a file. Each reply stands beside its reference, if there is one."""
-    from lorikeet import api, config
+    from lorikeet import api
     from lorikeet.base.errors import DataError
 
     files, overrides = _command.split_options(inputs)
@@ -57,7 +62,8 @@ def predict(
         raise DataError(
             "no file with prompts was named", try_="lorikeet predict RUN prompts.jsonl --output replies.jsonl"
         )
-    found = api.predict(model, files, output, **config.options("generate", overrides))
+    about, replies = _command.of_model_and_replies(model, overrides)
+    found = api.predict(model, files, output, about, **replies)
     _command.print_values(found)
 
 

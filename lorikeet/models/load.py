@@ -46,7 +46,7 @@ class ModelOptions(Options):
         False, description="Read pytorch_model.bin (weights only) where there is no safetensors."
     )
     threads: int | None = Field(
-        None, ge=1, le=1024, description="CPU threads; by default as many as the machine has cores."
+        None, ge=1, le=1024, description="CPU threads; by default as many as there are cores this process may use."
     )
 
 

@@ -55,9 +55,9 @@ def test_train_prints_the_summary(api: dict[str, Any], capsys: pytest.CaptureFix
 
 
 def test_predict_tells_files_from_options(api: dict[str, Any]) -> None:
-    words = ["predict", "runs/x", "a.json", "b.csv", "generate.temperature=0.5", "-o", "out.jsonl"]
-    assert run_command(words) == 0
-    expected = (Path("runs/x"), [Path("a.json"), Path("b.csv")], Path("out.jsonl"))
+    options = ["generate.temperature=0.5", "model.dtype=float32"]
+    assert run_command(["predict", "runs/x", "a.json", "b.csv", *options, "-o", "out.jsonl"]) == 0
+    expected = (Path("runs/x"), [Path("a.json"), Path("b.csv")], Path("out.jsonl"), {"dtype": "float32"})
     assert api["calls"] == [("predict", expected, {"temperature": 0.5})]
     assert run_command(["predict", "runs/x", "generate.temperature=1", "-o", "out.jsonl"]) == 2
 

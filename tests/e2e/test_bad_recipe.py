@@ -157,6 +157,9 @@ def test_options_of_generate(place: Place) -> None:
     model = str(place.model)
     place.refused(["chat", model, "generate.temprature=1"], "RecipeError: generate.temprature: there is no such option", "try      generate.temperature=1")  # fmt: skip
     place.refused(["chat", model, "train.seed=1"], "RecipeError: train: has no effect here", "generate.option=value")
+    place.refused(["chat", model, "model.path=other"], "RecipeError: model.path: the command says it already")
+    place.refused(["chat", model, "model.dtype=float8"], "RecipeError: model.dtype", "float32")
+    place.refused(["chat", model, "model.family=none.py"], "RecipeError: ", "none.py")
     place.refused(["predict", model, "tiny.jsonl", "generate.top_p=2", "-o", "out.jsonl"], "RecipeError: generate.top_p: out of range", "<= 1")  # fmt: skip
 
 
