@@ -19,6 +19,7 @@ from lorikeet.adapters import _storage as storage
 from lorikeet.api.base import Base, attach, prepare
 from lorikeet.base.errors import CheckpointError, RecipeError
 from lorikeet.base.files import need_space, new_folder, sha256_file, write_file
+from lorikeet.base.kinds import own_code
 from lorikeet.base.log import note
 from lorikeet.base.nouns import Batch, Example
 from lorikeet.config import Recipe
@@ -175,6 +176,7 @@ def _identity(recipe: Recipe, base: Base, template: Template, prepared: Prepared
         "data": prepared.train.fingerprint,
         "quant": recipe.quant.model_dump(mode="json"),
         "adapter": recipe.adapter.model_dump(mode="json"),
+        "own_code": [*own_code(recipe.quant), *own_code(recipe.adapter)] or None,
         "train": recipe.train.model_dump(mode="json", exclude=cadence),
         "dtype": str(model.dtype),
         "device": model.device.type,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -312,3 +313,18 @@ def test_a_length_that_nobody_wrote_is_within_the_model_s_context(place: Place) 
     assert "data.max_length is 512, the model's context" in said
     assert config.load(place.folder / "run/recipe.yaml").data.max_length == 512
     place.ok("evaluate", "run")
+
+
+def test_a_run_goes_on_only_with_the_same_code_of_one_s_own_adapter(place: Place) -> None:
+    code = "from lorikeet.adapters.lora import Lora\n\n\nclass Mine(Lora):\n    kind: str = 'mine'\n"
+    own = place.folder / "mine.py"
+    own.write_text(code)
+    place.recipe(adapter={"kind": "mine.py"}, train={"max_steps": 2, "save_steps": 1})
+    place.ok("train", "recipe.yaml")
+    shutil.rmtree(place.folder / "run/checkpoint-2")
+    shutil.rmtree(place.folder / "run/adapter")
+    (place.folder / "run/summary.json").unlink()
+    own.write_text(code + "    # another\n")
+    place.refused(["train", "recipe.yaml"], "RecipeError: own_code differs")
+    own.write_text(code)
+    place.ok("train", "recipe.yaml")
