@@ -6,7 +6,7 @@ still turn into a stop string or is half a character.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -51,6 +51,8 @@ class Engine:
     def __init__(self, model: CausalLM, tokenizer: Tokenizer, template: Template, identity: str = ""):
         """`identity` names the weights, base and adapter: half-done work of other weights is not gone on with."""
         self.model, self.tokenizer, self.template, self.identity = model, tokenizer, template, identity
+        # the template's own ends first; a model may still say its own under a template of text
+        self.stop_ids = tuple(dict.fromkeys((*template.stop_ids, *tokenizer.eos_ids)))
 
     def prompt(self, conversation: Conversation) -> list[int]:
         """The ids after which the model answers: exactly those it was trained on."""
@@ -71,8 +73,7 @@ class Engine:
         """generation_config.json: where a reply begins and ends, for other engines."""
         name, settings = self.tokenizer.bos_token, self.model.shape.config
         bos = self.tokenizer.control.get(name) if name else settings.get("bos_token_id")
-        ends = list(self.template.stop_ids)
-        return {"bos_token_id": bos, "eos_token_id": ends, "pad_token_id": self.tokenizer.pad_id}
+        return {"bos_token_id": bos, "eos_token_id": list(self.stop_ids), "pad_token_id": self.tokenizer.pad_id}
 
     def generate(self, requests: Sequence[Request]) -> Iterator[Event]:
         """Events of all requests. Raises ModelError for a prompt that leaves no room to answer."""
@@ -102,7 +103,9 @@ class Engine:
         room = [min(request.options.max_new_tokens, limit - length) for request, length in zip(requests, lengths)]
         capacity = max(length + new for length, new in zip(lengths, room))
         cache = KvCache(self.model.shape, len(requests), capacity, self.model.dtype, self.model.device)
-        live = [_Reply(request, new, self.tokenizer, self.template) for request, new in zip(requests, room)]
+        live = [
+            _Reply(request, new, self.tokenizer, self.template, self.stop_ids) for request, new in zip(requests, room)
+        ]
         logits = self._read(cache, [request.prompt for request in requests])
         while True:
             for reply, row in zip(live, logits):
@@ -134,10 +137,12 @@ class Engine:
 class _Reply:
     """One reply in the making."""
 
-    def __init__(self, request: Request, room: int, tokenizer: Tokenizer, template: Template):
+    def __init__(
+        self, request: Request, room: int, tokenizer: Tokenizer, template: Template, stop_ids: Collection[int]
+    ):
         self.request, self.room, self.tokenizer = request, room, tokenizer
         self.sampler = Sampler(request.options, request.prompt, request.name)
-        self.stop_ids = set(template.stop_ids)
+        self.stop_ids = stop_ids
         self.stops = [stop for stop in (*template.stop_strings, *request.options.stop) if stop]
         self.ids: list[int] = []
         self.reason: Reason | None = None

@@ -20,6 +20,7 @@ class Tokenizer(Protocol):
     control: dict[str, int]  # control (special) token string -> id
     bos_token: str | None  # None: the model has none, or does not want one added
     eos_token: str | None
+    eos_ids: tuple[int, ...]  # all tokens that end a reply, as the model's own files say
     pad_id: int  # eos where the model names none
     chat_template: str | None  # jinja source, from the model
     fingerprint: str  # sha256 of everything that decides ids

@@ -34,6 +34,10 @@ class TinyTokenizer:
         self.pad_id = self.control["</s>"]
         self.fingerprint = hashlib.sha256(bpe.to_str().encode()).hexdigest()
 
+    @property
+    def eos_ids(self) -> tuple[int, ...]:
+        return () if self.eos_token is None else (self.control[self.eos_token],)
+
     def encode(self, text: str, *, after: str = "start") -> tuple[list[int], list[tuple[int, int]]]:
         encoding = self.bpe.encode(text, add_special_tokens=False)
         return encoding.ids, encoding.offsets

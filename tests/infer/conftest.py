@@ -25,7 +25,7 @@ class ByteTokenizer:
     """Follows lorikeet.tokens._contract.Tokenizer: id = byte, and one control token that ends a reply."""
 
     vocab_size, control, bos_token, eos_token, pad_id = VOCAB, {"<end>": END}, None, "<end>", END
-    chat_template, fingerprint = None, "bytes"
+    chat_template, fingerprint, eos_ids = None, "bytes", (END,)
 
     def encode(self, text: str, *, after: str = "start") -> tuple[list[int], list[tuple[int, int]]]:
         return list(text.encode()), [(i, i + 1) for i, char in enumerate(text) for _ in char.encode()]
