@@ -17,7 +17,6 @@ from torch import Tensor
 from lorikeet.base.errors import ModelError
 
 KINDS = ("default", "linear", "dynamic", "llama3", "yarn", "longrope")
-BY_LENGTH = ("dynamic", "longrope")  # whose frequencies depend on how long the text is
 
 
 @dataclass(frozen=True)
@@ -53,7 +52,7 @@ class Rope:
 
     def frequencies(self, length: int) -> tuple[Tensor, float]:
         """Radians per position [rotary_dim / 2] float32, and the factor on cos and sin, for texts of `length` tokens
-        (which matters to BY_LENGTH only)."""
+        (which matters to dynamic and longrope only)."""
         scaling, half = self.scaling, torch.arange(0, self.rotary_dim, 2, dtype=torch.int64).float() / self.rotary_dim
         theta = self.theta
         if self.kind == "dynamic" and length > self.max_position:
@@ -73,7 +72,7 @@ class Rope:
     def table(self, positions: Tensor, dtype: torch.dtype, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """cos and sin [T, 1, rotary_dim] in `dtype` for int64 positions [T].
 
-        `lengths` [T]: how long the text of each token is, for BY_LENGTH (by default, all are one text)."""
+        `lengths` [T]: how long the text of each token is, for dynamic and longrope (by default, all are one text)."""
         same = self.unchanged_within()
         if same is None:
             angles, factor = self._angles(positions, 0)

@@ -5,15 +5,20 @@ from __future__ import annotations
 import math
 from typing import Any, ClassVar
 
-from torch import Tensor
-
 from lorikeet.checkpoints._contract import Checkpoint
 from lorikeet.models.families import _config
-from lorikeet.models.families._contract import DecoderSpec, Family, Names
+from lorikeet.models.families._contract import DecoderSpec, Names
+from lorikeet.models.families.gemma import Gemma
+
+NAMES = Names(
+    after_attention="post_attention_layernorm",
+    before_mlp="pre_feedforward_layernorm",
+    after_mlp="post_feedforward_layernorm",
+)
 
 
-class Gemma2(Family):
-    """Norms before and behind attention and feed-forward; norm weights are kept less one, in GGUF files whole."""
+class Gemma2(Gemma):
+    """Norms before and behind attention and feed-forward; their weights are kept as Gemma 1's are."""
 
     kind: ClassVar[str] = "gemma2"
     model_type: ClassVar[str] = "gemma2"
@@ -37,11 +42,7 @@ class Gemma2(Family):
             tied=_config.tied(config, True),
             attention_bias=bias,
             output_bias=bias,
-            names=Names(
-                after_attention="post_attention_layernorm",
-                before_mlp="pre_feedforward_layernorm",
-                after_mlp="post_feedforward_layernorm",
-            ),
+            names=NAMES,
             activation=_config.activation(config, "gelu_pytorch_tanh", key="hidden_activation"),
             windows=_config.windows({"sliding_window": 4096} | config, shape.layers, pattern=pattern),
             scale=(_config.number(config, "query_pre_attn_scalar") or 256.0) ** -0.5,
@@ -63,6 +64,3 @@ class Gemma2(Family):
             "attn_logit_softcapping": metadata.get("gemma2.attn_logit_softcapping", 50.0),
             "final_logit_softcapping": metadata.get("gemma2.final_logit_softcapping", 30.0),
         }
-
-    def from_gguf(self, name: str, tensor: Tensor, spec: DecoderSpec) -> Tensor:
-        return tensor - 1 if name.endswith("norm.weight") else tensor

@@ -7,37 +7,28 @@ A model with a vision tower (`model_type` gemma3) is read as its text part, whic
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any, ClassVar
 
 from torch import Tensor
 
 from lorikeet.base.errors import ModelError
 from lorikeet.checkpoints._contract import Checkpoint
-from lorikeet.models.families import _config
-from lorikeet.models.families._contract import DecoderSpec, Family, Names
+from lorikeet.models.families import _config, gemma2
+from lorikeet.models.families._contract import DecoderSpec
+from lorikeet.models.families.gemma2 import Gemma2
 
-NAMES = Names(
-    after_attention="post_attention_layernorm",
-    before_mlp="pre_feedforward_layernorm",
-    after_mlp="post_feedforward_layernorm",
-    q_norm="self_attn.q_norm",
-    k_norm="self_attn.k_norm",
-)
+NAMES = replace(gemma2.NAMES, q_norm="self_attn.q_norm", k_norm="self_attn.k_norm")
 TEXT_PARTS = ("language_model.model.", "model.language_model.")  # where the text part's tensors lie, old and new
 
 
-class Gemma3(Family):
-    """Norm weights are kept less one; GGUF files keep them whole."""
+class Gemma3(Gemma2):
+    """Gemma 2's parts with norms on q and k; norm weights and GGUF names are as there."""
 
     kind: ClassVar[str] = "gemma3"
     model_type: ClassVar[str] = "gemma3_text"
     architecture: ClassVar[str] = "Gemma3ForCausalLM"
     gguf_architecture: ClassVar[str | None] = "gemma3"
-    gguf_layer: ClassVar[dict[str, str]] = {
-        "post_attention_layernorm": "post_attention_norm",
-        "pre_feedforward_layernorm": "ffn_norm",
-        "post_feedforward_layernorm": "post_ffw_norm",
-    }
 
     def matches(self, checkpoint: Checkpoint) -> bool:
         return checkpoint.config.get("model_type") == "gemma3" or super().matches(checkpoint)
@@ -101,9 +92,6 @@ class Gemma3(Family):
                 "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
             },
         }
-
-    def from_gguf(self, name: str, tensor: Tensor, spec: DecoderSpec) -> Tensor:
-        return tensor - 1 if name.endswith("norm.weight") else tensor
 
 
 # what published text_configs leave to transformers' defaults (Gemma3TextConfig)
