@@ -28,9 +28,14 @@ def cpu_model(root: Path = ROOT) -> str:
 
 def cpu_features(root: Path = ROOT) -> list[str]:
     """Those of FEATURES that the processor has; empty where the system does not say."""
-    info = _cpuinfo(root)
-    flags = set((info.get("flags") or info.get("Features") or "").split())
+    flags = cpu_flags(root)
     return [name for name in FEATURES if name in flags]
+
+
+def cpu_flags(root: Path = ROOT) -> set[str]:
+    """All instruction sets that the system names; empty where it names none."""
+    info = _cpuinfo(root)
+    return set((info.get("flags") or info.get("Features") or "").split())
 
 
 def usable_cores(root: Path = ROOT) -> int:

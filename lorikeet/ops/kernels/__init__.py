@@ -1,0 +1,73 @@
+"""Kernels for the CPU in C++: what PyTorch computes in many passes over memory, in one.
+
+Each `.cpp` has a face of the same name in Python, which allocates with torch and calls. Every op has a plain PyTorch
+version too, which computes where there is no compiler, on other devices and in other dtypes. Tensors without numbers
+(fake, meta) go through the same faces and skip the call, so that planning sees the same allocations.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+
+from lorikeet.ops.kernels import build
+
+Kernels = Literal["auto", "eager"]
+DTYPES = {torch.float32: 0, torch.bfloat16: 1}  # the number is the C++ side's
+_chosen: list[Kernels] = ["auto"]
+
+
+def choose(kernels: Kernels) -> None:
+    """`eager`: compute everything with plain PyTorch; `auto`: with compiled kernels where they serve."""
+    _chosen[0] = kernels
+
+
+def identity() -> str:
+    """What computes, for a run's identity: `eager`, or the compiled kernels' fingerprint."""
+    return "eager" if _chosen[0] == "eager" or build.build() is None else f"compiled {build.fingerprint()}"
+
+
+def serves(*tensors: Tensor) -> bool:
+    """Whether compiled kernels take these: on the CPU, all of one dtype that the kernels know."""
+    if _chosen[0] == "eager" or build.build() is None:
+        return False
+    first = tensors[0]
+    return first.dtype in DTYPES and all(
+        tensor.device.type in ("cpu", "meta") and tensor.dtype == first.dtype for tensor in tensors
+    )
+
+
+def has_numbers(tensor: Tensor) -> bool:
+    return not (isinstance(tensor, FakeTensor) or tensor.is_meta)
+
+
+class Kernel:
+    """One C++ function. Arguments: tensors (as pointers, None as null), ints (int64_t), floats (float), in the order
+    of the C++ declaration. Tensors must be contiguous where the function takes no strides."""
+
+    def __init__(self, library: str, function: str):
+        self.library, self.function = library, function
+        self._call: Callable[..., object] | None = None
+
+    def __call__(self, *arguments: Tensor | int | float | None) -> None:
+        if any(isinstance(argument, Tensor) and not has_numbers(argument) for argument in arguments):
+            return
+        if self._call is None:
+            library = build.load(self.library)
+            assert library is not None, "ask serves() first"
+            self._call = getattr(library, self.function)
+            self._call.restype = None  # type: ignore[attr-defined]
+        self._call(*(_argument(argument) for argument in arguments))
+
+
+def _argument(value: Tensor | int | float | None) -> object:
+    if isinstance(value, Tensor):
+        return ctypes.c_void_p(value.data_ptr())
+    if value is None:
+        return ctypes.c_void_p(None)
+    return ctypes.c_float(value) if isinstance(value, float) else ctypes.c_int64(value)

@@ -1,0 +1,70 @@
+// What the kernels share: bfloat16, a vectorisable exp, and dispatch on the dtype.
+#pragma once
+#include <cmath>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <omp.h>
+#ifdef __AVX512F__
+#include <immintrin.h>
+#endif
+
+using i64 = int64_t;
+
+struct bf16 {
+    uint16_t bits;
+};
+
+static inline float to_float(float x) { return x; }
+
+static inline float to_float(bf16 x) {
+    uint32_t wide = uint32_t(x.bits) << 16;
+    float out;
+    std::memcpy(&out, &wide, 4);
+    return out;
+}
+
+// to the nearest, ties to even, as torch rounds; NaN stays NaN
+static inline void put(float value, float* at) { *at = value; }
+
+static inline void put(float value, bf16* at) {
+    uint32_t wide;
+    std::memcpy(&wide, &value, 4);
+    uint32_t rounded = (wide + 0x7fffu + ((wide >> 16) & 1u)) >> 16;
+    at->bits = uint16_t((wide & 0x7fffffffu) > 0x7f800000u ? 0x7fc0u : rounded);
+}
+
+// the value as it is after a trip through T: for steps that torch rounds one by one
+template <typename T>
+static inline float rounded(float value) {
+    T kept;
+    put(value, &kept);
+    return to_float(kept);
+}
+
+// e^x within 2 ulp of float; below -87.3 it is 0 (and so for -inf). A loop over it becomes vector code.
+static inline float fast_exp(float x) {
+    float clamped = x < -87.3f ? -87.3f : (x > 88.7f ? 88.7f : x);
+    float n = clamped * 1.44269504f + 12582912.0f;  // 1.5 * 2^23: rounds to an integer in the low bits
+    int32_t bits;
+    std::memcpy(&bits, &n, 4);
+    n -= 12582912.0f;
+    float r = clamped - n * 0.693359375f + n * 2.12194440e-4f;
+    float p = 1.9875691500e-4f;
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * r * r + r + 1.0f;
+    int32_t power = (bits + 127) << 23;
+    float scale;
+    std::memcpy(&scale, &power, 4);
+    return x < -87.3f ? 0.0f : p * scale;
+}
+
+static inline float sigmoid(float x) { return 1.0f / (1.0f + fast_exp(-x)); }
+
+// calls function<T>(...) for dtype 0 (float) and 1 (bfloat16)
+#define DISPATCH(dtype, function, ...) \
+    ((dtype) == 0 ? function<float>(__VA_ARGS__) : function<bf16>(__VA_ARGS__))

@@ -1,0 +1,62 @@
+// RMSNorm over the last dimension: y = round(x * scale) * weight, or (offset) x * scale * (offset + weight).
+#include "common.h"
+
+template <typename T>
+static void forward(i64 rows, i64 width, i64 stride, const void* x_, const void* weight_, float eps, float offset,
+                    void* y_, float* scale) {
+    const T *x = (const T*)x_, *weight = (const T*)weight_;
+    T* y = (T*)y_;
+#pragma omp parallel for schedule(static)
+    for (i64 row = 0; row < rows; row++) {
+        const T* from = x + row * stride;
+        T* to = y + row * width;
+        float sum = 0;
+#pragma omp simd reduction(+ : sum)
+        for (i64 i = 0; i < width; i++) {
+            float value = to_float(from[i]);
+            sum += value * value;
+        }
+        float s = 1.0f / std::sqrt(sum / float(width) + eps);
+        scale[row] = s;
+        if (offset != 0) {
+#pragma omp simd
+            for (i64 i = 0; i < width; i++) put(to_float(from[i]) * s * (offset + to_float(weight[i])), to + i);
+        } else {
+#pragma omp simd
+            for (i64 i = 0; i < width; i++) put(rounded<T>(to_float(from[i]) * s) * to_float(weight[i]), to + i);
+        }
+    }
+}
+
+// dx = scale * (g - n * mean(g * n)) with n = x * scale and g = dy * (weight + offset)
+template <typename T>
+static void backward(i64 rows, i64 width, i64 stride, const void* x_, const void* weight_, float offset,
+                     const float* scale, const void* dy_, void* dx_) {
+    const T *x = (const T*)x_, *weight = (const T*)weight_, *dy = (const T*)dy_;
+    T* dx = (T*)dx_;
+#pragma omp parallel for schedule(static)
+    for (i64 row = 0; row < rows; row++) {
+        const T *from = x + row * stride, *slope = dy + row * width;
+        T* to = dx + row * width;
+        float s = scale[row], sum = 0;
+#pragma omp simd reduction(+ : sum)
+        for (i64 i = 0; i < width; i++)
+            sum += to_float(slope[i]) * (to_float(weight[i]) + offset) * to_float(from[i]);
+        float mean = sum * s / float(width);
+#pragma omp simd
+        for (i64 i = 0; i < width; i++) {
+            float g = to_float(slope[i]) * (to_float(weight[i]) + offset);
+            put((g - to_float(from[i]) * s * mean) * s, to + i);
+        }
+    }
+}
+
+extern "C" void norm_forward(i64 dtype, i64 rows, i64 width, i64 stride, const void* x, const void* weight, float eps,
+                             float offset, void* y, float* scale) {
+    DISPATCH(dtype, forward, rows, width, stride, x, weight, eps, offset, y, scale);
+}
+
+extern "C" void norm_backward(i64 dtype, i64 rows, i64 width, i64 stride, const void* x, const void* weight,
+                              float offset, const float* scale, const void* dy, void* dx) {
+    DISPATCH(dtype, backward, rows, width, stride, x, weight, offset, scale, dy, dx);
+}
