@@ -26,7 +26,7 @@ from lorikeet.base.rng import torch_rng
 from lorikeet.models.causal_lm import CausalLM
 from lorikeet.models.experts import ExpertGroup
 from lorikeet.models.linear import FrozenLinear, LinearGroup
-from lorikeet.ops.lora_linear import LowRank, lora_linear
+from lorikeet.ops.lora_linear import LowRank, Prologue, lora_linear
 
 # settings of PEFT's that make another model of the same A and B
 UNSUPPORTED = [
@@ -282,9 +282,9 @@ class LoraGroup(nn.Module):
         self._pairs = [(rows, pair) for rows, pair in found if isinstance(pair, LoraPair)]
         self._low_rank = [LowRank(rows, pair.factor) for rows, pair in self._pairs]
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x [T, in] -> [T, sum of the members' out]."""
+    def forward(self, x: Tensor, prologue: Prologue | None = None) -> Tensor:
+        """x, or what the prologue makes of it, [T, in] -> [T, sum of the members' out]."""
         group = self._group[0]
         factors = [factor for _, pair in self._pairs for factor in (pair.a, pair.b)]
         dropout = self.dropout if torch.is_grad_enabled() else 0.0
-        return lora_linear(x, group.weight, group.bias(), self._low_rank, factors, dropout)
+        return lora_linear(x, group.weight, group.bias(), self._low_rank, factors, dropout, prologue)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lorikeet.models.linear import LinearGroup
 from lorikeet.models.slots import Slot, parameter_slot
-from lorikeet.ops.norm import rms_norm
+from lorikeet.ops.norm import Normed, rms_norm
 from lorikeet.quant._contract import Quant
 
 
@@ -24,6 +24,12 @@ class Norm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x [..., D] -> [..., D]."""
         return rms_norm(x, self.weight, self.eps, self.offset)
+
+    def before(self, linears: LinearGroup, x: Tensor) -> Tensor:
+        """linears(norm(x)); the normed x is not kept for the backward pass."""
+        if self.weight.requires_grad:
+            return linears(self(x))
+        return linears(x, Normed(self.weight, self.eps, self.offset))
 
     def slots(self) -> Iterator[Slot]:
         """See `Part`."""

@@ -21,7 +21,7 @@ from lorikeet.models.slots import Slot, slots
 from lorikeet.models.spec import DecoderSpec
 from lorikeet.ops.attention import View
 from lorikeet.ops.checkpointing import checkpointed
-from lorikeet.ops.rope import rotate
+from lorikeet.ops.heads import HeadNorms, split_heads
 
 
 class Block(nn.Module):
@@ -51,29 +51,29 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, view: View) -> Tensor:
         """x [T, D], cos and sin [T, 1, E] -> [T, D]."""
-        mixed = self.o(self._attention(self.before_attention(x), cos, sin, view))
+        mixed = self.o(self._attention(x, cos, sin, view))
         x = x + (mixed if self.after_attention is None else self.after_attention(mixed))
-        found = self.feed_forward(self.before_mlp(x))
+        found = self.feed_forward(x, self.before_mlp)
         return x + (found if self.after_mlp is None else self.after_mlp(found))
 
     def _attention(self, x: Tensor, cos: Tensor, sin: Tensor, view: View) -> Tensor:
         shape, spec = self.spec.shape, self.spec
-        rotated, heads = shape.heads + shape.kv_heads, shape.heads
-        qkv = self.qkv(x).view(len(x), -1, shape.head_dim)  # [T, H + 2K, E]
-        qk = qkv[:, :rotated]
-        if self.q_norm is not None and self.k_norm is not None:
-            qk = torch.cat([self.q_norm(qk[:, :heads]), self.k_norm(qk[:, heads:])], dim=1)
-        qk = rotate(qk, cos, sin)
-        mixed = view.attend(
-            self.index,
-            qk[:, :heads],
-            qk[:, heads:],
-            qkv[:, rotated:],
-            scale=shape.head_dim**-0.5 if spec.scale is None else spec.scale,
-            window=self.window,
-            softcap=spec.softcap,
-        )
+        qkv = self.before_attention.before(self.qkv, x).view(len(x), -1, shape.head_dim)  # [T, H + 2K, E]
+        qkv, norms = self._head_norms(qkv)
+        q, k, v = split_heads(qkv, cos, sin, shape.heads, shape.kv_heads, norms)
+        scale = shape.head_dim**-0.5 if spec.scale is None else spec.scale
+        mixed = view.attend(self.index, q, k, v, scale=scale, window=self.window, softcap=spec.softcap)
         return mixed.reshape(len(x), -1)
+
+    def _head_norms(self, qkv: Tensor) -> tuple[Tensor, HeadNorms | None]:
+        """The norms of q's and k's heads, for `split_heads`; where they train, they are applied here."""
+        q, k, heads = self.q_norm, self.k_norm, self.spec.shape.heads
+        if q is None or k is None:
+            return qkv, None
+        if q.weight.requires_grad or k.weight.requires_grad:
+            turned = heads + self.spec.shape.kv_heads
+            return torch.cat([q(qkv[:, :heads]), k(qkv[:, heads:turned]), qkv[:, turned:]], dim=1), None
+        return qkv, HeadNorms(q.weight, k.weight, q.eps, q.offset)
 
 
 class Decoder(CausalLM):

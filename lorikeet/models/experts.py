@@ -18,11 +18,11 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from lorikeet.models.build import Build
+from lorikeet.models.build import Build, Norm
 from lorikeet.models.linear import FrozenLinear, LinearGroup
 from lorikeet.models.mlp import Mlp
 from lorikeet.ops.experts import Experts, mixture
-from lorikeet.ops.lora_linear import LowRank
+from lorikeet.ops.lora_linear import LowRank, Prologue
 from lorikeet.ops.swiglu import Activation
 from lorikeet.quant._contract import FrozenWeight
 
@@ -83,7 +83,7 @@ class ExpertGroup(LinearGroup):
         """The linear `leaf` of every expert."""
         return self.linears[self.leaves.index(leaf) :: len(self.leaves)]
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, prologue: Prologue | None = None) -> Tensor:
         raise AssertionError("experts are applied to the tokens that chose them, by `Mixture`")
 
 
@@ -120,8 +120,9 @@ class Mixture(nn.Module):
             self.shared_gate = build.linears([f"{inside}.{names.shared_gate}"], [1], width)
             self.shared_gate.routes = True
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x [T, D] -> [T, D]."""
+    def forward(self, x: Tensor, norm: Norm | None = None) -> Tensor:
+        """x [T, D] -> [T, D] of x, or of norm(x)."""
+        x = x if norm is None else norm(x)
         chosen, share = self.route(x)
         updates = [self.gate_up.updates, self.down.updates]
         first, second = (() if update is None else update.members for update in updates)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lorikeet.models.slots import Slot, parameter_slot
-from lorikeet.ops.lora_linear import lora_linear
+from lorikeet.ops.lora_linear import Prologue, lora_linear
 from lorikeet.quant._contract import FrozenWeight
 
 
@@ -55,7 +55,7 @@ class FrozenLinear(nn.Module):
 class LinearGroup(nn.Module):
     """Linears over one input, computed together. `attached` is what an adapter put there: it computes instead."""
 
-    attached: Callable[[Tensor], Tensor] | None  # set by an adapter
+    attached: Callable[[Tensor, Prologue | None], Tensor] | None  # set by an adapter
     routes: bool = False  # whether it decides which experts compute: then all-linear leaves it alone
 
     def __init__(
@@ -95,8 +95,8 @@ class LinearGroup(nn.Module):
             if linear.bias is not None:
                 yield parameter_slot(f"{linear.name}.bias", linear.bias)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x [T, in] -> [T, sum of the members' out]."""
+    def forward(self, x: Tensor, prologue: Prologue | None = None) -> Tensor:
+        """x, or what the prologue makes of it, [T, in] -> [T, sum of the members' out]."""
         if self.attached is not None:
-            return self.attached(x)
-        return lora_linear(x, self.weight, self.bias())
+            return self.attached(x, prologue)
+        return lora_linear(x, self.weight, self.bias(), prologue=prologue)

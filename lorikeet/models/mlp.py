@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from lorikeet.models.build import Build
-from lorikeet.ops.swiglu import Activation, swiglu
+from lorikeet.models.build import Build, Norm
+from lorikeet.ops.swiglu import Activation, Gated
 
 
 class Mlp(nn.Module):
@@ -28,6 +28,7 @@ class Mlp(nn.Module):
         self.gate_up = build.linears(gate_up, sizes, width, bias=bias)
         self.down = build.linears([down], [width], ffn_width, bias=bias)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x [T, D] -> [T, D]."""
-        return self.down(swiglu(self.gate_up(x), self.activation))
+    def forward(self, x: Tensor, norm: Norm | None = None) -> Tensor:
+        """x [T, D] -> [T, D] of x, or of norm(x). Kept for the backward pass: x, gate and up."""
+        gate_up = self.gate_up(x) if norm is None else norm.before(self.gate_up, x)
+        return self.down(gate_up, Gated(self.activation))

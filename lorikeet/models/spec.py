@@ -63,7 +63,7 @@ class DecoderSpec(Spec):
     experts: Callable[[int, DecoderSpec, Build], nn.Module] | None = None  # makes the feed-forward; None: a dense one
 
     def feed_forward(self, layer: int, build: Build) -> nn.Module:
-        """The layer's feed-forward, [T, D] -> [T, D]."""
+        """The layer's feed-forward, (x [T, D], norm before it) -> [T, D]."""
         if self.experts is not None:
             return self.experts(layer, self, build)
         inside, names = f"{self.names.layers}.{layer}", self.names

@@ -160,15 +160,16 @@ class RotateFunction(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         ctx.save_for_backward(cos, sin)
-        return _rotate(x, cos, sin)
+        return rotated(x, cos, sin)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         cos, sin = ctx.saved_tensors
-        return _rotate(grads[0], cos, -sin), None, None
+        return rotated(grads[0], cos, -sin), None, None
 
 
-def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """`rotate` without a gradient of its own; a new tensor."""
     half, turned = cos.shape[-1] // 2, cos.shape[-1]
     out = torch.empty_like(x, memory_format=torch.contiguous_format)
     first, second, c, s = x[..., :half], x[..., half:turned], cos[..., :half], sin[..., :half]

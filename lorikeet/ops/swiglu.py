@@ -5,11 +5,15 @@ SwiGLU with silu (Llama and most others), GeGLU with the tanh form of gelu (Gemm
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from lorikeet.ops import kernels
+from lorikeet.ops.kernels import swiglu as compiled
 
 Activation = Literal["silu", "gelu_tanh", "gelu"]
 _GELU = {"gelu_tanh": "tanh", "gelu": "none"}  # torch's word for the form
@@ -25,29 +29,56 @@ def _act(gate: Tensor, activation: Activation) -> Tensor:
     return F.silu(gate) if activation == "silu" else F.gelu(gate, approximate=_GELU[activation])
 
 
+@dataclass(frozen=True)
+class Gated:
+    """A gated unit as what comes before a linear (`lora_linear`'s prologue): gate_up [T, 2F] -> [T, F]."""
+
+    activation: Activation = "silu"
+
+    def _compiled(self, gate_up: Tensor) -> bool:
+        return self.activation in compiled.ACTIVATIONS and kernels.serves(gate_up) and gate_up.is_contiguous()
+
+    def forward(self, gate_up: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The output; nothing is kept besides the input."""
+        if self._compiled(gate_up):
+            return compiled.forward(gate_up, self.activation), None
+        gate, up = gate_up.chunk(2, dim=-1)
+        return _act(gate, self.activation).mul_(up), None
+
+    def backward(
+        self, gate_up: Tensor, _kept: Tensor | None, dy: Tensor, *, again: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """The gradient [T, 2F], and with `again` the output once more.
+
+        d silu(g) = sigmoid(g) * (1 + g * (1 - sigmoid(g))); gelu's comes from torch."""
+        if self._compiled(gate_up) and dy.dtype == gate_up.dtype:
+            return compiled.backward(gate_up, dy, self.activation, again=again)
+        gate, up = gate_up.chunk(2, dim=-1)
+        grad = torch.empty_like(gate_up)
+        dgate, dup = grad.chunk(2, dim=-1)
+        value = _act(gate, self.activation)
+        torch.mul(dy, value, out=dup)
+        dproduct = dy * up
+        if self.activation == "silu":
+            dgate.copy_(torch.ops.aten.silu_backward(dproduct, gate))
+        else:
+            dgate.copy_(torch.ops.aten.gelu_backward(dproduct, gate, approximate=_GELU[self.activation]))
+        return grad, value.mul_(up) if again else None
+
+
 class SwigluFunction(torch.autograd.Function):
-    """d silu(g) = sigmoid(g) * (1 + g * (1 - sigmoid(g))), from the saved input; gelu's comes from torch."""
+    """A gated unit that stands alone."""
 
     @staticmethod
     def forward(ctx: Any, gate_up: Tensor, activation: Activation) -> Tensor:
         ctx.save_for_backward(gate_up)
-        ctx.activation = activation
-        gate, up = gate_up.chunk(2, dim=-1)
-        return _act(gate, activation) * up
+        ctx.unit = Gated(activation)
+        return ctx.unit.forward(gate_up)[0]
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        (dy,) = grads
         (gate_up,) = ctx.saved_tensors
-        gate, up = gate_up.chunk(2, dim=-1)
-        grad = torch.empty_like(gate_up)
-        dgate, dup = grad.chunk(2, dim=-1)
-        torch.mul(dy, _act(gate, ctx.activation), out=dup)
-        if ctx.activation == "silu":
-            dgate.copy_(torch.ops.aten.silu_backward(dy * up, gate))
-        else:
-            dgate.copy_(torch.ops.aten.gelu_backward(dy * up, gate, approximate=_GELU[ctx.activation]))
-        return grad, None
+        return ctx.unit.backward(gate_up, None, grads[0])[0], None
 
 
 def swiglu(gate_up: Tensor, activation: Activation = "silu") -> Tensor:

@@ -60,8 +60,9 @@ class Kernel:
         if self._call is None:
             library = build.load(self.library)
             assert library is not None, "ask serves() first"
-            self._call = getattr(library, self.function)
-            self._call.restype = None  # type: ignore[attr-defined]
+            function = getattr(library, self.function)
+            function.restype = None
+            self._call = function
         self._call(*(_argument(argument) for argument in arguments))
 
 

@@ -14,7 +14,7 @@ import subprocess
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 from lorikeet.base.files import cache_dir
@@ -34,13 +34,13 @@ def sources() -> list[Path]:
     return sorted(FOLDER.glob("*.cpp"))
 
 
-@lru_cache(maxsize=1)
+@cache
 def compiler() -> str | None:
     """The first C++ compiler on the path, or None."""
     return next((found for name in COMPILERS if (found := shutil.which(name))), None)
 
 
-@lru_cache(maxsize=1)
+@cache
 def fingerprint() -> str | None:
     """What decides the kernels' results, as a short hash; None without a compiler."""
     command = compiler()
@@ -53,7 +53,7 @@ def fingerprint() -> str | None:
     return digest.hexdigest()[:16]
 
 
-@lru_cache(maxsize=1)
+@cache
 def build() -> Path | None:
     """The folder with a library per source, compiled where it is not there; None where that cannot be done."""
     name = fingerprint()
@@ -74,7 +74,7 @@ def build() -> Path | None:
     return folder
 
 
-@lru_cache(maxsize=None)
+@cache
 def load(name: str) -> ctypes.CDLL | None:
     """The library of `name`.cpp, or None where there is none. The OpenMP runtime is the one that torch has loaded:
     a second one would fight with it for the cores."""
@@ -104,7 +104,7 @@ def _compile(file: Path, folder: Path) -> str | None:
         )
         if done.returncode:
             return (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[0][:200]
-        os.replace(unfinished, _library(folder, file.stem))
+        Path(unfinished).replace(_library(folder, file.stem))
         return None
     finally:
         Path(unfinished).unlink(missing_ok=True)

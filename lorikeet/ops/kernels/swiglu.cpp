@@ -1,0 +1,74 @@
+// act(gate) * up for gate_up [T, 2 F], gate first; act is silu (0) or the tanh form of gelu (1).
+#include "common.h"
+
+struct Silu {
+    static inline float value(float x) { return x * sigmoid(x); }
+    static inline float slope(float x) {
+        float s = sigmoid(x);
+        return s * (1.0f + x * (1.0f - s));
+    }
+};
+
+// 0.5 x (1 + tanh(u)) = x * sigmoid(2 u) with u = sqrt(2 / pi) (x + 0.044715 x^3)
+struct GeluTanh {
+    static inline float value(float x) { return x * sigmoid(1.5957691216f * (x + 0.044715f * x * x * x)); }
+    static inline float slope(float x) {
+        float s = sigmoid(1.5957691216f * (x + 0.044715f * x * x * x));
+        return s + x * s * (1.0f - s) * 1.5957691216f * (1.0f + 0.134145f * x * x);
+    }
+};
+
+template <typename T, typename Act>
+static void forward(i64 rows, i64 width, const void* gate_up, void* out) {
+#pragma omp parallel for schedule(static)
+    for (i64 row = 0; row < rows; row++) {
+        const T *gate = (const T*)gate_up + row * 2 * width, *up = gate + width;
+        T* to = (T*)out + row * width;
+#pragma omp simd
+        for (i64 i = 0; i < width; i++) put(Act::value(to_float(gate[i])) * to_float(up[i]), to + i);
+    }
+}
+
+// dgate_up [T, 2 F] from dy [T, F], and the product again where `out` is given. dgate_up may be gate_up itself.
+template <typename T, typename Act>
+static void backward(i64 rows, i64 width, const void* gate_up, const void* dy_, void* dgate_up, void* out_) {
+#pragma omp parallel for schedule(static)
+    for (i64 row = 0; row < rows; row++) {
+        const T *gate = (const T*)gate_up + row * 2 * width, *up = gate + width, *dy = (const T*)dy_ + row * width;
+        T *dgate = (T*)dgate_up + row * 2 * width, *dup = dgate + width, *out = (T*)out_ + row * width;
+        if (out_) {
+#pragma omp simd
+            for (i64 i = 0; i < width; i++) {
+                float g = to_float(gate[i]), u = to_float(up[i]), d = to_float(dy[i]), value = Act::value(g);
+                put(value * u, out + i);
+                put(d * value, dup + i);
+                put(d * u * Act::slope(g), dgate + i);
+            }
+        } else {
+#pragma omp simd
+            for (i64 i = 0; i < width; i++) {
+                float g = to_float(gate[i]), u = to_float(up[i]), d = to_float(dy[i]);
+                put(d * Act::value(g), dup + i);
+                put(d * u * Act::slope(g), dgate + i);
+            }
+        }
+    }
+}
+
+extern "C" void swiglu_forward(i64 dtype, i64 act, i64 rows, i64 width, const void* gate_up, void* out) {
+    if (act == 0)
+        dtype == 0 ? forward<float, Silu>(rows, width, gate_up, out) : forward<bf16, Silu>(rows, width, gate_up, out);
+    else
+        dtype == 0 ? forward<float, GeluTanh>(rows, width, gate_up, out)
+                   : forward<bf16, GeluTanh>(rows, width, gate_up, out);
+}
+
+extern "C" void swiglu_backward(i64 dtype, i64 act, i64 rows, i64 width, const void* gate_up, const void* dy,
+                                void* dgate_up, void* out) {
+    if (act == 0)
+        dtype == 0 ? backward<float, Silu>(rows, width, gate_up, dy, dgate_up, out)
+                   : backward<bf16, Silu>(rows, width, gate_up, dy, dgate_up, out);
+    else
+        dtype == 0 ? backward<float, GeluTanh>(rows, width, gate_up, dy, dgate_up, out)
+                   : backward<bf16, GeluTanh>(rows, width, gate_up, dy, dgate_up, out);
+}
