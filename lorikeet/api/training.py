@@ -30,6 +30,7 @@ from lorikeet.data.templates._contract import Template
 from lorikeet.infer.engine import Engine
 from lorikeet.infer.samples import write_samples
 from lorikeet.models.causal_lm import CausalLM
+from lorikeet.ops import kernels
 from lorikeet.train import state as run_state
 from lorikeet.train.capacity import default_row_tokens
 from lorikeet.train.evaluate import evaluate as evaluate_batches
@@ -181,6 +182,7 @@ def _identity(recipe: Recipe, base: Base, template: Template, prepared: Prepared
         "dtype": str(model.dtype),
         "device": model.device.type,
         "threads": torch.get_num_threads(),
+        "kernels": kernels.identity() if model.device.type == "cpu" else "torch",
         "torch": torch.__version__,
     }
 

@@ -24,6 +24,7 @@ from lorikeet.models.build import Build
 from lorikeet.models.causal_lm import CausalLM
 from lorikeet.models.families._contract import Family
 from lorikeet.models.spec import DecoderSpec, Spec
+from lorikeet.ops.kernels import Kernels
 from lorikeet.quant._contract import Quant
 
 _DERIVED = re.compile(r"inv_freq$|rope_freqs|rope_factors|^lm_head\.|^output\.weight$|\.masked_bias$|\.attn\.bias$")
@@ -47,6 +48,11 @@ class ModelOptions(Options):
     )
     threads: int | None = Field(
         None, ge=1, le=1024, description="CPU threads; by default as many as there are cores this process may use."
+    )
+    kernels: Kernels = Field(
+        "auto",
+        description="auto computes on the CPU with kernels in C++, compiled at first use where there is a compiler; "
+        "eager with plain PyTorch.",
     )
 
 

@@ -24,6 +24,7 @@ from lorikeet.base.log import note, progress
 from lorikeet.base.nouns import Batch
 from lorikeet.base.rng import derive
 from lorikeet.models.causal_lm import CausalLM
+from lorikeet.ops.kernels.build import compile_seconds
 from lorikeet.train.census import Census
 from lorikeet.train.evaluate import EvalResult, evaluate
 from lorikeet.train.metrics import Metrics, peak_device_bytes, peak_rss_bytes
@@ -248,7 +249,7 @@ def summarise(outcome: Outcome, run: Run, *, wall_seconds: float) -> dict[str, A
         "tokens": done.tokens,
         "seconds": done.seconds,
         "tokens_per_second": done.tokens / done.seconds,
-        "compile_seconds": 0.0,  # nothing is compiled
+        "compile_seconds": compile_seconds(),
         "wall_seconds": wall_seconds,
         "peak_rss_bytes": outcome.peak_rss_bytes,
         "peak_device_bytes": outcome.peak_device_bytes,

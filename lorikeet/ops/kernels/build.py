@@ -70,8 +70,17 @@ def build() -> Path | None:
     if errors:
         note(f"CPU kernels do not compile here, so plain PyTorch computes (slower): {errors[0]}")
         return None
-    note(f"compiled the CPU kernels in {time.perf_counter() - started:.1f} s; they are kept in {folder}")
+    _seconds.append(time.perf_counter() - started)
+    note(f"compiled the CPU kernels in {_seconds[-1]:.1f} s; they are kept in {folder}")
     return folder
+
+
+_seconds: list[float] = []
+
+
+def compile_seconds() -> float:
+    """How long this process compiled; 0 where everything was in the cache."""
+    return sum(_seconds)
 
 
 @cache

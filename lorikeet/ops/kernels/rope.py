@@ -37,7 +37,8 @@ def forward(
         scales = torch.empty(tokens, heads + kv_heads, dtype=torch.float32, device=qkv.device)
     _forward(
         DTYPES[qkv.dtype], tokens, heads, kv_heads, width, cos.shape[-1], qkv, cos.contiguous(), sin.contiguous(),
-        norms.q if norms else None, norms.k if norms else None, norms.eps if norms else 0.0, norms.offset if norms else 0.0,
+        norms.q if norms else None, norms.k if norms else None,
+        norms.eps if norms else 0.0, norms.offset if norms else 0.0,
         out, out.shape[1], scales,
     )  # fmt: skip
     return out, scales
