@@ -24,6 +24,7 @@ from lorikeet.data.show import show as show_examples
 from lorikeet.data.templates._contract import Template
 from lorikeet.models.causal_lm import CausalLM, Shape
 from lorikeet.models.load import ModelOptions, identify, load, pick_device, pick_dtype
+from lorikeet.ops import kernels
 from lorikeet.quant._contract import Quant
 from lorikeet.tokens._contract import Tokenizer
 from lorikeet.tokens.open import open_tokenizer
@@ -48,9 +49,14 @@ class Base:
 def open_base(options: ModelOptions) -> Base:
     """Find the model (downloading an alias or hub name) and check that its tokenizer fits."""
     torch.set_num_threads(options.threads or min(os.cpu_count() or 1, usable_cores()))
+    kernels.choose(options.kernels)
     pick_device(options.device)  # one that is not there is told before anything is downloaded
     path = resolve(options.path, allow_pickle=options.allow_pickle)
-    checkpoint = open_checkpoint(path, allow_pickle=options.allow_pickle)
+    return base_of(options, path, open_checkpoint(path, allow_pickle=options.allow_pickle))
+
+
+def base_of(options: ModelOptions, path: Path, checkpoint: Checkpoint) -> Base:
+    """The model of `checkpoint`, which is at `path` (as is its tokenizer). Raises TokenizerError for another's."""
     _, spec = identify(checkpoint, options.family)
     tokenizer = open_tokenizer(path, checkpoint)
     if tokenizer.vocab_size > spec.shape.vocab_size:
@@ -63,15 +69,15 @@ def open_base(options: ModelOptions) -> Base:
     return Base(checkpoint, tokenizer, spec.shape, options)
 
 
-def prepare(recipe: Recipe) -> tuple[Recipe, Base, Template, Prepared]:
+def prepare(recipe: Recipe, base: Base | None = None) -> tuple[Recipe, Base, Template, Prepared]:
     """Read, render and store the recipe's data. The recipe comes back with a `max_length` that the model allows."""
-    base = open_base(recipe.model)
+    base = base or open_base(recipe.model)
     template = recipe.data.template.bind(base.tokenizer)
-    recipe = _within_context(recipe, base.shape.max_position)
+    recipe = within_context(recipe, base.shape.max_position)
     return recipe, base, template, pipeline.prepare(recipe.data, base.tokenizer, template, seed=recipe.train.seed)
 
 
-def _within_context(recipe: Recipe, context: int) -> Recipe:
+def within_context(recipe: Recipe, context: int) -> Recipe:
     """A max_length that nobody wrote is lowered to the model's context. Raises RecipeError for one that was written."""
     if recipe.data.max_length <= context:
         return recipe

@@ -70,8 +70,8 @@ def train(recipe: Recipe, *, overwrite: bool = False) -> dict[str, Any]:
             folder,
             model,
             parameters,
-            partial(_step_batches, prepared.train, recipe, model),
-            _steps(recipe, prepared),
+            partial(step_batches, prepared.train, recipe, model),
+            run_steps(recipe, prepared),
             saver,
             _validation_rows(recipe, prepared, model),
             recipe.evaluate.before,
@@ -137,12 +137,13 @@ def _with_row_tokens(recipe: Recipe, model: CausalLM) -> Recipe:
     return recipe.model_copy(update={"train": recipe.train.model_copy(update={"row_tokens": fits})})
 
 
-def _steps(recipe: Recipe, prepared: Prepared) -> int:
+def run_steps(recipe: Recipe, prepared: Prepared) -> int:
+    """Steps of the whole run."""
     options = recipe.train
     return total_steps(prepared.epoch_examples, options.examples_per_step, options.num_train_epochs, options.max_steps)
 
 
-def _step_batches(examples: ExampleSource, recipe: Recipe, model: CausalLM, step: int) -> list[Batch]:
+def step_batches(examples: ExampleSource, recipe: Recipe, model: CausalLM, step: int) -> list[Batch]:
     """The run's step as micro-batches: a pure function of the step."""
     options = recipe.train
     assert options.row_tokens is not None

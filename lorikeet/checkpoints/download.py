@@ -96,6 +96,11 @@ def locate(name: str) -> Path | None:
     return Path(ALIASES.get(name, name)).expanduser() if named is None else named.here()
 
 
+def source_of(name: str) -> Source | None:
+    """Where `name` would be fetched from; None for a path."""
+    return _parse(_full_name(name), models_dir())
+
+
 def cached() -> Iterator[tuple[str, Path, int, bool]]:
     """What lies in the cache: its name, the path that opens (or the folder), size in bytes, whether it is whole."""
     files = [file for file in models_dir().rglob("*") if file.is_file() and file.name != ".lock"]

@@ -35,7 +35,7 @@ def recognises(path: Path) -> bool:
 
 def open(path: Path, *, allow_pickle: bool = False) -> HuggingFaceCheckpoint:
     """Open the folder. Raises CheckpointError for missing or damaged files, and for pickles unless `allow_pickle`."""
-    config = _json(path / "config.json", path)
+    config = read_json(path / "config.json", path)
     files, promised = _weight_files(path, SAFE)
     if files:
         return HuggingFaceCheckpoint(path, config, files, promised, {})
@@ -200,7 +200,7 @@ def _weight_files(path: Path, name: str) -> tuple[list[Path], dict[str, str]]:
     index_file = path / f"{name}.index.json"
     if not index_file.exists():
         return ([path / name], {}) if (path / name).exists() else ([], {})
-    promised = _json(index_file, path).get("weight_map")
+    promised = read_json(index_file, path).get("weight_map")
     if not isinstance(promised, dict) or not promised or not all(isinstance(file, str) for file in promised.values()):
         raise CheckpointError(f"{index_file}: no 'weight_map'", allowed="a mapping of tensor names to shards")
     shards = sorted(set(promised.values()))
@@ -215,7 +215,8 @@ def _weight_files(path: Path, name: str) -> tuple[list[Path], dict[str, str]]:
     return [path / file for file in shards], promised
 
 
-def _json(file: Path, folder: Path) -> dict[str, Any]:
+def read_json(file: Path, folder: Path) -> dict[str, Any]:
+    """The object in one of the folder's JSON files. Raises CheckpointError for none."""
     if not file.is_file():
         raise CheckpointError(
             f"{folder}: no {file.name}",

@@ -17,6 +17,7 @@ from lorikeet.checkpoints.sources._fetch import Progress
 from lorikeet.checkpoints.sources._shelf import PICKLES, TAKEN, finished, wanted, write_note
 
 FORM = "hf:ORG/NAME[@REVISION]"
+SETTINGS = ["*.json", "*.jinja", "tokenizer.model", "*.tiktoken"]
 
 
 def parse(name: str, home: Path) -> Hub | None:
@@ -74,6 +75,23 @@ class Hub:
         open_checkpoint(self.target, allow_pickle=allow_pickle)
         write_note(self.target, f"hf:{self.name}@{info.sha}", "", {})
         return self.target
+
+    def settings(self, home: Path) -> Path:
+        """A folder in `home` with config.json and the tokenizer, without weights; fetched at first use."""
+        folder = home / "hf" / self.name.replace("/", "--") / self.revision.replace("/", "--")
+        if (folder / "config.json").is_file():
+            return folder
+        hub: Any = require("huggingface_hub", extra="hf", needed_by=f"the settings of hf:{self.name}")
+        try:
+            hub.snapshot_download(self.name, revision=self.revision, local_dir=folder, allow_patterns=SETTINGS)
+        except Exception as error:  # the hub's own errors, and those of whatever HTTP client it uses
+            raise DownloadError(
+                f"the settings of hf:{self.name} cannot be downloaded",
+                given=f"revision {self.revision}: {error}",
+                allowed=FORM,
+                try_="check the name and the network; for a gated model, `hf auth login`",
+            ) from error
+        return folder
 
     def _refuse_ggufs(self, files: list[str]) -> None:
         """A repository of GGUF files alone has the same model several times over: a person has to say which."""
