@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lorikeet.models.causal_lm import Shape
-from lorikeet.ops.attention import BUCKET_SCORES, QUERY_BLOCK
+from lorikeet.ops.bucketed_attention import BUCKET_SCORES, QUERY_BLOCK
 from lorikeet.ops.linear_cross_entropy import CHUNK_BYTES
 
 GIB = 1 << 30

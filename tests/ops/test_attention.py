@@ -12,8 +12,9 @@ from torch.nn.attention.flex_attention import flex_attention
 
 from lorikeet.base.nouns import Batch, Example
 from lorikeet.data.pack import pack_row, plan_rows
-from lorikeet.ops import attention
-from lorikeet.ops.attention import PackedView, plan_buckets, reference_attention, visible
+from lorikeet.ops import bucketed_attention as bucketed
+from lorikeet.ops.attention import PackedView, reference_attention, visible
+from lorikeet.ops.bucketed_attention import plan_buckets
 from parity.tiny import example
 from parity.trees import conversations
 
@@ -64,23 +65,23 @@ def test_bucketed_equals_its_reference(heads: int, kv_heads: int, window: int | 
 @settings(max_examples=40, deadline=None)
 def test_any_forest_equals_its_reference(examples: list[Example], window: int | None, block: int) -> None:
     """Also with runs cut after three queries."""
-    before, attention.QUERY_BLOCK = attention.QUERY_BLOCK, block
+    before, bucketed.QUERY_BLOCK = bucketed.QUERY_BLOCK, block
     try:
         compare(row_of(examples), 2, 1, window=window)
     finally:
-        attention.QUERY_BLOCK = before
+        bucketed.QUERY_BLOCK = before
 
 
 def test_a_conversation_longer_than_a_query_block(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attention, "QUERY_BLOCK", 16)
-    monkeypatch.setattr(attention, "ROUND", 1)
+    monkeypatch.setattr(bucketed, "QUERY_BLOCK", 16)
+    monkeypatch.setattr(bucketed, "ROUND", 1)
     row = forest(sizes=(70, 16, 17, 33))
     assert max(len(bucket.read_queries) // bucket.pieces for bucket in buckets(row)) == 16
     compare(row, 4, 2)
     compare(row, 4, 2, window=20)
 
 
-def buckets(row: Batch) -> list[attention.Bucket]:
+def buckets(row: Batch) -> list[bucketed.Bucket]:
     return plan_buckets(row.visible_until, row.positions, None, torch.device("cpu"))
 
 
@@ -96,12 +97,12 @@ def test_bucket_sizes_repeat_from_row_to_row() -> None:
     for sizes in ((70, 16, 17, 33), (71, 15, 19, 30), (66, 18, 31, 32)):
         for bucket in buckets(forest(sizes=sizes)):
             queries, keys = (len(index) // bucket.pieces for index in (bucket.read_queries, bucket.keys))
-            assert queries % attention.ROUND == 0 and keys % attention.ROUND == 0
+            assert queries % bucketed.ROUND == 0 and keys % bucketed.ROUND == 0
 
 
 def test_buckets_stay_within_the_bound_of_the_largest_temporary(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attention, "BUCKET_SCORES", 200)
-    monkeypatch.setattr(attention, "ROUND", 1)
+    monkeypatch.setattr(bucketed, "BUCKET_SCORES", 200)
+    monkeypatch.setattr(bucketed, "ROUND", 1)
     row = row_of([example([i, 1, 2, 3, 4, 5, 6, 7, 8, 9]) for i in range(9)])
     found = buckets(row)
     assert len(found) == 5 and all(len(one.read_queries) * 10 <= 200 for one in found)
