@@ -45,6 +45,11 @@ class Simulated:
     def total_flops(self) -> float:
         return sum(self.flops.values())
 
+    @property
+    def largest(self) -> str:
+        """The kind of bytes that there are most of."""
+        return max(self.by_kind, key=self.by_kind.__getitem__)
+
 
 @dataclass(frozen=True)
 class Network:
@@ -55,9 +60,9 @@ class Network:
     quant: Quant
     dtype: torch.dtype
 
-    def build(self) -> CausalLM:
-        """The network, empty; under a fake mode it takes no memory."""
-        return self.family.network(self.spec, Build(self.quant, self.dtype, torch.device("cpu")))
+    def build(self, device: str = "cpu") -> CausalLM:
+        """The network, empty; on the CPU under a fake mode, or on `meta`, it takes no memory."""
+        return self.family.network(self.spec, Build(self.quant, self.dtype, torch.device(device)))
 
 
 def simulate(network: Network, adapter: Adapter, options: TrainOptions, batches: Sequence[Batch]) -> Simulated:
@@ -205,22 +210,3 @@ def places(model: CausalLM, watched: Tensors) -> Iterator[None]:
         del head.loss
         for handle in handles:
             handle.remove()
-
-
-def full_row(conversations: int, length: int, *, prompt: int = 1) -> Batch:
-    """A row of conversations of `length` tokens each, trained from token `prompt` on: what data that nobody has seen
-    can cost at most."""
-    total = conversations * length
-    place = torch.arange(total) % length
-    ends = (torch.arange(total) // length + 1) * length
-    trained = torch.nonzero(place >= prompt)[:, 0]
-    return Batch(
-        tokens=torch.zeros(total, dtype=torch.int64),
-        positions=place,
-        visible_until=ends.to(torch.int32),
-        predict_at=trained - 1,
-        targets=torch.zeros(len(trained), dtype=torch.int64),
-        weights=torch.ones(len(trained)),
-        total_weight=float(len(trained)),
-        source_tokens=total,
-    )

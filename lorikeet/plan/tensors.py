@@ -10,6 +10,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -77,6 +78,9 @@ class Tensors(TorchDispatchMode):
         if func is torch.ops.prim.device.default:  # a fake tensor is asked for its device at every turn
             return args[0].fake_device
         kwargs = kwargs or {}
+        if _is_made_of_others(func):  # below autograd such an op arrives whole: `linear` hides a matmul
+            with self:
+                return func.decompose(*args, **kwargs)
         given = list(_tensors((*args, *kwargs.values())))
         out = func(*args, **kwargs) if self.fake is None else self._without_numbers(func, types, args, kwargs, given)
         packet = getattr(func, "overloadpacket", None)
@@ -207,6 +211,13 @@ class Tensors(TorchDispatchMode):
     def counting(self) -> Any:
         """A context in which compiled kernels tell their operations."""
         return counting.counting(self.count)
+
+
+@lru_cache(maxsize=None)
+def _is_made_of_others(func: Any) -> bool:
+    """Whether the op is only a name for others, wherever it runs."""
+    key = torch._C.DispatchKey.CompositeImplicitAutograd
+    return isinstance(func, torch._ops.OpOverload) and func.has_kernel_for_dispatch_key(key)
 
 
 def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:

@@ -1,0 +1,194 @@
+"""The verb plan: what a recipe will take, before its weights are here, and what would make it fit."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+
+from lorikeet import config
+from lorikeet.api.base import base_of, prepare, within_context
+from lorikeet.api.training import run_steps, step_batches
+from lorikeet.base import machine
+from lorikeet.base.errors import DataError, DownloadError, ModelError, TokenizerError
+from lorikeet.checkpoints._contract import Checkpoint
+from lorikeet.checkpoints._settings import open_settings
+from lorikeet.config import Recipe
+from lorikeet.data.pack import steps_per_epoch
+from lorikeet.data.pipeline import Prepared
+from lorikeet.models.causal_lm import CausalLM
+from lorikeet.models.load import identify, pick_device, pick_dtype
+from lorikeet.ops import kernels
+from lorikeet.plan import search, speed
+from lorikeet.plan.process import Process, Resident, resident
+from lorikeet.plan.report import Report
+from lorikeet.plan.simulate import Network, Simulated, simulate
+from lorikeet.plan.steps import Planned, costliest, full, full_row
+from lorikeet.train.capacity import default_row_tokens
+from lorikeet.train.loop import TrainOptions
+
+
+@dataclass(frozen=True)
+class _Target:
+    """Where the run would be."""
+
+    device: torch.device
+    here: bool  # whether this machine has it
+    dtype: torch.dtype
+
+
+@dataclass(frozen=True)
+class _Found:
+    """A recipe, simulated."""
+
+    recipe: Recipe
+    planned: Planned
+    simulated: Simulated
+    process: Process
+
+    def trial(self, changes: search.Changes) -> search.Trial:
+        per_token = self.simulated.total_flops / sum(len(row.tokens) for row in self.planned.batches)
+        return search.Trial(changes, self.process.total, per_token, self.simulated.largest)
+
+
+@dataclass(frozen=True)
+class _Planner:
+    """What stays the same between a recipe and the changes to it that are tried."""
+
+    checkpoint: Checkpoint
+    prepared: Prepared | None
+    target: _Target
+    held: Resident  # what the process held before anything was simulated
+
+    def run(self, recipe: Recipe, changes: search.Changes) -> _Found:
+        """Simulate the costliest planned step of the recipe with `changes`."""
+        recipe = _changed(recipe, changes)
+        dtype = getattr(torch, changes["model.dtype"]) if "model.dtype" in changes else self.target.dtype
+        family, spec = identify(self.checkpoint, recipe.model.family)
+        network = Network(family, spec, recipe.quant, dtype)
+        outline = network.build("meta")
+        recipe = recipe.model_copy(update={"train": _with_rows(recipe.train, outline, self.target)})
+        known = self.prepared if "data.max_length" not in changes else None
+        planned = _planned(recipe, outline, known)
+        found = simulate(network, recipe.adapter, recipe.train, planned.batches)
+        unread = 0 if self.prepared is not None else spec.shape.vocab_size
+        process = self.held.estimate(found, on_cpu=self.target.device.type == "cpu", vocabulary=unread)
+        return _Found(recipe, planned, found, process)
+
+
+def plan(recipe: Recipe, *, memory_bytes: int | None = None) -> Report:
+    """Simulate the costliest planned step of the recipe; with `memory_bytes`, look for what fits there.
+
+    Reads no weights. Raises what `train` would raise about the recipe, as far as it can be known without them."""
+    config.check_effects(recipe)
+    torch.set_num_threads(recipe.model.threads or min(os.cpu_count() or 1, machine.usable_cores()))
+    target = _target(recipe)
+    kernels.choose(recipe.model.kernels if target.device.type == "cpu" else "eager")
+    checkpoint = open_settings(recipe.model.path, allow_pickle=recipe.model.allow_pickle)
+    recipe, prepared, why_unknown = _prepare(recipe, checkpoint)
+    planner = _Planner(checkpoint, prepared, target, resident())
+    found = planner.run(recipe, {})
+    answers: list[search.Tried] = []
+    now = found.trial({})
+    if memory_bytes is not None and not now.fits(memory_bytes):
+        facts = _facts(found, prepared, target)
+        answers = search.search(facts, memory_bytes, lambda changes: planner.run(recipe, changes).trial(changes))
+    return Report(
+        model=recipe.model.path,
+        layers=identify(checkpoint, recipe.model.family)[1].shape.layers,
+        dtype=str(target.dtype).removeprefix("torch."),
+        device=str(target.device),
+        device_here=target.here,
+        why_unknown=why_unknown,
+        row_tokens=found.recipe.train.row_tokens or 0,
+        checkpointing=found.recipe.train.gradient_checkpointing,
+        planned=found.planned,
+        simulated=found.simulated,
+        process=found.process,
+        free_bytes=_free(target),
+        matmul_flops=speed.matmul_flops(target.dtype, target.device) if target.here else None,
+        limit_bytes=memory_bytes,
+        now=now,
+        answers=answers,
+    )
+
+
+def _target(recipe: Recipe) -> _Target:
+    """The device and dtype of the run. A CUDA device need not be here to be planned for."""
+    try:
+        device = pick_device(recipe.model.device)
+    except ModelError:
+        if recipe.model.device.split(":")[0] != "cuda":
+            raise
+        dtype = torch.bfloat16 if recipe.model.dtype == "auto" else getattr(torch, recipe.model.dtype)
+        return _Target(torch.device("cuda"), False, dtype)
+    return _Target(device, True, pick_dtype(recipe.model.dtype, device))
+
+
+def _prepare(recipe: Recipe, checkpoint: Checkpoint) -> tuple[Recipe, Prepared | None, str | None]:
+    """(the recipe with a max_length that the model allows, its data, why they are not known)."""
+    try:
+        base = base_of(recipe.model, checkpoint.path, checkpoint)
+        recipe, _, _, prepared = prepare(recipe, base)
+        return recipe, prepared, None
+    except (TokenizerError, DataError, DownloadError) as error:
+        _, spec = identify(checkpoint, recipe.model.family)
+        return within_context(recipe, spec.shape.max_position), None, error.what
+
+
+def _changed(recipe: Recipe, changes: search.Changes) -> Recipe:
+    """The recipe with `section.option` set to other values."""
+    for key, value in changes.items():
+        section, _, name = key.partition(".")
+        part = getattr(recipe, section).model_copy(update={name: value})
+        recipe = recipe.model_copy(update={section: part})
+    return recipe
+
+
+def _with_rows(options: TrainOptions, outline: CausalLM, target: _Target) -> TrainOptions:
+    """The options with row_tokens decided as `train` will decide it."""
+    if options.row_tokens is not None:
+        return options
+    device = target.device if target.here else torch.device("cpu")
+    checkpointing = options.gradient_checkpointing
+    rows = default_row_tokens(outline.shape, outline.dtype, device, gradient_checkpointing=checkpointing)
+    return options.model_copy(update={"row_tokens": rows})
+
+
+def _planned(recipe: Recipe, outline: CausalLM, prepared: Prepared | None) -> Planned:
+    """The costliest step; rows of full capacity where the data are not known."""
+    options = recipe.train
+    assert options.row_tokens is not None
+    if prepared is None:
+        conversations = max(1, options.row_tokens // recipe.data.max_length)
+        row = full_row(conversations, recipe.data.max_length)
+        size = options.examples_per_step
+        return full(row, conversations=conversations, examples_per_step=size, steps=options.max_steps or 0)
+    return costliest(
+        partial(step_batches, prepared.train, recipe, outline),
+        epoch_steps=steps_per_epoch(prepared.epoch_examples, options.examples_per_step),
+        steps=run_steps(recipe, prepared),
+        layers=outline.shape.layers,
+    )
+
+
+def _facts(found: _Found, prepared: Prepared | None, target: _Target) -> search.Facts:
+    recipe = found.recipe
+    assert recipe.train.row_tokens is not None
+    longest = int(prepared.train.lengths.max()) if prepared is not None else recipe.data.max_length
+    return search.Facts(
+        row_tokens=recipe.train.row_tokens,
+        longest=longest,
+        checkpointing=recipe.train.gradient_checkpointing,
+        dtype=str(target.dtype).removeprefix("torch."),
+        r=getattr(recipe.adapter, "r", None),
+    )
+
+
+def _free(target: _Target) -> int | None:
+    """Bytes that are free now where the run would be; None where that is not here."""
+    if not target.here:
+        return None
+    return torch.cuda.mem_get_info(target.device)[0] if target.device.type == "cuda" else machine.memory()[1]
