@@ -1,7 +1,8 @@
 """The head and the loss in one: cross-entropy of `hidden @ W^T` at the trained positions, a chunk at a time.
 
 Logits [N, V] are never built whole. Because the head's matmul meets nothing but this loss, each chunk's gradient is
-known as soon as its softmax is: the forward pass makes the gradient too, and the backward pass only scales it.
+known as soon as its softmax is: the forward pass makes the gradient too, and the backward pass only scales it. Logits
+and gradient share one buffer in the states' dtype, used by every chunk: bytes at the peak are chunk * V * itemsize.
 
     loss = sum_n w_n (logsumexp(l_n) - l_n[target_n])        dl_n = w_n (softmax(l_n) - onehot(target_n))
 """
@@ -14,7 +15,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-CHUNK_BYTES = 64 << 20  # of float32 logits at once
+from lorikeet.ops import kernels
+from lorikeet.ops.kernels import cross_entropy as compiled
+
+# Logits at once. Each chunk reads the whole head, so few rows are slow. Milliseconds for the two matmuls of 512 rows in
+# bfloat16 on two cores, in chunks of 64, 128, 256, 512 rows: V 49152 x D 576: 184, 146, 119, 102 (6, 12, 24, 48 MiB);
+# V 262144 x D 640: 869, 896, 727, 578 (32, 64, 128, 256 MiB).
+CHUNK_BYTES, CHUNK_ROWS = 32 << 20, 64  # at most these bytes, but at least these rows
+EAGER_BYTES = 4 << 20  # of the softmax in plain PyTorch: its passes then run in cache
 
 
 class HeadLoss(NamedTuple):
@@ -53,6 +61,41 @@ def full_logits(
     return logits if softcap is None else softcap * torch.tanh(logits / softcap)
 
 
+def eager_cross_entropy_(
+    logits: Tensor,
+    targets: Tensor,
+    weights: Tensor,
+    losses: Tensor,
+    correct: Tensor,
+    *,
+    bias: Tensor | None,
+    scale: float,
+    softcap: float | None,
+    gradient: bool,
+) -> None:
+    """What the compiled `cross_entropy_` does, on any device and in any float dtype."""
+    wide = losses.dtype
+    at_once = max(1, EAGER_BYTES // (wide.itemsize * logits.shape[1])) if logits.device.type == "cpu" else len(logits)
+    for start in range(0, len(logits), max(1, at_once)):
+        part = slice(start, start + at_once)
+        final, target = logits[part], targets[part, None]
+        if bias is not None or scale != 1.0 or softcap is not None:
+            final = (final.to(wide) if bias is None else final + bias.to(wide)).mul_(scale)
+        if softcap is not None:
+            final = final.div_(softcap).tanh_().mul_(softcap)
+        top, picked = final.amax(-1).to(wide), final.gather(1, target)[:, 0].to(wide)
+        softmax = torch.softmax(final, -1, dtype=wide)
+        # the largest probability is 1 / sum of e^(l - top): never too small for its logarithm
+        losses[part] = top - picked - softmax.amax(-1).log_()
+        correct[part] = picked >= top
+        if not gradient:
+            continue
+        softmax.scatter_add_(1, target, torch.full_like(target, -1, dtype=wide))
+        if softcap is not None:
+            softmax.addcmul_(softmax, final.square_(), value=-1 / softcap**2)
+        logits[part] = softmax.mul_(weights[part, None].to(wide) * scale)
+
+
 class LinearCrossEntropyFunction(torch.autograd.Function):
     """Returns (loss, token_losses, correct); only the loss is differentiable."""
 
@@ -72,31 +115,25 @@ class LinearCrossEntropyFunction(torch.autograd.Function):
         losses = torch.empty(count, dtype=wide, device=hidden.device)
         correct = torch.empty(count, dtype=torch.bool, device=hidden.device)
         wants = (ctx.needs_input_grad[0], ctx.needs_input_grad[1], bias is not None and ctx.needs_input_grad[2])
-        dhidden = torch.empty_like(hidden) if wants[0] else None
+        dhidden = torch.empty_like(hidden, memory_format=torch.contiguous_format) if wants[0] else None
         dweight = torch.zeros_like(weight, dtype=wide) if wants[1] else None
         dbias = torch.zeros_like(bias, dtype=wide) if wants[2] and bias is not None else None
+        softmax = compiled.cross_entropy_ if kernels.serves(hidden) else eager_cross_entropy_
+        matrix = weight.to(hidden.dtype)
+        buffer = torch.empty(min(chunk, count), len(weight), dtype=hidden.dtype, device=hidden.device)
         for start in range(0, count, chunk):
-            part = slice(start, start + chunk)
-            logits = full_logits(hidden[part], weight, bias=bias, scale=scale, softcap=softcap)
-            picked = logits.gather(1, targets[part, None])[:, 0]
-            normaliser = torch.logsumexp(logits, dim=-1)
-            losses[part] = normaliser - picked
-            correct[part] = picked >= logits.amax(dim=-1)
-            if not any(wants):
-                continue
-            slope = None if softcap is None else 1 - (logits / softcap) ** 2
-            grad = logits.sub_(normaliser[:, None]).exp_()
-            grad.scatter_add_(1, targets[part, None], torch.full_like(picked, -1.0)[:, None])
-            grad.mul_((weights[part] * scale).to(wide)[:, None])
-            if slope is not None:
-                grad.mul_(slope)
+            part = slice(start, min(start + chunk, count))
+            logits = torch.mm(hidden[part], matrix.T, out=buffer[: part.stop - start])
+            softmax(
+                logits, targets[part], weights[part], losses[part], correct[part],
+                bias=bias, scale=scale, softcap=softcap, gradient=any(wants),
+            )  # fmt: skip
             if dbias is not None:
-                dbias.add_(grad.sum(0))
-            narrow = grad.to(hidden.dtype)
+                dbias.add_(logits.sum(0, dtype=wide))
             if dhidden is not None:
-                dhidden[part] = narrow @ weight.to(hidden.dtype)
+                torch.mm(logits, matrix, out=dhidden[part])
             if dweight is not None:
-                dweight.add_(narrow.T @ hidden[part])
+                dweight.add_(logits.T @ hidden[part])
         ctx.save_for_backward(dhidden, dweight, dbias)
         ctx.dtypes = (weight.dtype, None if bias is None else bias.dtype)
         ctx.mark_non_differentiable(losses, correct)
@@ -130,5 +167,7 @@ def linear_cross_entropy(
     chunk: int | None = None,
 ) -> HeadLoss:
     """hidden [N, D], weight [V, D], targets [N] int64, weights [N] -> HeadLoss. `chunk`: predictions at once."""
-    chunk = chunk or max(64, CHUNK_BYTES // (4 * weight.shape[0]) // 64 * 64)
+    if not torch.is_grad_enabled():  # a function of autograd cannot tell: without gradients only the losses are made
+        hidden, weight, bias = hidden.detach(), weight.detach(), None if bias is None else bias.detach()
+    chunk = chunk or max(CHUNK_ROWS, CHUNK_BYTES // (hidden.dtype.itemsize * len(weight)) // 64 * 64)
     return HeadLoss(*LinearCrossEntropyFunction.apply(hidden, weight, bias, targets, weights, scale, softcap, chunk))
