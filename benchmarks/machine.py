@@ -35,12 +35,13 @@ def others() -> Iterator[Others]:
 
 
 def _used_seconds() -> float | None:
-    """CPU seconds all other processes have used since the machine started."""
+    """CPU seconds all other processes have used since the machine started; our ended children are not others."""
     if not STAT.exists():
         return None
     user, nice, system, _idle, _wait, interrupt, soft, steal = map(int, STAT.read_text().split("\n", 1)[0].split()[1:9])
     own = os.times()
-    return (user + nice + system + interrupt + soft + steal) / os.sysconf("SC_CLK_TCK") - own.user - own.system
+    ours = own.user + own.system + own.children_user + own.children_system
+    return (user + nice + system + interrupt + soft + steal) / os.sysconf("SC_CLK_TCK") - ours
 
 
 def load_average() -> float:

@@ -1,0 +1,53 @@
+"""TRL's SFTTrainer with PEFT's LoRA, on pretokenised rows. Logging, entropy and accuracy stay as TRL ships them.
+
+Settings: micro_batch; grouped; checkpointing; adapters (float32 under autocast, TRL's default, or bfloat16);
+packing: a length (best-fit decreasing, padding-free, sequences kept apart by their positions)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from datasets import Dataset, concatenate_datasets
+from peft import LoraConfig, get_peft_model
+from recorder import Recorder, labels, ordered, read_job
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers_trainer import Quiet, schedule, watch
+from trl import SFTConfig, SFTTrainer
+from trl.data_utils import pack_dataset
+
+
+def table(rows: list[dict[str, Any]]) -> Dataset:
+    return Dataset.from_dict({"input_ids": [row["tokens"] for row in rows], "labels": [labels(row) for row in rows]})
+
+
+def main() -> None:
+    job = read_job()
+    setting, rows, per_step = job["setting"], ordered(job), job["rows_per_step"]
+    first, micro = job["warmup_steps"] * per_step, setting["micro_batch"]
+    if length := setting.get("packing"):
+        parts = [pack_dataset(table(part), length, "bfd") for part in (rows[:first], rows[first:])]
+        data, micro = concatenate_datasets(parts), 1
+        warm, total = len(parts[0]), len(data)
+        accumulation = max(1, round(warm / job["warmup_steps"]))
+        extra = {"packing": True, "max_length": length, "dataset_kwargs": {"skip_prepare_dataset": True}}
+    else:
+        data, warm, total = table(rows), first // micro, len(rows) // micro
+        accumulation, extra = per_step // micro, {"packing": False, "max_length": None}
+    recorder = Recorder(("trl", "peft", "transformers", "accelerate"), warm, total)
+    watch(recorder, accumulation)
+    model = AutoModelForCausalLM.from_pretrained(job["model"], dtype=torch.bfloat16)
+    wide = setting.get("adapters", "float32") == "float32"
+    lora = LoraConfig(r=8, lora_alpha=16, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM")
+    model = get_peft_model(model, lora, autocast_adapter_dtype=wide)
+    config = SFTConfig(
+        **schedule(job, micro, accumulation), **extra, bf16=wide, train_sampling_strategy="sequential",
+        gradient_checkpointing=setting["checkpointing"], report_to=[],
+    )  # fmt: skip
+    tokenizer = AutoTokenizer.from_pretrained(job["model"])
+    SFTTrainer(model=model, args=config, train_dataset=data, processing_class=tokenizer, callbacks=[Quiet()]).train()
+    recorder.finish()
+
+
+if __name__ == "__main__":
+    main()
