@@ -21,6 +21,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from lorikeet.ops.kernels.linear import backward as product_back
+from lorikeet.ops.kernels.linear import forward as product
+from lorikeet.ops.kernels.linear import serves as tiles_serve
+from lorikeet.ops.kernels.linear import stack, thin_product
 from lorikeet.quant._contract import FrozenWeight
 
 
@@ -81,58 +85,137 @@ class LoraLinearFunction(torch.autograd.Function):
         *factors: Tensor,
     ) -> Tensor:
         x, kept = (source, None) if prologue is None else prologue.forward(source)
-        y = weight.linear(x)
+        keep = torch.rand_like(x, dtype=torch.float32) >= dropout if members and dropout > 0 else None
+        ctx.tiles = _on_tiles(x, weight, keep)
+        compute = _tiles_forward if ctx.tiles else _plain_forward
+        y, *low = compute(x, weight, members, factors, keep, dropout)
         if bias is not None:
             y.add_(bias.to(y.dtype))
-        keep = z = None
-        if members:
-            if dropout > 0:
-                keep = torch.rand_like(x, dtype=torch.float32) >= dropout
-            dropped = _drop(x, keep, dropout)
-            z = dropped @ _stack(factors[::2], x.dtype).T
-            for member, part, b in zip(members, _split(z, factors), factors[1::2]):
-                rows = y[:, member.rows]
-                torch.addmm(rows, part, b.to(x.dtype).T, alpha=member.scaling, out=rows)
-        ctx.save_for_backward(source if members or prologue is not None else None, kept, z, keep, bias, *factors)
-        ctx.prologue, ctx.weight, ctx.members, ctx.dropout = prologue, weight, members, dropout
+        ctx.prologue, ctx.weight, ctx.members, ctx.dropout, ctx.low = prologue, weight, members, dropout, len(low)
+        keeps_source = members or prologue is not None
+        ctx.save_for_backward(source if keeps_source else None, kept, keep, bias, *low, *factors)
         return y
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        (dy,) = grads
-        source, kept, z, keep, bias, *factors = ctx.saved_tensors
-        dx = ctx.weight.backward(dy) if ctx.needs_input_grad[0] else None
+        (dy,), members = grads, ctx.members
+        source, kept, keep, bias, *rest = ctx.saved_tensors
+        low, factors = rest[: ctx.low], rest[ctx.low :]
         dbias = dy.sum(0, dtype=bias.dtype) if bias is not None and ctx.needs_input_grad[3] else None
-        dfactors: list[Tensor] = []
-        if ctx.members:
-            dz = torch.empty_like(z)
-            for member, part, dpart, b in zip(ctx.members, _split(z, factors), _split(dz, factors), factors[1::2]):
-                drows = dy[:, member.rows]
-                dpart.copy_(drows @ b.to(dy.dtype)).mul_(member.scaling)
-                dfactors += [b, (drows.T @ part).to(b.dtype).mul_(member.scaling)]
-            if dx is not None and keep is None:
-                dx.addmm_(dz, _stack(factors[::2], dy.dtype))
-            elif dx is not None:
-                dx.add_(_drop(dz @ _stack(factors[::2], dy.dtype), keep, ctx.dropout))
+        compute = _tiles_backward if ctx.tiles else _plain_backward
+        dx, dz, dbs = compute(dy, ctx.weight, members, factors, low, keep, ctx.dropout, ctx.needs_input_grad[0])
         x, dsource = source, dx
-        if ctx.prologue is not None:
-            if dx is not None:
-                dsource, x = ctx.prologue.backward(source, kept, dx, again=bool(ctx.members))
-            elif ctx.members:
-                x, _ = ctx.prologue.forward(source)
-        if ctx.members:
-            da = dz.T @ _drop(x, keep, ctx.dropout)
-            for i, part in enumerate(da.split([a.shape[0] for a in factors[::2]])):
-                dfactors[2 * i] = part.to(factors[2 * i].dtype)
+        if ctx.prologue is not None and dx is not None:
+            dsource, x = ctx.prologue.backward(source, kept, dx, again=bool(members))
+        elif ctx.prologue is not None and members:
+            x, _ = ctx.prologue.forward(source)
+        dfactors: list[Tensor] = []
+        if members:
+            da = thin_product(dz, x) if ctx.tiles else dz.T @ _drop(x, keep, ctx.dropout)
+            for a, b, part, db in zip(factors[::2], factors[1::2], _split(da, factors, dim=0), dbs):
+                dfactors += [part.to(a.dtype), db.to(b.dtype)]
         return dsource, None, None, dbias, None, None, *dfactors
+
+
+def _plain_forward(
+    x: Tensor,
+    weight: FrozenWeight,
+    members: Sequence[LowRank],
+    factors: Sequence[Tensor],
+    keep: Tensor | None,
+    dropout: float,
+) -> tuple[Tensor, ...]:
+    """y, and z [T, sum of R] where there are members."""
+    y = weight.linear(x)
+    if not members:
+        return (y,)
+    z = _drop(x, keep, dropout) @ _stack(factors[::2], x.dtype).T
+    for member, part, b in zip(members, _split(z, factors), factors[1::2]):
+        rows = y[:, member.rows]
+        torch.addmm(rows, part, b.to(x.dtype).T, alpha=member.scaling, out=rows)
+    return y, z
+
+
+def _plain_backward(
+    dy: Tensor,
+    weight: FrozenWeight,
+    members: Sequence[LowRank],
+    factors: Sequence[Tensor],
+    low: Sequence[Tensor],
+    keep: Tensor | None,
+    dropout: float,
+    wants_input: bool,
+) -> tuple[Tensor | None, Tensor, list[Tensor]]:
+    """dx, dz [T, sum of R] and each member's dB."""
+    dx = weight.backward(dy) if wants_input else None
+    if not members:
+        return dx, dy, []
+    (z,) = low
+    dz, dbs = torch.empty_like(z), []
+    for member, part, dpart, b in zip(members, _split(z, factors), _split(dz, factors), factors[1::2]):
+        drows = dy[:, member.rows]
+        dpart.copy_(drows @ b.to(dy.dtype)).mul_(member.scaling)
+        dbs.append((drows.T @ part).to(b.dtype).mul_(member.scaling))
+    if dx is not None and keep is None:
+        dx.addmm_(dz, _stack(factors[::2], dy.dtype))
+    elif dx is not None:
+        dx.add_(_drop(dz @ _stack(factors[::2], dy.dtype), keep, dropout))
+    return dx, dz, dbs
+
+
+def _on_tiles(x: Tensor, weight: FrozenWeight, keep: Tensor | None) -> bool:
+    """Whether the kernels of ops/kernels/linear.py take this: they want the dense weight and have no dropout."""
+    fused = type(weight).linear is not FrozenWeight.linear or type(weight).backward is not FrozenWeight.backward
+    return keep is None and not fused and tiles_serve(x, weight.out_features, weight.in_features)
+
+
+def _tiles_forward(
+    x: Tensor,
+    weight: FrozenWeight,
+    members: Sequence[LowRank],
+    factors: Sequence[Tensor],
+    _keep: Tensor | None,
+    _dropout: float,
+) -> tuple[Tensor, ...]:
+    """y, and z [T, S] with the stacked factors (see `kernels.linear.stack`) where there are members."""
+    dense = weight.dense(x.dtype)
+    if not members:
+        return (product(x, dense),)
+    rows, scalings = [member.rows for member in members], [member.scaling for member in members]
+    a_all, b_all = stack(factors, rows, scalings, weight.out_features, x.dtype)
+    z = product(x, a_all)
+    return product(x, dense, z, b_all), z, a_all, b_all
+
+
+def _tiles_backward(
+    dy: Tensor,
+    weight: FrozenWeight,
+    members: Sequence[LowRank],
+    factors: Sequence[Tensor],
+    low: Sequence[Tensor],
+    _keep: Tensor | None,
+    _dropout: float,
+    wants_input: bool,
+) -> tuple[Tensor | None, Tensor, list[Tensor]]:
+    """dx, dz [T, S] and each member's dB."""
+    dense, dy = weight.dense(dy.dtype), dy.contiguous()
+    if not members:
+        return product_back(dy, dense) if wants_input else None, dy, []
+    z, a_all, b_all = low
+    dz = product_back(dy, b_all)
+    dx = product_back(dy, dense, dz, a_all) if wants_input else None
+    db = _split(thin_product(z, dy), factors, dim=0)
+    return dx, dz, [part[:, member.rows].T * member.scaling for member, part in zip(members, db)]
 
 
 def _stack(matrices: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
     return torch.cat([matrix.to(dtype) for matrix in matrices])
 
 
-def _split(z: Tensor, factors: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    return z.split([a.shape[0] for a in factors[::2]], dim=-1)
+def _split(z: Tensor, factors: Sequence[Tensor], dim: int = -1) -> tuple[Tensor, ...]:
+    """The members' parts of z; what pads the rank is left out."""
+    ranks = [a.shape[0] for a in factors[::2]]
+    return z.narrow(dim, 0, sum(ranks)).split(ranks, dim=dim)
 
 
 def _drop(x: Tensor, keep: Tensor | None, dropout: float) -> Tensor:

@@ -1,0 +1,77 @@
+// Matrix tiles (AMX, bfloat16): the hardware multiplies 16 rows of 32 by 32 x 16, summing in float32. The second factor
+// lies in pairs: row p holds elements (2p, n) and (2p + 1, n) side by side for 16 columns n, 64 bytes.
+#pragma once
+#include "common.h"
+
+#if defined(__AMX_BF16__) && defined(__AVX512BF16__) && defined(__linux__)
+#define HAS_AMX 1
+#include <sys/syscall.h>
+#include <unistd.h>
+
+// the system lends the tile registers to a process that asks
+static inline bool tiles_allowed() {
+    static const bool allowed = syscall(SYS_arch_prctl, 0x1023, 18) == 0;
+    return allowed;
+}
+
+struct alignas(64) TileConfig {
+    uint8_t palette = 1, start = 0, reserved[14] = {0};
+    uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+    uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+};
+
+// _tile_loadconfig tells gcc 12 nothing of the memory it reads, so that the config would never be written
+static inline void configure_tiles() {
+    static const TileConfig config;
+    asm volatile("ldtilecfg %0" ::"m"(config));
+}
+
+// nor does it know that _tile_loadd reads memory: what was stored before this line is in memory after it
+static inline void written() { asm volatile("" ::: "memory"); }
+
+// the pairs of a matrix whose transpose is stored: 16 stored rows of 32 values, `stride` values apart
+static inline void pairs_of_transposed(const bf16* from, i64 stride, void* to) {
+    __m512i r[16], t[16];
+    for (int i = 0; i < 16; i++) r[i] = _mm512_loadu_si512(from + i * stride);
+    for (int i = 0; i < 8; i++) {
+        t[2 * i] = _mm512_unpacklo_epi32(r[2 * i], r[2 * i + 1]);
+        t[2 * i + 1] = _mm512_unpackhi_epi32(r[2 * i], r[2 * i + 1]);
+    }
+    for (int i = 0; i < 4; i++) {
+        r[4 * i] = _mm512_unpacklo_epi64(t[4 * i], t[4 * i + 2]);
+        r[4 * i + 1] = _mm512_unpackhi_epi64(t[4 * i], t[4 * i + 2]);
+        r[4 * i + 2] = _mm512_unpacklo_epi64(t[4 * i + 1], t[4 * i + 3]);
+        r[4 * i + 3] = _mm512_unpackhi_epi64(t[4 * i + 1], t[4 * i + 3]);
+    }
+    for (int i = 0; i < 4; i++) {
+        t[i] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0x88);
+        t[i + 4] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0xdd);
+        t[i + 8] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0x88);
+        t[i + 12] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0xdd);
+    }
+    for (int i = 0; i < 4; i++) {
+        r[i] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0x88);
+        r[i + 8] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0xdd);
+        r[i + 4] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0x88);
+        r[i + 12] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0xdd);
+    }
+    for (int i = 0; i < 16; i++) _mm512_storeu_si512((char*)to + 64 * i, r[i]);
+}
+
+// the pairs of 32 stored rows of 16 values
+static inline void pairs_of_rows(const bf16* from, i64 stride, void* to) {
+    for (int i = 0; i < 16; i++) {
+        __m512i even = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)(from + 2 * i * stride)));
+        __m512i odd = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)(from + (2 * i + 1) * stride)));
+        _mm512_storeu_si512((char*)to + 64 * i, _mm512_or_si512(even, _mm512_slli_epi32(odd, 16)));
+    }
+}
+
+// a tile of float32 sums to bfloat16 rows
+static inline void store_rounded(const float* from, bf16* to, i64 stride, int rows) {
+    for (int i = 0; i < rows; i++)
+        _mm256_storeu_si256((__m256i*)(to + i * stride), (__m256i)_mm512_cvtneps_pbh(_mm512_load_ps(from + 16 * i)));
+}
+#else
+#define HAS_AMX 0
+#endif

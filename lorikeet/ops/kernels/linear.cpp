@@ -1,0 +1,210 @@
+// Matmuls of the training step on matrix tiles, with a low-rank update in the same sums: y = x W + z B.
+//
+// Each task takes some columns, packs their weights into pairs that stay in its level-2 cache, and runs over all rows
+// in blocks of 32, of which a piece of K stays in the level-1 cache. Columns are handed out one by one: of two
+// hyperthreads on a busy machine one is often late.
+#include "amx.h"
+
+static const i64 COLUMNS = 96;  // of a task: 96 x 1,536 pairs are 295 KB
+static const i64 DEPTH = 288;   // of a piece: 32 rows of it are 18 KB
+static const i64 ROWS = 1024;   // between two packings: their x stays in the level-2 cache
+
+#if HAS_AMX
+// weights [K, N], or [N, K] if transposed, columns n.. to tiles [K / 32][columns / 16]
+static void pack(const bf16* weight, i64 stride, i64 transposed, i64 depth, i64 n, i64 columns, char* to) {
+    for (i64 k = 0; k < depth; k += 32)
+        for (i64 c = 0; c < columns; c += 16, to += 1024) {
+            if (transposed)
+                pairs_of_transposed(weight + (n + c) * stride + k, stride, to);
+            else
+                pairs_of_rows(weight + k * stride + n + c, stride, to);
+        }
+}
+
+// 32 rows x 32 columns: add `depth` products to the four sums
+static inline void multiply(const bf16* x, i64 stride, i64 depth, const char* pairs, i64 step) {
+    written();
+    for (i64 k = 0; k < depth; k += 32, pairs += step) {
+        _tile_loadd(4, x + k, stride * 2);
+        _tile_loadd(6, pairs, 64);
+        _tile_dpbf16ps(0, 4, 6);
+        _tile_loadd(7, pairs + 1024, 64);
+        _tile_dpbf16ps(1, 4, 7);
+        _tile_loadd(5, x + 16 * stride + k, stride * 2);
+        _tile_dpbf16ps(2, 5, 6);
+        _tile_dpbf16ps(3, 5, 7);
+    }
+}
+
+struct Matmul {
+    const bf16* x;  // [rows, depth]
+    i64 x_stride, depth;
+    const bf16* weight;
+    i64 weight_stride, transposed;
+};
+
+// y rows t..t+rows (at most 32 of them real), the task's columns
+static void block(const Matmul* parts, int count, i64 t, i64 rows, i64 n, i64 columns, const char* packed, float* sums,
+                  bf16* spare, bf16* y, i64 y_stride) {
+    i64 tiles = columns / 16, step = tiles * 1024;
+    for (int part = 0; part < count; part++) {
+        const Matmul& m = parts[part];
+        const bf16* x = m.x + t * m.x_stride;
+        i64 stride = m.x_stride;
+        if (rows < 32) {  // tiles read whole rows
+            std::memset(spare, 0, size_t(32 * m.depth) * 2);
+            for (i64 i = 0; i < rows; i++) std::memcpy(spare + i * m.depth, x + i * stride, size_t(m.depth) * 2);
+            x = spare;
+            stride = m.depth;
+        }
+        for (i64 k = 0; k < m.depth; k += DEPTH) {
+            i64 depth = m.depth - k < DEPTH ? m.depth - k : DEPTH;
+            bool first = part == 0 && k == 0, last = part == count - 1 && k + depth == m.depth;
+            for (i64 c = 0; c < tiles; c += 2) {
+                float* s = sums + c * 512;
+                if (first) {
+                    _tile_zero(0);
+                    _tile_zero(1);
+                    _tile_zero(2);
+                    _tile_zero(3);
+                } else {
+                    written();
+                    _tile_loadd(0, s, 64);
+                    _tile_loadd(1, s + 256, 64);
+                    _tile_loadd(2, s + 512, 64);
+                    _tile_loadd(3, s + 768, 64);
+                }
+                multiply(x + k, stride, depth, packed + k / 32 * step + c * 1024, step);
+                _tile_stored(0, s, 64);
+                _tile_stored(1, s + 256, 64);
+                _tile_stored(2, s + 512, 64);
+                _tile_stored(3, s + 768, 64);
+                if (last) {
+                    bf16* to = y + t * y_stride + n + c * 16;
+                    int upper = rows < 16 ? int(rows) : 16, lower = int(rows) - upper;
+                    store_rounded(s, to, y_stride, upper);
+                    store_rounded(s + 256, to + 16, y_stride, upper);
+                    store_rounded(s + 512, to + 16 * y_stride, y_stride, lower);
+                    store_rounded(s + 768, to + 16 * y_stride + 16, y_stride, lower);
+                }
+            }
+        }
+        packed += m.depth / 32 * step;
+    }
+}
+
+static void matmul(const Matmul* parts, int count, i64 rows, i64 width, bf16* y, i64 y_stride) {
+    i64 depth = 0, deepest = 0;
+    for (int i = 0; i < count; i++) {
+        depth += parts[i].depth;
+        if (parts[i].depth > deepest) deepest = parts[i].depth;
+    }
+    i64 columns = (width + COLUMNS - 1) / COLUMNS, pieces = (rows + ROWS - 1) / ROWS;
+    if (columns < 4 && pieces < 4) pieces = rows < 512 ? 1 : rows / 128;  // a thin result: share out its rows
+    i64 share = ((rows + pieces - 1) / pieces + 31) / 32 * 32;
+#pragma omp parallel
+    {
+        configure_tiles();
+        char* packed = (char*)std::aligned_alloc(64, size_t(COLUMNS * depth) * 2);
+        float* sums = (float*)std::aligned_alloc(64, size_t(32 * COLUMNS) * 4);
+        bf16* spare = (bf16*)std::aligned_alloc(64, size_t(32 * deepest) * 2);
+#pragma omp for schedule(dynamic, 1)
+        for (i64 task = 0; task < columns * pieces; task++) {
+            i64 n = task % columns * COLUMNS, taken = width - n < COLUMNS ? width - n : COLUMNS;
+            i64 from = task / columns * share, to = from + share < rows ? from + share : rows;
+            char* at = packed;
+            for (int i = 0; i < count && from < to; i++) {
+                pack(parts[i].weight, parts[i].weight_stride, parts[i].transposed, parts[i].depth, n, taken, at);
+                at += parts[i].depth * taken * 2;
+            }
+            for (i64 t = from; t < to; t += 32)
+                block(parts, count, t, to - t < 32 ? to - t : 32, n, taken, packed, sums, spare, y, y_stride);
+        }
+        std::free(packed);
+        std::free(sums);
+        std::free(spare);
+        _tile_release();
+    }
+}
+
+// out [32, N] float32 = a^T b for a [T, 32] and b [T, N], T summed in one order
+static void thin_product(i64 rows, i64 width, const bf16* a, i64 a_stride, const bf16* b, i64 b_stride, float* out,
+                         i64 out_stride) {
+    i64 blocks = (rows + 31) / 32;
+    bf16* turned = (bf16*)std::aligned_alloc(64, size_t(blocks) * 2048);  // a^T: per 32 of T two tiles of 16 rows
+#pragma omp parallel
+    {
+        configure_tiles();
+        alignas(64) bf16 pairs[2][512];
+        alignas(64) bf16 last[32 * 32];
+#pragma omp for schedule(static)
+        for (i64 i = 0; i < blocks; i++) {
+            for (i64 t = 0; t < 32; t++)
+                for (i64 s = 0; s < 32; s++)
+                    turned[i * 1024 + s * 32 + t] = i * 32 + t < rows ? a[(i * 32 + t) * a_stride + s] : bf16{0};
+        }
+#pragma omp for schedule(dynamic, 1)
+        for (i64 n = 0; n < width; n += 32) {
+            _tile_zero(0);
+            _tile_zero(1);
+            _tile_zero(2);
+            _tile_zero(3);
+            for (i64 i = 0; i < blocks; i++) {
+                const bf16* from = b + i * 32 * b_stride + n;
+                i64 stride = b_stride, real = rows - i * 32;
+                if (real < 32) {
+                    std::memset(last, 0, sizeof last);
+                    for (i64 t = 0; t < real; t++) std::memcpy(last + t * 32, from + t * stride, 64);
+                    from = last;
+                    stride = 32;
+                }
+                pairs_of_rows(from, stride, pairs[0]);
+                pairs_of_rows(from + 16, stride, pairs[1]);
+                written();
+                _tile_loadd(4, turned + i * 1024, 64);
+                _tile_loadd(5, turned + i * 1024 + 512, 64);
+                _tile_loadd(6, pairs[0], 64);
+                _tile_loadd(7, pairs[1], 64);
+                _tile_dpbf16ps(0, 4, 6);
+                _tile_dpbf16ps(1, 4, 7);
+                _tile_dpbf16ps(2, 5, 6);
+                _tile_dpbf16ps(3, 5, 7);
+            }
+            _tile_stored(0, out + n, out_stride * 4);
+            _tile_stored(1, out + n + 16, out_stride * 4);
+            _tile_stored(2, out + 16 * out_stride + n, out_stride * 4);
+            _tile_stored(3, out + 16 * out_stride + n + 16, out_stride * 4);
+        }
+        _tile_release();
+    }
+    std::free(turned);
+}
+#endif
+
+// whether this processor and system have tiles: *answer = 1
+extern "C" void linear_available(void* answer) {
+#if HAS_AMX
+    *(i64*)answer = tiles_allowed() && __builtin_cpu_supports("amx-bf16");
+#else
+    *(i64*)answer = 0;
+#endif
+}
+
+// y [T, N] = x [T, K] W + z [T, S] B: W is [K, N], or [N, K] if transposed, and B [S, N] or [N, S]; S may be 0.
+// K, N and S are multiples of 32.
+extern "C" void linear_matmul(i64 rows, i64 depth, i64 width, i64 transposed, const bf16* x, i64 x_stride,
+                              const bf16* weight, i64 weight_stride, i64 rank, const bf16* z, i64 z_stride,
+                              const bf16* low, i64 low_stride, bf16* y, i64 y_stride) {
+#if HAS_AMX
+    Matmul parts[2] = {{x, x_stride, depth, weight, weight_stride, transposed},
+                       {z, z_stride, rank, low, low_stride, transposed}};
+    matmul(parts, rank ? 2 : 1, rows, width, y, y_stride);
+#endif
+}
+
+extern "C" void linear_thin_product(i64 rows, i64 rank, i64 width, const bf16* a, i64 a_stride, const bf16* b,
+                                    i64 b_stride, float* out) {
+#if HAS_AMX
+    for (i64 s = 0; s < rank; s += 32) thin_product(rows, width, a + s, a_stride, b, b_stride, out + s * width, width);
+#endif
+}

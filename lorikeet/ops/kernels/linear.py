@@ -1,0 +1,89 @@
+"""The face of linear.cpp: matmuls on matrix tiles (AMX, bfloat16) with a low-rank update in the same sums.
+
+The factors of a group's members are laid side by side, each at its own columns of z and rows of y, padded with zeros
+to a rank that is a multiple of 32: then one product serves all members.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from lorikeet.ops import kernels
+from lorikeet.ops.kernels import Kernel, build
+
+MULTIPLE = 32  # of widths and ranks
+LEAST_ROWS = 64  # for fewer, packing the weights costs more than it saves
+
+_matmul, _thin = Kernel("linear", "linear_matmul"), Kernel("linear", "linear_thin_product")
+
+
+@cache
+def _tiles() -> bool:
+    library, answer = build.load("linear"), ctypes.c_int64(0)
+    if library is None:
+        return False
+    library.linear_available(ctypes.byref(answer))
+    return bool(answer.value)
+
+
+def serves(x: Tensor, out_features: int, in_features: int) -> bool:
+    """Whether x [T, in] and a weight [out, in] of the same dtype are for this kernel."""
+    return (
+        x.dtype == torch.bfloat16
+        and len(x) >= LEAST_ROWS
+        and kernels.serves(x)
+        and _tiles()
+        and x.stride(1) == 1
+        and out_features % MULTIPLE == 0
+        and in_features % MULTIPLE == 0
+    )
+
+
+def forward(x: Tensor, weight: Tensor, z: Tensor | None = None, low: Tensor | None = None) -> Tensor:
+    """x [T, in] W^T + z [T, S] low^T -> [T, out], for weight [out, in] and low [out, S]."""
+    return _product(x, weight, weight.shape[0], True, z, low)
+
+
+def backward(dy: Tensor, weight: Tensor, dz: Tensor | None = None, low: Tensor | None = None) -> Tensor:
+    """dy [T, out] W + dz [T, S] low -> [T, in], for weight [out, in] and low [S, in]."""
+    return _product(dy, weight, weight.shape[1], False, dz, low)
+
+
+def _product(x: Tensor, weight: Tensor, width: int, transposed: bool, z: Tensor | None, low: Tensor | None) -> Tensor:
+    y = torch.empty(len(x), width, dtype=x.dtype, device=x.device)
+    rank, z_stride, low_stride = (0, 0, 0) if z is None or low is None else (z.shape[1], z.stride(0), low.stride(0))
+    _matmul(
+        len(x), x.shape[1], width, int(transposed), x, x.stride(0), weight, weight.stride(0),
+        rank, z, z_stride, low, low_stride, y, width,
+    )  # fmt: skip
+    return y
+
+
+def thin_product(a: Tensor, b: Tensor) -> Tensor:
+    """a [T, S]^T b [T, N] -> [S, N] float32, for S and N multiples of 32."""
+    out = torch.empty(a.shape[1], b.shape[1], dtype=torch.float32, device=a.device)
+    _thin(len(a), a.shape[1], b.shape[1], a, a.stride(0), b, b.stride(0), out)
+    return out
+
+
+def stack(
+    factors: Sequence[Tensor], rows: Sequence[slice], scalings: Sequence[float], width: int, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """A's below each other [S, in], and B's times their scaling at their rows and columns [width, S], zeros between.
+
+    `factors` are A [R, in], B [rows, R] of each member in turn."""
+    ranks = [a.shape[0] for a in factors[::2]]
+    total = sum(ranks) + -sum(ranks) % MULTIPLE
+    a_all = torch.zeros(total, factors[0].shape[1], dtype=dtype, device=factors[0].device)
+    b_all = torch.zeros(width, total, dtype=dtype, device=factors[0].device)
+    at = 0
+    for a, b, place, scaling, rank in zip(factors[::2], factors[1::2], rows, scalings, ranks):
+        a_all[at : at + rank] = a
+        torch.mul(b, scaling, out=b_all[place, at : at + rank])
+        at += rank
+    return a_all, b_all
