@@ -20,7 +20,6 @@ from train_speed import Workload as Opened
 from workloads import Workload
 
 from lorikeet import config
-from lorikeet.ops import kernels
 
 MICRO_BATCH = 4
 
@@ -58,7 +57,7 @@ def padded_flops(folder: Path, shapes: Counter[tuple[int, int]]) -> int:
 
 def our_flops(recipe: dict[str, Any], steps: int) -> int:
     """Of Lorikeet's training steps, without checkpointed blocks; in plain PyTorch, where the counter sees all of it."""
-    kernels.choose("eager")
+    recipe["model"]["kernels"] = "eager"
     work, total = Opened(config.parse(recipe)), 0
     for number in range(steps):
         with FlopCounterMode(display=False) as counter:

@@ -118,7 +118,10 @@ class Jobs:
         model = workloads.model_folder(work, self.folder, self.source)
         if size is not None and size.rows_per_step:
             train["examples_per_step"] = size.rows_per_step
-        return workloads.recipe(work, rows.resolve(), str(model.resolve()), threads=self.threads, **train)
+        kernels = train.pop("kernels", "auto")
+        made = workloads.recipe(work, rows.resolve(), str(model.resolve()), threads=self.threads, **train)
+        made["model"]["kernels"] = kernels
+        return made
 
     def job(self, tool: str, work: Workload, size: Size, setting: Setting) -> dict[str, Any]:
         """What a runner reads."""

@@ -20,7 +20,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import torch
 import workloads
@@ -46,6 +45,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--label", default="", help="compare: measure again under this name")
     parser.add_argument("--row-tokens", type=int, help="Lorikeet's train.row_tokens")
     parser.add_argument("--checkpointing", action="store_true", help="Lorikeet's train.gradient_checkpointing")
+    parser.add_argument("--eager", action="store_true", help="compare: also Lorikeet without compiled kernels")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--limit", type=float, default=600, help="seconds a run may take")
     parser.add_argument("--again", action="store_true", help="runs that failed before run again")
@@ -105,9 +105,10 @@ def say(run: Run) -> Run:
     return run
 
 
-def compare(jobs: Jobs, peers: list[str], work: Workload, ours: Setting, rounds: int, label: str) -> dict[str, Any]:
-    """Lorikeet and each trainer's best setting in turns; the matmul peak before, between and after."""
-    settings = {LORIKEET: ours}
+def compare(jobs: Jobs, peers: list[str], work: Workload, ours: dict[str, Setting], rounds: int, label: str) -> Run:
+    """Lorikeet (`ours`: its settings by the names of their rows) and each trainer's best setting in turns; the matmul
+    peak before, between and after."""
+    settings = dict(ours)
     failed = []
     for peer in peers:
         found = sweep(jobs, peer, work)
@@ -119,7 +120,9 @@ def compare(jobs: Jobs, peers: list[str], work: Workload, ours: Setting, rounds:
     peaks = [peak()]
     for number in range(rounds):
         for tool, setting in settings.items():
-            run = jobs.run(tool, work, FULL[work.name], setting, round_=f"{label}round {number + 1}")
+            run = jobs.run(
+                LORIKEET if tool in ours else tool, work, FULL[work.name], setting, round_=f"{label}round {number + 1}"
+            )
             runs[tool].append(say(run))
             peaks.append(peak())
     size = FULL[work.name]
@@ -170,8 +173,11 @@ def main() -> int:
             for peer in asked.peer:
                 sweep(jobs, peer, work)
         return 0
-    ours = {"row_tokens": asked.row_tokens} if asked.row_tokens else {}
-    ours |= {"gradient_checkpointing": True} if asked.checkpointing else {}
+    setting: Setting = {"row_tokens": asked.row_tokens} if asked.row_tokens else {}
+    setting |= {"gradient_checkpointing": True} if asked.checkpointing else {}
+    ours = {LORIKEET: setting}
+    if asked.eager:
+        ours[f"{LORIKEET}, no compiler"] = setting | {"kernels": "eager"}
     out = asked.json or asked.results.with_name("comparison.json")
     figures = json.loads(out.read_text()) if out.exists() else {}
     for work in works:

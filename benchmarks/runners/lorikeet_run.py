@@ -14,6 +14,7 @@ from recorder import read_job, report
 from train_speed import Workload, model_flops
 
 from lorikeet import config
+from lorikeet.ops.kernels.build import compile_seconds
 
 
 def main() -> None:
@@ -30,7 +31,7 @@ def main() -> None:
     report({
         "seconds": ends[-1] - ends[0], "step_seconds": [end - before for before, end in pairwise(ends)],
         "warmup_seconds": ends[0] - began, "ready_seconds": work.ready_seconds, "shapes": shapes, "losses": losses,
-        "computed_flops": flops, "row_tokens": work.row_tokens,
+        "computed_flops": flops, "row_tokens": work.row_tokens, "compile_seconds": compile_seconds(),
         "versions": {"lorikeet": version("lorikeet-llm"), "torch": version("torch")},
     })  # fmt: skip
 
