@@ -90,3 +90,24 @@ def test_a_saved_state_goes_on_on_a_cuda_device() -> None:
     again.load_state_dict(stepper.state_dict())
     again.step(0.1)
     assert parameter.isfinite().all()
+
+
+@pytest.mark.parametrize("optim", ["adamw_torch", "sgd"])
+def test_updates_equal_the_optimizers_of_torch_to_the_bit(optim: Any) -> None:
+    generator = torch.Generator().manual_seed(1)
+    starts = [torch.randn(7, 5, generator=generator), torch.randn(3, generator=generator)]
+    ours, theirs = ([torch.nn.Parameter(start.clone()) for start in starts] for _ in range(2))
+    stepper = Stepper({"a": ours[0], "b": ours[1]}, OptimOptions(optim=optim, weight_decay=0.1, max_grad_norm=0))
+    kind: Any = torch.optim.SGD if optim == "sgd" else torch.optim.AdamW
+    plain = kind(theirs, lr=1.0, weight_decay=0.1, fused=optim != "sgd")
+    for step in range(6):
+        for one, other in zip(ours, theirs):
+            one.grad = other.grad = torch.randn(one.shape, generator=generator)
+        if step < 2:  # one that was not reached keeps its own count
+            ours[1].grad = theirs[1].grad = None
+        plain.param_groups[0]["lr"] = 0.01 * step
+        stepper.step(0.01 * step)
+        plain.step()
+        assert all(torch.equal(one, other) for one, other in zip(ours, theirs))
+        stepper.clear()
+        assert all(one.grad is None for one in ours)
