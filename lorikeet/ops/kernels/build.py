@@ -1,7 +1,7 @@
 """Compiles the C++ files of this folder at first use and keeps the result in the user's cache.
 
 Plain functions over pointers, without torch's headers: a file compiles in a second or two, and loading needs no
-Inductor. The name of the cached folder is a hash of everything that decides the code: sources, compiler, processor.
+Inductor. A library's name in the cache has a hash of all that decides its code: sources, compiler, flags, processor.
 """
 
 from __future__ import annotations
@@ -43,36 +43,39 @@ def compiler() -> str | None:
 @cache
 def fingerprint() -> str | None:
     """What decides the kernels' results, as a short hash; None without a compiler."""
-    command = compiler()
-    if command is None:
-        return None
-    version = subprocess.run([command, "--version"], capture_output=True, text=True, check=False).stdout
-    digest = hashlib.sha256(repr((version, FLAGS, cpu_model(), sorted(cpu_flags()))).encode())
-    for file in [*sources(), *sorted(FOLDER.glob("*.h"))]:
-        digest.update(file.name.encode() + b"\0" + file.read_bytes())
-    return digest.hexdigest()[:16]
+    names = [_library(file).name for file in sources()] if compiler() else []
+    return hashlib.sha256(repr(names).encode()).hexdigest()[:16] if names else None
 
 
 @cache
-def build() -> Path | None:
-    """The folder with a library per source, compiled where it is not there; None where that cannot be done."""
-    name = fingerprint()
-    if name is None:
+def build() -> dict[str, ctypes.CDLL] | None:
+    """The library of each source, compiled where it is not in the cache; None where that cannot be done.
+
+    The OpenMP runtime is the one that torch has loaded: a second one would fight with it for the cores."""
+    if compiler() is None:
         return None
-    folder = cache_dir() / "kernels" / name
-    missing = [file for file in sources() if not _library(folder, file.stem).exists()]
-    if not missing:
-        return folder
-    started = time.perf_counter()
-    folder.mkdir(parents=True, exist_ok=True)
-    with ThreadPoolExecutor(max(1, min(len(missing), os.cpu_count() or 1))) as pool:
-        errors = [error for error in pool.map(lambda file: _compile(file, folder), missing) if error]
-    if errors:
-        note(f"CPU kernels do not compile here, so plain PyTorch computes (slower): {errors[0]}")
+    missing = [file for file in sources() if not _library(file).exists()]
+    if missing:
+        started = time.perf_counter()
+        _folder().mkdir(parents=True, exist_ok=True)
+        with ThreadPoolExecutor(max(1, min(len(missing), os.cpu_count() or 1))) as pool:
+            errors = [error for error in pool.map(_compile, missing) if error]
+        if errors:
+            note(f"CPU kernels do not compile here, so plain PyTorch computes (slower): {errors[0]}")
+            return None
+        _seconds.append(time.perf_counter() - started)
+        note(f"compiled the CPU kernels in {_seconds[-1]:.1f} s; they are kept in {_folder()}")
+    try:
+        return {file.stem: ctypes.CDLL(str(_library(file))) for file in sources()}
+    except OSError as error:
+        note(f"a CPU kernel does not load, so plain PyTorch computes (slower): {error}")
         return None
-    _seconds.append(time.perf_counter() - started)
-    note(f"compiled the CPU kernels in {_seconds[-1]:.1f} s; they are kept in {folder}")
-    return folder
+
+
+def load(name: str) -> ctypes.CDLL | None:
+    """The library of `name`.cpp, or None where nothing can be compiled."""
+    libraries = build()
+    return None if libraries is None else libraries[name]
 
 
 _seconds: list[float] = []
@@ -83,29 +86,31 @@ def compile_seconds() -> float:
     return sum(_seconds)
 
 
+def _folder() -> Path:
+    return cache_dir() / "kernels"
+
+
 @cache
-def load(name: str) -> ctypes.CDLL | None:
-    """The library of `name`.cpp, or None where there is none. The OpenMP runtime is the one that torch has loaded:
-    a second one would fight with it for the cores."""
-    folder = build()
-    if folder is None:
-        return None
-    try:
-        return ctypes.CDLL(str(_library(folder, name)))
-    except OSError as error:
-        note(f"a CPU kernel does not load, so plain PyTorch computes (slower): {error}")
-        return None
+def _surroundings() -> bytes:
+    """What decides the code besides the source itself."""
+    command = compiler()
+    assert command is not None
+    version = subprocess.run([command, "--version"], capture_output=True, text=True, check=False).stdout
+    headers = [file.read_bytes() for file in sorted(FOLDER.glob("*.h"))]
+    return repr((version, FLAGS, cpu_model(), sorted(cpu_flags()), headers)).encode()
 
 
-def _library(folder: Path, name: str) -> Path:
-    return folder / f"{name}.so"
+@cache
+def _library(file: Path) -> Path:
+    digest = hashlib.sha256(_surroundings() + file.read_bytes()).hexdigest()[:16]
+    return _folder() / f"{file.stem}-{digest}.so"
 
 
-def _compile(file: Path, folder: Path) -> str | None:
+def _compile(file: Path) -> str | None:
     """Compile one file under a temporary name, then rename; returns what went wrong."""
     command = compiler()
     assert command is not None
-    handle, unfinished = tempfile.mkstemp(dir=folder, prefix=file.stem, suffix=".unfinished")
+    handle, unfinished = tempfile.mkstemp(dir=_folder(), prefix=file.stem, suffix=".unfinished")
     os.close(handle)
     try:
         done = subprocess.run(
@@ -113,7 +118,7 @@ def _compile(file: Path, folder: Path) -> str | None:
         )
         if done.returncode:
             return (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[0][:200]
-        Path(unfinished).replace(_library(folder, file.stem))
+        Path(unfinished).replace(_library(file))
         return None
     finally:
         Path(unfinished).unlink(missing_ok=True)
