@@ -13,8 +13,11 @@ from torch.nn.attention.flex_attention import flex_attention
 from lorikeet.base.nouns import Batch, Example
 from lorikeet.data.pack import pack_row, plan_rows
 from lorikeet.ops import bucketed_attention as bucketed
+from lorikeet.ops import kernels
 from lorikeet.ops.attention import PackedView, reference_attention, visible
 from lorikeet.ops.bucketed_attention import plan_buckets
+from lorikeet.ops.counting import counting
+from lorikeet.ops.kernels import build
 from parity.tiny import example
 from parity.trees import conversations
 
@@ -168,3 +171,130 @@ def test_bfloat16_stays_near_float64() -> None:
     for left, right in zip(*gradients):
         assert left.dtype == torch.bfloat16
         torch.testing.assert_close(left.double(), right, rtol=0.1, atol=0.1)
+
+
+def lengths_row(*lengths: int) -> Batch:
+    rng = np.random.default_rng(0)
+    return row_of([example([i, *rng.integers(0, 50, size - 1).tolist()]) for i, size in enumerate(lengths)])
+
+
+def one_buffer(size: int, heads: int, kv_heads: int, width: int, dtype: torch.dtype) -> list[Tensor]:
+    """q, k and v as slices of one buffer, as a fused projection gives them."""
+    generator = torch.Generator().manual_seed(size)
+    whole = torch.randn(size, heads + 2 * kv_heads, width, generator=generator).mul_(1.5).to(dtype)
+    return [part.requires_grad_() for part in whole.split([heads, kv_heads, kv_heads], 1)]
+
+
+def run(row: Batch, inputs: list[Tensor], monkeypatch: pytest.MonkeyPatch, way: str, **options: object) -> list[Tensor]:
+    """The output and the gradients, computed compiled, eager or by definition (in float64)."""
+    dtype = inputs[0].dtype
+    monkeypatch.setattr(kernels, "_chosen", ["eager" if way == "eager" else "auto"])
+    view = PackedView(row.visible_until, row.positions)
+    if way == "definition":
+        inputs = [tensor.detach().double().requires_grad_() for tensor in inputs]
+        out = reference_attention(*inputs, row.visible_until, row.positions, **options)
+    else:
+        out = view.attend(0, *inputs, **options)
+    assert bool(view._plans) == (way == "compiled") and bool(view._buckets) == (way == "eager")
+    probe = torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).to(dtype).to(out.dtype)
+    return [out.detach(), *torch.autograd.grad((out * probe).sum(), inputs)]
+
+
+WAYS = [
+    pytest.param("compiled", marks=pytest.mark.skipif(build.build() is None, reason="needs a C++ compiler")),
+    "eager",
+]
+ERROR = {torch.float32: 1e-5, torch.bfloat16: 2e-2}  # of the largest value
+
+
+def near(found: list[Tensor], expected: list[Tensor], dtype: torch.dtype, way: str = "compiled") -> None:
+    """Plain PyTorch rounds probabilities and their gradients to bfloat16 at every step; the kernel does at two."""
+    error = ERROR[dtype] * (3 if way == "eager" else 1)
+    for left, right in zip(found, expected):
+        assert left.dtype == dtype
+        assert (left.double() - right).abs().max() <= error * right.abs().max().clamp(min=1)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("dtype", ERROR)
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "width"), [(1, 1, 32), (3, 1, 64), (9, 3, 64), (4, 1, 256), (2, 2, 96), (4, 2, 128)]
+)
+@pytest.mark.parametrize("options", [{}, {"window": 37}, {"softcap": 2.0, "window": 100}], ids=str)
+def test_values_and_gradients(way, dtype, heads, kv_heads, width, options, monkeypatch) -> None:
+    for row in (lengths_row(1, 7, 64, 33, 210), forest(sizes=(9, 80, 3, 17, 70, 130))):
+        inputs = one_buffer(len(row.tokens), heads, kv_heads, width, dtype)
+        found, expected = (
+            run(row, inputs, monkeypatch, one, scale=width**-0.5, **options) for one in (way, "definition")
+        )
+        near(found, expected, dtype, way)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@given(conversations(most=8), st.sampled_from([None, 2, 5]), st.sampled_from(list(ERROR)))
+@settings(max_examples=25, deadline=None)
+def test_any_forest(way: str, examples: list[Example], window: int | None, dtype: torch.dtype) -> None:
+    row = row_of(examples)
+    inputs = one_buffer(len(row.tokens), 4, 2, 32, dtype)
+    with pytest.MonkeyPatch.context() as patch:
+        near(*(run(row, inputs, patch, one, scale=0.2, window=window) for one in (way, "definition")), dtype, way)
+
+
+@pytest.mark.skipif(build.build() is None, reason="needs a C++ compiler")
+@given(st.lists(st.integers(1, 300), min_size=1, max_size=4), st.sampled_from([None, 50]))
+@settings(max_examples=15, deadline=None)
+def test_any_lengths(lengths: list[int], window: int | None) -> None:
+    row = lengths_row(*lengths)
+    inputs = one_buffer(len(row.tokens), 2, 1, 32, torch.float32)
+    with pytest.MonkeyPatch.context() as patch:
+        found, expected = (run(row, inputs, patch, way, scale=0.2, window=window) for way in ("compiled", "definition"))
+    near(found, expected, torch.float32)
+
+
+@pytest.mark.skipif(build.build() is None, reason="needs a C++ compiler")
+@pytest.mark.parametrize("dtype", ERROR)
+@pytest.mark.parametrize("lengths", [(1500,), (700, 1, 65)])
+def test_long_texts_and_bitwise_the_same_on_any_number_of_threads(dtype, lengths, monkeypatch) -> None:
+    """A long text is cut, and its parts' sums are added in an order that follows from the row."""
+    row = lengths_row(*lengths)
+    inputs = one_buffer(len(row.tokens), 3, 1, 64, dtype)
+    runs, before = [], torch.get_num_threads()
+    try:
+        for threads in (1, 2, 2):
+            torch.set_num_threads(threads)
+            runs.append(run(row, inputs, monkeypatch, "compiled", scale=0.125))
+    finally:
+        torch.set_num_threads(before)
+    near(runs[0], run(row, inputs, monkeypatch, "definition", scale=0.125), dtype)
+    assert all(torch.equal(first, other) for again in runs[1:] for first, other in zip(runs[0], again))
+
+
+@pytest.mark.skipif(build.build() is None, reason="needs a C++ compiler")
+def test_texts_of_a_row_do_not_touch_each_other(monkeypatch) -> None:
+    """Not even where one of them holds values that are not numbers."""
+    row = lengths_row(70, 20, 45)
+    inputs = one_buffer(len(row.tokens), 2, 1, 32, torch.float32)
+    whole = run(row, inputs, monkeypatch, "compiled", scale=0.2)
+    ends = [int(end) for end in row.visible_until.unique()]
+    with torch.no_grad():
+        for tensor in inputs:
+            tensor[ends[0] : ends[1]] = float("nan")
+    broken = run(row, inputs, monkeypatch, "compiled", scale=0.2)
+    for left, right in zip(whole, broken):
+        assert torch.equal(left[: ends[0]], right[: ends[0]]) and torch.equal(left[ends[1] :], right[ends[1] :])
+        assert right[ends[0] : ends[1]].isnan().all()
+
+
+@pytest.mark.skipif(build.build() is None, reason="needs a C++ compiler")
+def test_tensors_without_numbers_get_the_same_outputs_and_counts(monkeypatch) -> None:
+    row = lengths_row(70, 20)
+    inputs = one_buffer(len(row.tokens), 2, 1, 32, torch.bfloat16)
+    meta = [tensor.detach().to("meta").requires_grad_() for tensor in inputs]
+    heard: list[list[tuple[str, float]]] = [[], []]
+    for tensors, said in zip((inputs, meta), heard):
+        with counting(lambda *one, said=said: said.append(one)):
+            out = PackedView(row.visible_until, row.positions).attend(0, *tensors, scale=0.2)
+            grads = torch.autograd.grad(out, tensors, torch.ones_like(out))
+        assert [tuple(grad.shape) for grad in grads] == [tuple(tensor.shape) for tensor in tensors]
+    area = 64 * 64 + 32 * 96 + 32 * 32  # two blocks of the first text, one of the second
+    assert heard[0] == heard[1] == [("attention", 4 * area * 2 * 32), ("attention", 10 * area * 2 * 32)]

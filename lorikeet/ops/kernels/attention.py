@@ -8,13 +8,13 @@ grows with tokens / QUERIES x tokens / STRIP and is made once per row, on the ho
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from lorikeet.ops.kernels import DTYPES, Kernel, build, serves
+from lorikeet.ops.kernels import Kernel, build, serves
 
 STRIP = 32  # keys that are packed, masked or left out together
 QUERIES = 64  # queries of a block
@@ -22,7 +22,11 @@ KEYS = 128  # keys of a segment, at most
 WIDEST = 1024  # the C++ side's
 LEAST_TASKS = 4  # of a backward pass: a long text is cut to give that many, so that two cores end together
 
-_forward, _backward = Kernel("attention", "attention_forward"), Kernel("attention", "attention_backward")
+_LIBRARIES = {torch.float32: "attention_float", torch.bfloat16: "attention"}
+_forward, _backward = (
+    {dtype: Kernel(library, f"attention_{way}") for dtype, library in _LIBRARIES.items()}
+    for way in ("forward", "backward")
+)
 
 
 @dataclass(frozen=True)
@@ -37,7 +41,8 @@ class Plan:
     until: np.ndarray  # [padded]
     limit: np.ndarray  # [padded]
     place: np.ndarray  # [padded]
-    partial_rows: int
+    partial_rows: int  # of sums over parts of texts that were cut
+    longest: int  # keys of a text that was not
     area: int  # scores computed per head
 
     def flops(self, heads: int, width: int) -> tuple[int, int]:
@@ -50,14 +55,14 @@ def takes(q: Tensor, k: Tensor, v: Tensor, scale: float) -> bool:
     width = q.shape[-1]
     if not (serves(q, k, v) and width % 32 == 0 and width <= WIDEST and scale > 1e-6 and len(q) > 0):
         return False
-    return q.dtype == torch.float32 or _narrow()
+    return _allowed(q.dtype)
 
 
-@lru_cache(maxsize=1)
-def _narrow() -> bool:
-    """Whether the system lets this process compute bfloat16 in tiles."""
-    library = build.load("attention")
-    return library is not None and bool(library.attention_narrow())
+@cache
+def _allowed(dtype: torch.dtype) -> bool:
+    """Whether the system lets this process use the kernel's registers."""
+    library = build.load(_LIBRARIES[dtype])
+    return library is not None and bool(library.attention_allowed())
 
 
 def forward(q: Tensor, k: Tensor, v: Tensor, plan: Plan, scale: float, softcap: float | None) -> tuple[Tensor, Tensor]:
@@ -66,7 +71,7 @@ def forward(q: Tensor, k: Tensor, v: Tensor, plan: Plan, scale: float, softcap: 
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     sums = torch.empty(q.shape[1], len(plan.until), dtype=torch.float32, device=q.device)
     call = _call(q, k, v, q, plan)
-    _forward(call.ctypes.data, scale, softcap or 0.0, q, k, v, out, sums)
+    _forward[q.dtype](call.ctypes.data, scale, softcap or 0.0, q, k, v, out, sums)
     return out, sums
 
 
@@ -86,7 +91,7 @@ def backward(
     dout = unit(dout)
     grads = torch.empty(len(q), heads + 2 * kv_heads, q.shape[2], dtype=q.dtype, device=q.device)
     call = _call(q, k, v, dout, plan)
-    _backward(call.ctypes.data, scale, softcap or 0.0, q, k, v, out, sums, dout, grads)
+    _backward[q.dtype](call.ctypes.data, scale, softcap or 0.0, q, k, v, out, sums, dout, grads)
     return grads[:, :heads], grads[:, heads : heads + kv_heads], grads[:, heads + kv_heads :]
 
 
@@ -98,8 +103,8 @@ def unit(x: Tensor) -> Tensor:
 def _call(q: Tensor, k: Tensor, v: Tensor, dout: Tensor, plan: Plan) -> np.ndarray:
     """The C++ side's `Call`."""
     sizes = [
-        DTYPES[q.dtype], q.shape[1], k.shape[1], q.shape[2], len(plan.until), len(plan.strips), len(plan.blocks),
-        len(plan.parts), plan.partial_rows, QUERIES, KEYS,
+        q.shape[1], k.shape[1], q.shape[2], len(plan.until), len(plan.strips), len(plan.blocks), len(plan.parts),
+        plan.partial_rows, plan.longest, QUERIES, KEYS,
     ]  # fmt: skip
     strides = [stride for x in (q, k, v, dout) for stride in x.stride()[:2]]
     arrays = (plan.blocks, plan.segments, plan.strips, plan.parts, plan.order, plan.until, plan.limit, plan.place)
@@ -136,7 +141,8 @@ def make_plan(until: np.ndarray, place: np.ndarray, window: int | None, kv_heads
     order = np.argsort(-work, kind="stable")
     return Plan(
         _narrowed(table), _narrowed(segments), _narrowed(strips), _narrowed(parts), _narrowed(order),
-        until_at, limit, place_at, int(parts[:, 3].sum()), int(scores.sum()),
+        until_at, limit, place_at, int(parts[parts[:, 4] >= 0, 3].sum()),
+        int(parts[parts[:, 4] < 0, 3].max(initial=0)), int(scores.sum()),
     )  # fmt: skip
 
 
@@ -190,6 +196,8 @@ def _parts(
     lowest = np.minimum.reduceat(segments[table[:, 4], 0], heads)
     last = heads + counts - 1
     keys = table[last, 0] + table[last, 1] - lowest
-    parts = np.column_stack([heads, counts, lowest, keys, np.cumsum(keys) - keys])
     of_group = np.bincount(group[heads])
+    split = (of_group > 1)[group[heads]]
+    rows = np.cumsum(keys * split) - keys * split
+    parts = np.column_stack([heads, counts, lowest, keys, np.where(split, rows, -1)])
     return parts, np.column_stack([np.cumsum(of_group) - of_group, of_group]), np.add.reduceat(scores, heads)

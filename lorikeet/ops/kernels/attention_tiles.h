@@ -124,15 +124,6 @@ static inline void store16(vf value, bf16* to) {
 #endif
 }
 
-// The tile's columns, times a factor each, as rows of a tensor.
-template <typename T>
-static inline void store_columns(void* tiles, i64 tile, vf factor, T* to, i64 stride, int real) {
-    vf in[16], out[16];
-    for (int i = 0; i < 16; i++) in[i] = *row_of(tiles, tile, i) * factor;
-    transpose((vi*)in, (vi*)out);
-    for (int i = 0; i < real; i++) store16(out[i], to + i * stride);
-}
-
 // C [M, N] = or += A [M, K] B [K, N], sizes and strides in tiles; M and N even.
 struct Operand {
     const void* tiles;
@@ -172,6 +163,16 @@ struct Plain {
         put_b(a, queries, key, query + 16, first[1], second[1]);
     }
     static constexpr bool SHARED = true;
+
+    // the columns of two tiles one above the other, times a factor each, as rows of 32 of a tensor
+    static void store_columns(void* tiles, i64 tile, i64 below, vf factor, T* to, i64 stride, int real) {
+        for (int half = 0; half < 2; half++) {
+            vf in[16], out[16];
+            for (int i = 0; i < 16; i++) in[i] = *row_of(tiles, tile + half * below, i) * factor;
+            transpose((vi*)in, (vi*)out);
+            for (int i = 0; i < real; i++) store16(out[i], to + i * stride + half * 16);
+        }
+    }
 
     static void multiply(Operand c, Operand a, Operand b, int m, int n, int k, bool add) {
 #ifdef __AVX512F__
@@ -253,10 +254,11 @@ struct Amx {
             _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15), _mm512_set1_epi32(start));
         return _mm512_or_si512(low, _mm512_slli_epi32(_mm512_add_epi32(low, _mm512_set1_epi32(32)), 16));
     }
+    // 0, 16, 1, 17, ...
+    static __m512i neighbours() { return _mm512_sub_epi16(braid(0), _mm512_set1_epi32(16 << 16)); }
     static void put_b(void* b, i64 queries, int key, int query, vf first, vf second) {
-        __m512i order = _mm512_sub_epi16(braid(0), _mm512_set1_epi32(16 << 16));  // 0, 16, 1, 17, ...
         *row_of(b, key / 32 * (queries / 16) + query / 16, key % 32 / 2) =
-            (vf)_mm512_permutexvar_epi16(order, narrow(first, second));
+            (vf)_mm512_permutexvar_epi16(neighbours(), narrow(first, second));
     }
     static void put_ab(void* a, void* b, i64 queries, int key, int query, const vf* first, const vf* second) {
         __m512i low = narrow(first[0], first[1]), high = narrow(second[0], second[1]);
@@ -267,6 +269,16 @@ struct Amx {
         tile = key / 32 * (queries / 16) + query / 16;
         *row_of(b, tile, key % 32 / 2) = (vf)_mm512_permutex2var_epi16(low, braid(0), high);
         *row_of(b, tile + 1, key % 32 / 2) = (vf)_mm512_permutex2var_epi16(low, braid(16), high);
+    }
+
+    static void store_columns(void* tiles, i64 tile, i64 below, vf factor, bf16* to, i64 stride, int real) {
+        vi in[16], out[16];
+        for (int i = 0; i < 16; i++) {
+            const vf* at = row_of(tiles, tile + i / 8 * below, i % 8 * 2);
+            in[i] = (vi)_mm512_permutexvar_epi16(neighbours(), narrow(at[0] * factor, at[1] * factor));
+        }
+        transpose(in, out);
+        for (int i = 0; i < real; i++) std::memcpy(to + i * stride, &out[i], 64);
     }
 
     static void multiply(Operand c, Operand a, Operand b, int m, int n, int k, bool add) {
