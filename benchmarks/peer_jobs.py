@@ -48,6 +48,7 @@ PEERS = {
     for one in (
         Peer("trl", ("trl==1.16.0", "peft==0.21.2"), "trl_run.py"),
         Peer("llamafactory", ("llamafactory==0.9.5",), "llamafactory_run.py", ("torchvision", "torchaudio")),
+        Peer("ms-swift", ("ms-swift==4.6.0",), "swift_run.py"),
         Peer("litgpt", ("litgpt==0.5.13", "requests"), "litgpt_run.py"),
     )
 }

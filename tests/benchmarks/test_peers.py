@@ -154,7 +154,6 @@ def test_padded_shapes_stay_within_a_step() -> None:
 def test_the_job_holds_the_rows_in_the_order_of_training(tiny_model: Path, rows: list[Any], tmp_path: Path) -> None:
     (tmp_path / "W.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     work = Workload("W", str(tiny_model), len(rows), 512, 4)
-    (tmp_path / str(tiny_model)).mkdir(parents=True, exist_ok=True)
     jobs = Jobs(tmp_path / "none.json", tmp_path, tmp_path, tmp_path / "runs.json", threads=1, limit=60)
     job = jobs.job(peer_jobs.LORIKEET, work, Size(1, 1), {"row_tokens": 256, "kernels": "eager"})
     assert len(job["rows"]) == 8 and all(row["trained"] for row in job["rows"])
