@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 
@@ -28,9 +29,9 @@ class Checkpoint(Protocol):
         """How the tensor is stored, as safetensors and GGUF name it: F32, BF16, Q4_K. Without reading the tensor."""
         ...
 
-    def read(self, name: str, part: int | None = None) -> Tensor:
+    def read(self, name: str, part: int | None = None, *, dtype: torch.dtype | None = None) -> Tensor:
         """The tensor, dense and on the CPU, or only entry `part` of its first dimension (one expert of a stack).
-        Stored dtype for float formats; float32 for what GGUF dequantises.
+        Stored dtype for float formats; `dtype` (by default float32) for what GGUF dequantises.
         Raises CheckpointError for a missing name or a truncated file."""
         ...
 

@@ -11,6 +11,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from lorikeet.base.errors import CheckpointError, DownloadError
@@ -42,7 +43,7 @@ class SettingsOnly:
         """There is none."""
         raise self._nothing(name)
 
-    def read(self, name: str, part: int | None = None) -> Tensor:
+    def read(self, name: str, part: int | None = None, *, dtype: torch.dtype | None = None) -> Tensor:
         """There is none."""
         raise self._nothing(name)
 

@@ -104,8 +104,8 @@ class HuggingFaceCheckpoint:
         self._need(name)
         return self._types[name]
 
-    def read(self, name: str, part: int | None = None) -> Tensor:
-        """The tensor in its stored dtype, or entry `part` of its first dimension."""
+    def read(self, name: str, part: int | None = None, *, dtype: torch.dtype | None = None) -> Tensor:
+        """The tensor in its stored dtype whatever `dtype`, or entry `part` of its first dimension."""
         self._need(name)
         if self._pickled:
             return self._pickled[name] if part is None else self._pickled[name][part]

@@ -125,7 +125,8 @@ def load(
     """The checkpoint's network with its weights, frozen. Raises CheckpointError for a missing or odd tensor."""
     found, spec = identify(checkpoint, family)
     _refuse_quantised(checkpoint)
-    watched = _Watched(checkpoint)
+    # a family of someone's own may compute with the numbers: it gets them as precise as they are
+    watched = _Watched(checkpoint, dtype if family is None else None)
     model = found.network(spec, Build(quant, dtype, device))
     for slot in model.slots():
         dense = found.read(watched, slot.name, spec)
@@ -164,18 +165,22 @@ def _refuse_second_head(checkpoint: Checkpoint, family: Family, spec: Spec, mode
 
 
 class _Watched:
-    """A checkpoint that remembers what was read: a config.json of fewer layers makes a network that runs, too."""
+    """A checkpoint that remembers what was read: a config.json of fewer layers makes a network that runs, too.
 
-    def __init__(self, checkpoint: Checkpoint):
-        self._checkpoint, self._seen = checkpoint, set[str]()
+    Quantised matrices are read in `dtype`: of an embedding, the float32 copy alone would be the peak of loading."""
+
+    def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype | None = None):
+        self._checkpoint, self._dtype, self._seen = checkpoint, dtype, set[str]()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._checkpoint, name)
 
-    def read(self, name: str, part: int | None = None) -> Tensor:
+    def read(self, name: str, part: int | None = None, *, dtype: torch.dtype | None = None) -> Tensor:
         """See `Checkpoint.read`."""
         self._seen.add(name)
-        return self._checkpoint.read(name, part)
+        if self._dtype is None or dtype is not None or len(self._checkpoint.shape(name)) < 2:
+            return self._checkpoint.read(name, part, dtype=dtype)
+        return self._checkpoint.read(name, part, dtype=self._dtype)
 
     def unread(self) -> list[str]:
         """The tensors that nobody asked for, but those that follow from others (tables of rope, a tied head)."""

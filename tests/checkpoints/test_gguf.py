@@ -1,3 +1,8 @@
+import re
+import sys
+import tracemalloc
+from pathlib import Path
+
 import gguf
 import numpy as np
 import pytest
@@ -149,3 +154,64 @@ def test_missing_tensor_names_the_nearest(tmp_path):
     write(tmp_path / "m.gguf")
     with pytest.raises(CheckpointError, match=r"no tensor 'norm.wight'[\s\S]*norm.weight"):
         open_checkpoint(tmp_path / "m.gguf").read("norm.wight")
+
+
+from lorikeet.ops.attention import *
+
+torch.manual_seed(0)
+until = torch.tensor([8, 8, 8, 5, 5, 8, 8, 8] + [20] * 12 + [23] * 3, dtype=torch.int32)
+pos = torch.tensor([0, 1, 2, 3, 4, 3, 4, 5] + list(range(12)) + [0, 1, 2])
+T = len(until)
+for w, sc in ((None, None), (3, None), (None, 5.0)):
+    q = torch.randn(T, 6, 4, dtype=torch.float64, requires_grad=True)
+    k = torch.randn(T, 2, 4, dtype=torch.float64, requires_grad=True)
+    v = torch.randn(T, 2, 4, dtype=torch.float64, requires_grad=True)
+    g = torch.randn(T, 6, 4, dtype=torch.float64)
+    r = reference_attention(q, k, v, until, pos, scale=0.5, window=w, softcap=sc)
+    gr = torch.autograd.grad((r * g).sum(), (q, k, v))
+    f = PackedView(until, pos).attend(0, q, k, v, scale=0.5, window=w, softcap=sc)
+    gf = torch.autograd.grad((f * g).sum(), (q, k, v))
+    print((r - f).abs().max().item(), [(a - b).abs().max().item() for a, b in zip(gr, gf)])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_reading_in_a_dtype_piece_by_piece_equals_converting_the_whole(tmp_path, monkeypatch, dtype):
+    monkeypatch.setattr(gguf_kind, "DEQUANTISE_ELEMENTS", 3 * 64)
+    want = write(tmp_path / "m.gguf")
+    checkpoint = open_checkpoint(tmp_path)
+    for kind in QUANTISED:
+        name = f"blk.{kind.name}.weight"
+        got = checkpoint.read(name, dtype=dtype)
+        assert got.dtype == dtype and torch.equal(got, want[name].to(dtype))
+        assert torch.equal(checkpoint.read(name, 3, dtype=dtype), want[name][3].to(dtype))
+    assert checkpoint.read("norm.weight", dtype=dtype).dtype == torch.float32  # not quantised: as it is stored
+
+
+def test_reading_makes_no_whole_float32_copy(tmp_path, monkeypatch):
+    monkeypatch.setattr(gguf_kind, "DEQUANTISE_ELEMENTS", 1 << 12)
+    rows, columns = 2048, 256
+    writer = gguf.GGUFWriter(str(tmp_path / "m.gguf"), "llama")
+    packed = gguf.quants.quantize(np.ones((rows, columns), np.float32), Q.Q8_0)
+    writer.add_tensor("a.weight", packed, raw_dtype=Q.Q8_0)
+    for write_part in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.write_tensors_to_file):
+        write_part()
+    writer.close()
+    checkpoint = open_checkpoint(tmp_path)
+    tracemalloc.start()  # numpy's arrays are seen, torch's are not: what is left is what is needed on the way
+    try:
+        checkpoint.read("a.weight", dtype=torch.bfloat16)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < rows * columns * 4 / 8
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_pages_of_the_file_are_given_back_after_reading(tmp_path):
+    write(tmp_path / "m.gguf")
+    checkpoint = open_checkpoint(tmp_path)
+    for name in checkpoint.names():
+        checkpoint.read(name)
+    checkpoint.fingerprint()
+    mapped = Path("/proc/self/smaps").read_text().split(str(tmp_path / "m.gguf"))[1]
+    assert re.search(r"Rss:\s+0 kB", mapped.split("Pss:")[0])
