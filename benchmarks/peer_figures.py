@@ -73,7 +73,8 @@ def line(tool: str, runs: Sequence[Run], ours: Sequence[Run], sizes: Sizes, alon
         "padding": sum(rows * length for rows, length in first["shapes"]) / first["tokens"],
         "utilisation_alone": alone / seconds / peak, "utilisation_computed": computed / seconds / peak,
         "seconds_of_runs": [run["seconds"] for run in good], "versions": first["versions"],
-        "warmup_seconds": middle(good, "warmup_seconds"),
+        "warmup_seconds": middle(good, "warmup_seconds"), "compile_seconds": first.get("compile_seconds"),
+        "others_during": max(run.get("others_during") or 0 for run in good),
     }  # fmt: skip
 
 

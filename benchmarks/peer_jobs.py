@@ -24,6 +24,7 @@ from machine import others
 from peer_figures import Sizes
 from workloads import Workload
 
+import lorikeet
 from lorikeet import api, config
 from lorikeet.base.nouns import Example
 from lorikeet.data.pack import order
@@ -68,7 +69,7 @@ class Size:
 
 
 SHORT = {"W1": Size(1, 2, 8), "W2": Size(1, 1, 2), "W3": Size(1, 2, 8), "W4": Size(1, 1, 1)}
-FULL = {"W1": Size(1, 3), "W2": Size(1, 3, 4), "W3": Size(1, 3), "W4": Size(1, 3)}  # 64 rows or 4 steps at most
+FULL = {"W1": Size(1, 3), "W2": Size(1, 1, 4), "W3": Size(1, 3), "W4": Size(1, 3)}  # 64 rows or 4 steps at most
 
 
 def candidates(peer: str, workload: str) -> list[Setting]:
@@ -187,6 +188,15 @@ class Jobs:
         runner = RUNNERS / ("lorikeet_run.py" if tool == LORIKEET else PEERS[tool].runner)
         return run_limited([str(python), str(runner), str(folder / "job.json")], folder / "log.txt", self.limit,
                            self.threads)  # fmt: skip
+
+
+def code() -> str:
+    """A short hash of Lorikeet's sources: after a change, runs of before are no answer."""
+    digest, package = hashlib.sha256(), Path(lorikeet.__file__).parent
+    for file in sorted(package.rglob("*")):
+        if file.suffix in (".py", ".cpp", ".h"):
+            digest.update(file.read_bytes())
+    return digest.hexdigest()[:8]
 
 
 def spans(weights: np.ndarray) -> list[list[int]]:

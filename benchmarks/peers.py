@@ -26,7 +26,7 @@ import workloads
 from counted_flops import counted
 from machine import BUSY, matmul_peak_flops, others
 from peer_figures import Run, best, describe, line, plot, table
-from peer_jobs import FULL, LORIKEET, PEERS, SHORT, Jobs, Setting, candidates, neighbours
+from peer_jobs import FULL, LORIKEET, PEERS, SHORT, Jobs, Setting, candidates, code, neighbours
 from workloads import WORKLOADS, Workload
 
 CONSTRAINTS = "torch==2.13.0\n"  # the CPU build that is here; without it some would bring a CUDA build of gigabytes
@@ -117,11 +117,15 @@ def compare(jobs: Jobs, peers: list[str], work: Workload, ours: dict[str, Settin
         else:
             failed.append({"tool": peer, "setting": "", "error": "no setting ran: see the sweep"})
     runs: dict[str, list[Run]] = {tool: [] for tool in settings}
-    peaks = [peak()]
+    peaks, built = [peak()], code()
     for number in range(rounds):
         for tool, setting in settings.items():
             run = jobs.run(
-                LORIKEET if tool in ours else tool, work, FULL[work.name], setting, round_=f"{label}round {number + 1}"
+                LORIKEET if tool in ours else tool,
+                work,
+                FULL[work.name],
+                setting,
+                round_=f"{label}{built} round {number + 1}",
             )
             runs[tool].append(say(run))
             peaks.append(peak())

@@ -35,7 +35,8 @@ def main() -> None:
     Tokenised.rows = [{"input_ids": row["tokens"], "labels": labels(row), "length": len(row["tokens"])} for row in rows]
     options = schedule(job, micro, per_step // micro) | {
         "model": job["model"], "model_type": config["model_type"], "template": "dummy", "tuner_type": "lora",
-        "lora_rank": 8, "lora_alpha": 16, "lora_dropout": 0.0, "target_modules": "all-linear", "torch_dtype": "bfloat16",
+        "lora_rank": 8, "lora_alpha": 16, "lora_dropout": 0.0, "target_modules": "all-linear",
+        "torch_dtype": "bfloat16",
         "bf16": setting["adapters"] == "float32", "dataset": "given", "train_dataloader_shuffle": False,
         "gradient_checkpointing": setting["checkpointing"], "report_to": "none", "load_from_cache_file": False,
         "lora_dtype": setting["adapters"], "add_version": False,

@@ -161,3 +161,19 @@ def test_the_job_holds_the_rows_in_the_order_of_training(tiny_model: Path, rows:
     found = jobs._measure(peer_jobs.LORIKEET, job)
     assert len(found["losses"]) == 2 and found["seconds"] > 0, found
     assert sum(length for _, length in found["shapes"]) <= sum(len(row["tokens"]) for row in job["rows"][4:])
+
+
+def test_a_comparison_takes_turns_and_keeps_who_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    jobs = FakeJobs(tmp_path, lambda setting: None if setting.get("adapters") == "bfloat16" else 8 if setting else 2)
+    monkeypatch.setattr(FakeJobs, "sizes", lambda self, work: SIZES)
+    monkeypatch.setattr(peers, "peak", lambda: 1e3)
+    ours = {"lorikeet": {}, "lorikeet, no compiler": {"kernels": "eager"}}
+    found = peers.compare(jobs, ["trl", "litgpt"], WORKLOADS["W1"], ours, 2, "")
+    assert [one["tool"] for one in found["lines"]] == ["lorikeet", "lorikeet, no compiler", "trl", "litgpt"]
+    assert [one.get("ratio") for one in found["lines"]] == [1, 4, 4, None], "litgpt has no setting that runs"
+    assert all(len(one) == 2 for one in found["runs"].values())
+    order = [run["tool"] for run in jobs.done().values() if "round" in run["round"]]
+    assert order == ["lorikeet", "lorikeet", "trl"] * 2, "in turns"
+    measured = jobs.measured
+    peers.compare(jobs, ["trl", "litgpt"], WORKLOADS["W1"], ours, 2, "")
+    assert jobs.measured == measured
