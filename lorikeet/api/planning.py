@@ -115,6 +115,13 @@ def plan(recipe: Recipe, *, memory_bytes: int | None = None) -> Report:
     )
 
 
+def costliest_step(recipe: Recipe, prepared: Prepared, model: CausalLM) -> tuple[Recipe, Planned]:
+    """The step that `plan` simulates, for a model that is loaded; the recipe with its row_tokens decided."""
+    target = _Target(model.device, True, model.dtype)
+    recipe = recipe.model_copy(update={"train": _with_rows(recipe.train, model, target)})
+    return recipe, _planned(recipe, model, prepared)
+
+
 def _target(recipe: Recipe) -> _Target:
     """The device and dtype of the run. A CUDA device need not be here to be planned for."""
     try:
