@@ -156,24 +156,6 @@ def test_missing_tensor_names_the_nearest(tmp_path):
         open_checkpoint(tmp_path / "m.gguf").read("norm.wight")
 
 
-from lorikeet.ops.attention import *
-
-torch.manual_seed(0)
-until = torch.tensor([8, 8, 8, 5, 5, 8, 8, 8] + [20] * 12 + [23] * 3, dtype=torch.int32)
-pos = torch.tensor([0, 1, 2, 3, 4, 3, 4, 5] + list(range(12)) + [0, 1, 2])
-T = len(until)
-for w, sc in ((None, None), (3, None), (None, 5.0)):
-    q = torch.randn(T, 6, 4, dtype=torch.float64, requires_grad=True)
-    k = torch.randn(T, 2, 4, dtype=torch.float64, requires_grad=True)
-    v = torch.randn(T, 2, 4, dtype=torch.float64, requires_grad=True)
-    g = torch.randn(T, 6, 4, dtype=torch.float64)
-    r = reference_attention(q, k, v, until, pos, scale=0.5, window=w, softcap=sc)
-    gr = torch.autograd.grad((r * g).sum(), (q, k, v))
-    f = PackedView(until, pos).attend(0, q, k, v, scale=0.5, window=w, softcap=sc)
-    gf = torch.autograd.grad((f * g).sum(), (q, k, v))
-    print((r - f).abs().max().item(), [(a - b).abs().max().item() for a, b in zip(gr, gf)])
-
-
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_reading_in_a_dtype_piece_by_piece_equals_converting_the_whole(tmp_path, monkeypatch, dtype):
     monkeypatch.setattr(gguf_kind, "DEQUANTISE_ELEMENTS", 3 * 64)
