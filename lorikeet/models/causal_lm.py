@@ -63,12 +63,19 @@ class CausalLM(nn.Module):
 
     shape: Shape
     head: Head
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: bool | int = False  # layers computed twice in training: all, none, or the first so many
     shares_within: int | None = None  # longer texts must not share a prefix: their length changes what a token computes
 
     def hidden(self, tokens: Tensor, positions: Tensor, view: View) -> Tensor:
         """tokens [T] int64, positions [T] int64 -> the last hidden states [T, D], after the final norm."""
         raise NotImplementedError
+
+    def computed_twice(self, layers: int) -> int:
+        """How many of the first layers are recomputed for their gradients, in a pass that has gradients."""
+        if not torch.is_grad_enabled():
+            return 0
+        asked = self.gradient_checkpointing
+        return layers if asked is True else min(layers, int(asked))
 
     def groups(self) -> Iterator[LinearGroup]:
         """Every group of linears, in the order of the layers."""

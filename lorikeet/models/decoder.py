@@ -99,12 +99,12 @@ class Decoder(CausalLM):
             near = self.spec.local_rope.table(positions, self.dtype)
         if self.spec.embedding_scale is not None:
             x = x * torch.tensor(self.spec.embedding_scale, dtype=x.dtype)  # rounded as the model was trained
-        recompute = self.gradient_checkpointing and torch.is_grad_enabled()
-        if recompute:
+        twice = self.computed_twice(len(self.blocks))
+        if twice:
             x.requires_grad_()  # so that each block, the first too, is recomputed inside the graph
-        for block in self.blocks:
+        for i, block in enumerate(self.blocks):
             cos, sin = far if block.window is None else near
-            x = checkpointed(block, x, cos, sin, view) if recompute else block(x, cos, sin, view)
+            x = checkpointed(block, x, cos, sin, view) if i < twice else block(x, cos, sin, view)
         return self.norm(x)
 
     def slots(self) -> Iterator[Slot]:

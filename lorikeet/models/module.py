@@ -46,6 +46,12 @@ class ModuleModel(CausalLM):
     def hidden(self, tokens: Tensor, positions: Tensor, view: View) -> Tensor:
         """See `CausalLM.hidden`."""
         if self.gradient_checkpointing:
+            if self.gradient_checkpointing is not True:
+                raise ModelError(
+                    "train.gradient_checkpointing: a network of one's own computes all layers twice, or none",
+                    given=self.gradient_checkpointing,
+                    allowed="true or false",
+                )
             if not hasattr(self.module, "gradient_checkpointing"):
                 raise ModelError(
                     f"train.gradient_checkpointing: {type(self.module).__name__} does not say that it can",

@@ -1,6 +1,6 @@
 """How many tokens one packed row may hold: decided from memory, once, and written into the run's recipe.
 
-Rows longer than a few thousand tokens are no faster (the matmuls are large enough), they only keep more.
+Longer rows are no faster (the matmuls are large enough), they only keep more for the backward pass.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from lorikeet.base.machine import memory
 from lorikeet.models.causal_lm import Shape
 
 SHARE = 0.25  # of all memory, for what a row keeps for its backward pass
-LEAST, MOST = 256, 2048
+LEAST, MOST, MOST_ON_CPU = 256, 2048, 1024
 
 
 def total_memory_bytes(device: torch.device) -> int:
@@ -22,10 +22,12 @@ def total_memory_bytes(device: torch.device) -> int:
     return memory()[0]
 
 
-def default_row_tokens(shape: Shape, dtype: torch.dtype, device: torch.device, *, gradient_checkpointing: bool) -> int:
-    """Tokens of a row that fits: a multiple of 256 within LEAST..MOST."""
+def default_row_tokens(shape: Shape, dtype: torch.dtype, device: torch.device, *, gradient_checkpointing: bool | int) -> int:
+    """Tokens of a row that fits: a multiple of 256, at least LEAST."""
     size = torch.empty(0, dtype=dtype).element_size()
-    attention = (4 * shape.heads + 3 * shape.kv_heads) * shape.head_dim
-    per_layer = size * (6 * shape.width + attention + 3 * shape.ffn_width)  # one token, kept for backward
-    per_token = per_layer * (1 if gradient_checkpointing else shape.layers) + size * shape.width * shape.layers
-    return max(LEAST, min(MOST, int(SHARE * total_memory_bytes(device) / per_token) // 256 * 256))
+    attention = (2 * shape.heads + 2 * shape.kv_heads) * shape.head_dim  # q, k, v and the output
+    per_layer = size * (2 * shape.width + attention + 2 * shape.ffn_width)  # one token, kept for backward
+    twice = shape.layers if gradient_checkpointing is True else min(shape.layers, int(gradient_checkpointing))
+    per_token = per_layer * (shape.layers - twice + bool(twice)) + size * shape.width * twice
+    most = MOST_ON_CPU if device.type == "cpu" else MOST
+    return max(LEAST, min(most, int(SHARE * total_memory_bytes(device) / per_token) // 256 * 256))

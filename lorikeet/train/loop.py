@@ -46,7 +46,9 @@ class TrainOptions(OptimOptions):
     row_tokens: int | None = Field(
         None, ge=16, description="Most tokens of one packed micro-batch; by default from the machine's memory."
     )
-    gradient_checkpointing: bool = Field(False, description="Compute each layer twice to keep less memory.")
+    gradient_checkpointing: bool | int = Field(
+        False, ge=0, description="Compute layers twice to keep less memory: true for all, a number for the first so many."
+    )
     logging_steps: int = Field(1, ge=1, description="Write metrics every so many steps.")
     eval_steps: int | None = Field(None, ge=1, description="Validate every so many steps; always at the end.")
     save_steps: int | None = Field(None, ge=1, description="Write a checkpoint every so many steps; always at the end.")

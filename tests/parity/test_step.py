@@ -123,6 +123,7 @@ def test_checkpointed_equals_not_checkpointed(network: tiny.Decoder, dropout: fl
     parameters, rows = tiny.with_lora(network, lora_dropout=dropout), packed(some_conversations(), share=not dropout)
     plain = tiny.loss_and_gradients(network, parameters, rows)
     tiny.assert_same(plain, tiny.loss_and_gradients(network, parameters, rows, checkpointing=True))
+    tiny.assert_same(plain, tiny.loss_and_gradients(network, parameters, rows, checkpointing=1))  # the first layer
 
 
 def test_dropout_is_decided_by_the_step_s_seed_alone() -> None:

@@ -77,7 +77,7 @@ def loss_and_gradients(
     parameters: dict[str, torch.nn.Parameter],
     batches: Sequence[Batch],
     *,
-    checkpointing: bool = False,
+    checkpointing: bool | int = False,
     seed: int = 0,
 ) -> Computed:
     """Through the whole `train_step`, without clipping and at a rate of zero, so that nothing moves."""
