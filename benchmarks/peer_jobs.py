@@ -81,14 +81,16 @@ def candidates(peer: str, workload: str) -> list[Setting]:
         return [{"micro_batch": size, "adapters": "bfloat16"} for size in sizes]
     base = {"checkpointing": False, "adapters": "float32"}
     found = [base | {"micro_batch": size, "grouped": size > 1} for size in sizes]
-    if workload in ("W1", "W3"):
+    if workload in ("W1", "W3") and peer in ("trl", "llamafactory"):  # ms-swift's packing needs flash attention
         found.append(base | {"micro_batch": 1, "grouped": False, "packing": 2048})
     return found
 
 
 def neighbours(peer: str, best: Setting) -> list[Setting]:
     """What differs from a setting in one choice."""
-    found = [best | {"adapters": "bfloat16" if best["adapters"] == "float32" else "float32"}]
+    found: list[Setting] = []
+    if peer != "llamafactory":  # its pure_bf16 refuses a CPU
+        found.append(best | {"adapters": "bfloat16" if best["adapters"] == "float32" else "float32"})
     if peer != "litgpt":
         found.append(best | {"checkpointing": not best["checkpointing"]})
         if best["grouped"]:

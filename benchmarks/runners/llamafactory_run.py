@@ -1,7 +1,7 @@
 """LLaMA-Factory's SFT stage through its own entry, on a tokenised data set as its `tokenized_path` takes it.
 
-Settings: micro_batch; grouped; checkpointing (on is its default); adapters (float32 is its default, bfloat16 is its
-`pure_bf16`); packing: a cutoff_len, rows laid out as its PackedSupervisedDatasetProcessor does with neat_packing.
+Settings: micro_batch; grouped; checkpointing (on is its default); adapters (float32; its `pure_bf16` refuses a CPU);
+packing: a cutoff_len, rows laid out as its PackedSupervisedDatasetProcessor does with neat_packing.
 
 PyPI's torchvision and torchaudio are built against CUDA and do not load beside a CPU build of PyTorch. Without
 torchvision transformers does well; LLaMA-Factory imports torchaudio, which text never calls, so an empty module stands
@@ -76,7 +76,7 @@ def main() -> None:
         "template": "empty",
         "tokenized_path": str(folder / "tokenised"), "cutoff_len": job["max_length"], "bf16": True,
         "disable_gradient_checkpointing": not setting["checkpointing"], "disable_shuffling": True,
-        "pure_bf16": setting.get("adapters") == "bfloat16", "packing": bool(length), "neat_packing": bool(length),
+        "packing": bool(length), "neat_packing": bool(length),
         "report_to": "none", "overwrite_cache": True, "remove_unused_columns": False,
     }  # fmt: skip
     if length:
