@@ -1,0 +1,227 @@
+"""The compiled kernels against the definitions: values and gradients, float32 tightly and bfloat16 to its rounding."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from lorikeet.ops import kernels
+from lorikeet.ops.heads import HeadNorms, reference_split_heads, split_heads
+from lorikeet.ops.kernels import build, linear
+from lorikeet.ops.lora_linear import LowRank, lora_linear, reference_lora_linear
+from lorikeet.ops.norm import Normed, reference_rms_norm, rms_norm
+from lorikeet.ops.rope import Rope
+from lorikeet.ops.swiglu import Activation, Gated, reference_swiglu, swiglu
+from lorikeet.quant.none import NoQuant
+
+compiled = pytest.mark.skipif(build.compiler() is None, reason="needs a C++ compiler")
+tiles = pytest.mark.skipif(build.compiler() is None or not linear._tiles(), reason="needs AMX")
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
+
+
+@pytest.fixture(params=["auto", "eager"])
+def way(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Both ways to compute; the compiled one where there is a compiler."""
+    if request.param == "auto" and build.compiler() is None:
+        pytest.skip("needs a C++ compiler")
+    kernels.choose(request.param)
+    yield request.param
+    kernels.choose("auto")
+
+
+def random(*sizes: int, seed: int, dtype: torch.dtype, grad: bool = True) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(*sizes, generator=generator).to(dtype).requires_grad_(grad)
+
+
+def close(found: Tensor, wanted: Tensor, dtype: torch.dtype) -> None:
+    """Within the tolerance of the largest value."""
+    assert found.dtype == dtype and found.shape == wanted.shape
+    most = float(wanted.detach().abs().max())
+    torch.testing.assert_close(found.double(), wanted.double(), rtol=0, atol=TOLERANCE[dtype] * most)
+
+
+def same(
+    fast: Callable[..., Tensor], slow: Callable[..., Tensor], inputs: Sequence[Tensor], others: Sequence[Tensor] = ()
+) -> None:
+    """fast in its dtype = slow in float64, and the gradients for `inputs`."""
+    dtype = inputs[0].dtype
+    wide = [x.detach().double().requires_grad_() for x in inputs]
+    found, wanted = fast(*inputs, *others), slow(*wide, *(x.double() for x in others))
+    close(found, wanted, dtype)
+    probe = random(*wanted.shape, seed=77, dtype=dtype, grad=False)
+    ours = torch.autograd.grad(found, inputs, probe)
+    for left, right in zip(ours, torch.autograd.grad(wanted, wide, probe.double())):
+        close(left, right, left.dtype if left.dtype in TOLERANCE else dtype)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("offset", [0.0, 1.0])
+@pytest.mark.parametrize("width", [3, 37, 576])
+def test_norm_equals_its_definition(way: str, dtype: torch.dtype, offset: float, width: int) -> None:
+    x, weight = random(7, width, seed=0, dtype=dtype), random(width, seed=1, dtype=dtype, grad=False)
+    same(
+        lambda x: rms_norm(x, weight, 1e-5, offset), lambda x: reference_rms_norm(x, weight.double(), 1e-5, offset), [x]
+    )
+
+
+@compiled
+def test_a_compiled_norm_rounds_as_torch_does() -> None:
+    x, weight = random(50, 64, seed=0, dtype=torch.bfloat16), random(64, seed=1, dtype=torch.bfloat16)
+    torch.testing.assert_close(rms_norm(x, weight, 1e-6), reference_rms_norm(x, weight, 1e-6), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("activation", ["silu", "gelu_tanh", "gelu"])
+def test_gated_units_equal_their_definition(way: str, dtype: torch.dtype, activation: Activation) -> None:
+    x = (random(9, 2 * 53, seed=0, dtype=dtype).detach() * 4).requires_grad_()
+    same(lambda x: swiglu(x, activation), lambda x: reference_swiglu(x, activation), [x])
+
+
+@pytest.mark.parametrize("value", [-200.0, -88.0, -1e-30, 0.0, 88.0, 200.0, float("inf"), float("nan")])
+def test_a_gated_unit_of_an_extreme_value_is_torch_s(way: str, value: float) -> None:
+    x = torch.tensor([[value, 1.0]])
+    torch.testing.assert_close(swiglu(x), reference_swiglu(x), equal_nan=True)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("rotary", [16, 8])
+@pytest.mark.parametrize("normed", [None, 0.0, 1.0])
+def test_split_heads_equal_their_definition(way: str, dtype: torch.dtype, rotary: int, normed: float | None) -> None:
+    cos, sin = Rope(rotary, 100.0, 64).table(torch.tensor([0, 3, 1, 40, 2]), dtype)
+    qkv = random(5, 4 + 2 * 2, 16, seed=0, dtype=dtype)
+    q, k = random(16, seed=1, dtype=dtype, grad=False), random(16, seed=2, dtype=dtype, grad=False)
+
+    def norms(like: Tensor) -> HeadNorms | None:
+        return None if normed is None else HeadNorms(q.to(like.dtype), k.to(like.dtype), 1e-6, normed)
+
+    same(
+        lambda x, cos, sin: torch.cat(split_heads(x * 1, cos, sin, 4, 2, norms(x)), dim=1),
+        lambda x, cos, sin: torch.cat(reference_split_heads(x, cos, sin, 4, 2, norms(x)), dim=1),
+        [qkv],
+        [cos, sin],
+    )
+
+
+def test_split_heads_gives_up_no_gradient_where_a_part_is_not_used(way: str) -> None:
+    cos, sin = Rope(4, 100.0, 64).table(torch.arange(3), torch.float32)
+    x = random(3, 3, 4, seed=0, dtype=torch.float32)
+    _, _, v = split_heads(x * 1, cos, sin, 1, 1)
+    (grad,) = torch.autograd.grad(v.sum(), x)
+    assert (grad[:, 2] == 1).all() and (grad[:, :2] == 0).all()
+
+
+@tiles
+@pytest.mark.parametrize("rows", [64, 65, 100, 1030])
+@pytest.mark.parametrize(("out", "inside"), [(96, 64), (32, 320), (224, 32)])
+def test_products_on_tiles_equal_plain_ones(rows: int, out: int, inside: int) -> None:
+    dtype = torch.bfloat16
+    x, dy = (random(rows, n, seed=n, dtype=dtype, grad=False) for n in (inside, out))
+    weight = random(out, inside, seed=3, dtype=dtype, grad=False)
+    z, b, a = (random(*n, seed=4, dtype=dtype, grad=False) for n in ((rows, 64), (out, 64), (64, inside)))
+    close(linear.forward(x, weight), x.double() @ weight.double().T, dtype)
+    close(linear.forward(x, weight, z, b), x.double() @ weight.double().T + z.double() @ b.double().T, dtype)
+    close(linear.backward(dy, weight, z, a), dy.double() @ weight.double() + z.double() @ a.double(), dtype)
+    close(linear.thin_product(z, dy), z.double().T @ dy.double(), torch.float32)
+    wide = random(rows, inside + 32, seed=5, dtype=dtype, grad=False)[:, 32:]  # rows further apart
+    close(linear.forward(wide, weight), wide.double() @ weight.double().T, dtype)
+
+
+@tiles
+def test_a_product_on_tiles_repeats_bitwise() -> None:
+    x, weight = (random(*n, seed=1, dtype=torch.bfloat16, grad=False) for n in ((500, 576), (960, 576)))
+    first = linear.forward(x, weight), linear.thin_product(x[:, :32].contiguous(), x)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        again = linear.forward(x, weight), linear.thin_product(x[:, :32].contiguous(), x)
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(left, right) for left, right in zip(first, again))
+
+
+@pytest.mark.parametrize("before", ["nothing", "norm", "gate"])
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("rows", [5, 130])
+def test_lora_behind_a_prologue_equals_its_definition(way: str, before: str, dtype: torch.dtype, rows: int) -> None:
+    """On tiles (bfloat16, 130 rows), and in plain PyTorch."""
+    inside, sizes, ranks = 64, (64, 32), (8, 3)
+    source = random(rows, 2 * inside if before == "gate" else inside, seed=0, dtype=dtype)
+    weight = random(sum(sizes), inside, seed=1, dtype=dtype, grad=False)
+    bias, norm = (random(n, seed=2, dtype=dtype, grad=False) for n in (sum(sizes), inside))
+    members = [LowRank(slice(0, 64), 2.0), LowRank(slice(64, 96), 0.7)]
+    factors = [
+        factor
+        for i, (size, rank) in enumerate(zip(sizes, ranks))
+        for factor in (
+            random(rank, inside, seed=5 + i, dtype=torch.float32),
+            random(size, rank, seed=9 + i, dtype=torch.float32),
+        )
+    ]
+    frozen = NoQuant().freeze(weight)
+    prologue = {"nothing": None, "norm": Normed(norm, 1e-5), "gate": Gated()}[before]
+
+    def fast(source: Tensor, *factors: Tensor) -> Tensor:
+        return lora_linear(source, frozen, bias, members, factors, prologue=prologue)
+
+    def slow(source: Tensor, *factors: Tensor) -> Tensor:
+        x = source
+        if before == "norm":
+            x = reference_rms_norm(source, norm.double(), 1e-5)
+        elif before == "gate":
+            x = reference_swiglu(source)
+        return reference_lora_linear(x, weight.double(), bias.double(), members, factors)
+
+    wide = [x.detach().double().requires_grad_() for x in (source, *factors)]
+    found, wanted = fast(source, *factors), slow(*wide)
+    close(found, wanted, dtype)
+    probe = random(*wanted.shape, seed=77, dtype=dtype, grad=False)
+    ours = torch.autograd.grad(found, [source, *factors], probe)
+    for left, right in zip(ours, torch.autograd.grad(wanted, wide, probe.double())):
+        torch.testing.assert_close(left.double(), right, rtol=0, atol=TOLERANCE[dtype] * float(right.abs().max()))
+
+
+def test_identity_tells_the_ways_apart() -> None:
+    kernels.choose("eager")
+    try:
+        assert kernels.identity() == "eager" and not kernels.serves(torch.zeros(2))
+    finally:
+        kernels.choose("auto")
+    if build.compiler() is not None:
+        assert kernels.identity().startswith("compiled ") and kernels.serves(torch.zeros(2))
+    assert not kernels.serves(torch.zeros(2, dtype=torch.float64))
+
+
+TRAIN = """
+import torch
+from lorikeet.ops import kernels
+from lorikeet.ops.norm import rms_norm
+print(kernels.identity(), rms_norm(torch.ones(2, 3), torch.ones(3), 1e-6).sum().item())
+"""
+
+
+def run(tmp_path: Path, path: str) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"PATH": path, "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    return subprocess.run([sys.executable, "-c", TRAIN], capture_output=True, text=True, env=environment, check=False)
+
+
+def test_without_a_compiler_plain_pytorch_computes(tmp_path: Path) -> None:
+    done = run(tmp_path, str(tmp_path))
+    assert done.returncode == 0 and done.stdout.split()[0] == "eager", done.stderr
+
+
+def test_a_compiler_that_fails_is_told_in_one_line(tmp_path: Path) -> None:
+    broken = tmp_path / "c++"
+    broken.write_text("#!/bin/sh\necho 'no such luck' >&2\nexit 1\n")
+    broken.chmod(0o755)
+    done = run(tmp_path, f"{tmp_path}:/usr/bin:/bin")
+    assert done.returncode == 0 and done.stdout.split()[0] == "eager", done.stderr
+    assert "plain PyTorch computes (slower): no such luck" in done.stderr
+    assert not list((tmp_path / "cache").rglob("*.unfinished"))
