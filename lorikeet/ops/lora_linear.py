@@ -182,7 +182,7 @@ def _tiles_forward(
     if not members:
         return (product(x, dense),)
     rows, scalings = [member.rows for member in members], [member.scaling for member in members]
-    a_all, b_all = stack(factors, rows, scalings, weight.out_features, x.dtype)
+    a_all, b_all = stack(factors, rows, scalings, weight.out_features)
     z = product(x, a_all)
     return product(x, dense, z, b_all), z, a_all, b_all
 
@@ -204,8 +204,11 @@ def _tiles_backward(
     z, a_all, b_all = low
     dz = product_back(dy, b_all)
     dx = product_back(dy, dense, dz, a_all) if wants_input else None
-    db = _split(thin_product(z, dy), factors, dim=0)
-    return dx, dz, [part[:, member.rows].T * member.scaling for member, part in zip(members, db)]
+    dbs = []
+    for member, part, b in zip(members, _split(thin_product(z, dy), factors, dim=0), factors[1::2]):
+        db = torch.empty_like(b)  # in the parameter's own layout: what accumulates on it is then one straight pass
+        dbs.append(torch.mul(part[:, member.rows].T, member.scaling, out=db))
+    return dx, dz, dbs
 
 
 def _stack(matrices: Sequence[Tensor], dtype: torch.dtype) -> Tensor:

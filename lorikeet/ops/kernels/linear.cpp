@@ -181,6 +181,31 @@ static void thin_product(i64 rows, i64 width, const bf16* a, i64 a_stride, const
 }
 #endif
 
+// A member of a group: float32 factors A [rank, in] and B [size, rank], for rows start.. of the output.
+struct Member {
+    const float *a, *b;
+    i64 rank, start, size;
+};
+
+// All A below each other in a_all [S, in], all B times their scaling at their rows and columns of b_all [width, S],
+// zeros elsewhere.
+extern "C" void linear_stack(i64 count, const Member* members, const float* scalings, i64 inside, i64 width, i64 rank,
+                             bf16* a_all, bf16* b_all) {
+    std::memset(b_all, 0, size_t(width * rank) * 2);
+    i64 column = 0;
+    for (i64 m = 0; m < count; m++) {
+        const Member& member = members[m];
+        bf16* to = a_all + column * inside;
+#pragma omp simd
+        for (i64 i = 0; i < member.rank * inside; i++) put(member.a[i], to + i);
+        for (i64 n = 0; n < member.size; n++)
+            for (i64 r = 0; r < member.rank; r++)
+                put(member.b[n * member.rank + r] * scalings[m], b_all + (member.start + n) * rank + column + r);
+        column += member.rank;
+    }
+    std::memset(a_all + column * inside, 0, size_t((rank - column) * inside) * 2);
+}
+
 // whether this processor and system have tiles: *answer = 1
 extern "C" void linear_available(void* answer) {
 #if HAS_AMX

@@ -20,6 +20,7 @@ MULTIPLE = 32  # of widths and ranks
 LEAST_ROWS = 64  # for fewer, packing the weights costs more than it saves
 
 _matmul, _thin = Kernel("linear", "linear_matmul"), Kernel("linear", "linear_thin_product")
+_stack = Kernel("linear", "linear_stack")
 
 
 @cache
@@ -72,18 +73,19 @@ def thin_product(a: Tensor, b: Tensor) -> Tensor:
 
 
 def stack(
-    factors: Sequence[Tensor], rows: Sequence[slice], scalings: Sequence[float], width: int, dtype: torch.dtype
+    factors: Sequence[Tensor], rows: Sequence[slice], scalings: Sequence[float], width: int
 ) -> tuple[Tensor, Tensor]:
-    """A's below each other [S, in], and B's times their scaling at their rows and columns [width, S], zeros between.
-
-    `factors` are A [R, in], B [rows, R] of each member in turn."""
+    """A's below each other [S, in], and B's times their scaling at their rows and columns [width, S], zeros between;
+    in bfloat16. `factors` are A [R, in], B [rows, R] of each member in turn, in float32."""
     ranks = [a.shape[0] for a in factors[::2]]
-    total = sum(ranks) + -sum(ranks) % MULTIPLE
-    a_all = torch.zeros(total, factors[0].shape[1], dtype=dtype, device=factors[0].device)
-    b_all = torch.zeros(width, total, dtype=dtype, device=factors[0].device)
-    at = 0
-    for a, b, place, scaling, rank in zip(factors[::2], factors[1::2], rows, scalings, ranks):
-        a_all[at : at + rank] = a
-        torch.mul(b, scaling, out=b_all[place, at : at + rank])
-        at += rank
+    total, inside = sum(ranks) + -sum(ranks) % MULTIPLE, factors[0].shape[1]
+    a_all = torch.empty(total, inside, dtype=torch.bfloat16, device=factors[0].device)
+    b_all = torch.empty(width, total, dtype=torch.bfloat16, device=factors[0].device)
+    if kernels.has_numbers(a_all):
+        kept = [factor.detach().float().contiguous() for factor in factors]
+        about = [
+            (a.data_ptr(), b.data_ptr(), rank, place.start, place.stop - place.start)
+            for a, b, rank, place in zip(kept[::2], kept[1::2], ranks, rows)
+        ]
+        _stack(len(ranks), torch.tensor(about), torch.tensor(scalings), inside, width, total, a_all, b_all)
     return a_all, b_all
