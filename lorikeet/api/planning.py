@@ -13,6 +13,7 @@ from lorikeet.api.base import base_of, prepare, within_context
 from lorikeet.api.training import run_steps, step_batches
 from lorikeet.base import machine
 from lorikeet.base.errors import DataError, DownloadError, ModelError, TokenizerError
+from lorikeet.base.log import note
 from lorikeet.checkpoints._contract import Checkpoint
 from lorikeet.checkpoints._settings import open_settings
 from lorikeet.config import Recipe
@@ -23,7 +24,7 @@ from lorikeet.models.load import identify, pick_device, pick_dtype
 from lorikeet.ops import kernels
 from lorikeet.plan import search, speed
 from lorikeet.plan.process import Process, Resident, resident
-from lorikeet.plan.report import Report
+from lorikeet.plan.report import Report, flat
 from lorikeet.plan.simulate import Network, Simulated, simulate
 from lorikeet.plan.steps import Planned, costliest, full, full_row
 from lorikeet.train.capacity import default_row_tokens
@@ -64,6 +65,8 @@ class _Planner:
 
     def run(self, recipe: Recipe, changes: search.Changes) -> _Found:
         """Simulate the costliest planned step of the recipe with `changes`."""
+        if changes:
+            note(f"trying {flat(changes)}")
         recipe = _changed(recipe, changes)
         dtype = getattr(torch, changes["model.dtype"]) if "model.dtype" in changes else self.target.dtype
         family, spec = identify(self.checkpoint, recipe.model.family)
@@ -76,6 +79,13 @@ class _Planner:
         unread = 0 if self.prepared is not None else spec.shape.vocab_size
         process = self.held.estimate(found, on_cpu=self.target.device.type == "cpu", vocabulary=unread)
         return _Found(recipe, planned, found, process)
+
+    def trial(self, recipe: Recipe, changes: search.Changes) -> search.Trial | None:
+        """`run` for the search; None for what the network cannot do (one of one's own need not recompute)."""
+        try:
+            return self.run(recipe, changes).trial(changes)
+        except ModelError:
+            return None
 
 
 def plan(recipe: Recipe, *, memory_bytes: int | None = None) -> Report:
@@ -90,14 +100,15 @@ def plan(recipe: Recipe, *, memory_bytes: int | None = None) -> Report:
     recipe, prepared, why_unknown = _prepare(recipe, checkpoint)
     planner = _Planner(checkpoint, prepared, target, resident())
     found = planner.run(recipe, {})
+    layers = identify(checkpoint, recipe.model.family)[1].shape.layers
     answers: list[search.Tried] = []
     now = found.trial({})
     if memory_bytes is not None and not now.fits(memory_bytes):
-        facts = _facts(found, prepared, target)
-        answers = search.search(facts, memory_bytes, lambda changes: planner.run(recipe, changes).trial(changes))
+        facts = _facts(found, prepared, target, layers)
+        answers = search.search(facts, memory_bytes, partial(planner.trial, recipe))
     return Report(
         model=recipe.model.path,
-        layers=identify(checkpoint, recipe.model.family)[1].shape.layers,
+        layers=layers,
         dtype=str(target.dtype).removeprefix("torch."),
         device=str(target.device),
         device_here=target.here,
@@ -181,14 +192,15 @@ def _planned(recipe: Recipe, outline: CausalLM, prepared: Prepared | None) -> Pl
     )
 
 
-def _facts(found: _Found, prepared: Prepared | None, target: _Target) -> search.Facts:
+def _facts(found: _Found, prepared: Prepared | None, target: _Target, layers: int) -> search.Facts:
     recipe = found.recipe
     assert recipe.train.row_tokens is not None
     longest = int(prepared.train.lengths.max()) if prepared is not None else recipe.data.max_length
     return search.Facts(
         row_tokens=recipe.train.row_tokens,
         longest=longest,
-        checkpointing=recipe.train.gradient_checkpointing,
+        layers=layers,
+        twice=layers if recipe.train.gradient_checkpointing is True else int(recipe.train.gradient_checkpointing),
         dtype=str(target.dtype).removeprefix("torch."),
         r=getattr(recipe.adapter, "r", None),
     )

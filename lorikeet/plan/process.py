@@ -14,7 +14,7 @@ from pathlib import Path
 
 from lorikeet.plan.simulate import Simulated
 
-OVERHEAD = 1.25  # memory taken over memory asked for, of what comes and goes in a step; weights stay where they are
+OVERHEAD = 1.5  # memory taken over memory asked for, of what comes and goes in a step; weights stay where they are
 CUDA_BYTES = 600 << 20  # the driver's context and cuBLAS's workspace
 TOKENIZER_BYTES = 2300  # of a token of the vocabulary, where no tokenizer could be opened
 _LASTING = ("weights", "quantisation state", "trained", "optimizer")

@@ -30,7 +30,7 @@ class Report:
     device_here: bool
     why_unknown: str | None  # why the data are not known
     row_tokens: int
-    checkpointing: bool
+    checkpointing: bool | int
     planned: Planned
     simulated: Simulated
     process: Process
@@ -185,7 +185,7 @@ def _answers(report: Report) -> Iterator[str]:
     if rest:
         yield "\nnot enough:"
     for tried in rest:
-        yield f"  {tried.ladder.name}: {mib(tried.trial.bytes)} even with {_flat(tried.trial.changes)}"
+        yield f"  {tried.ladder.name}: {mib(tried.trial.bytes)} even with {flat(tried.trial.changes)}"
         yield f"    most of it is {tried.trial.largest}"
 
 
@@ -217,7 +217,8 @@ def yaml_lines(changes: Changes) -> str:
     return dump(nested(changes)).rstrip("\n")
 
 
-def _flat(changes: Changes) -> str:
+def flat(changes: Changes) -> str:
+    """The changes as a command line has them."""
     return " ".join(
         f"{key}={str(value).lower() if isinstance(value, bool) else value}" for key, value in changes.items()
     )

@@ -55,19 +55,21 @@ class Facts:
 
     row_tokens: int
     longest: int  # tokens of the longest conversation: a row is never smaller
-    checkpointing: bool
+    layers: int
+    twice: int  # layers that are computed twice already
     dtype: str
     r: int | None  # the adapter's rank, where it has one
 
 
-def search(facts: Facts, limit: int, simulate: Callable[[Changes], Trial]) -> list[Tried]:
-    """The ladders that were tried. Those that leave the model as it is come first; the others are only tried where
+def search(facts: Facts, limit: int, simulate: Callable[[Changes], Trial | None]) -> list[Tried]:
+    """The ladders that were tried; `simulate` gives None for what the network cannot do. Those that leave the model as it is come first; the others are only tried where
     none of these fits."""
     found: list[Tried] = []
     for ladder in ladders(facts):
         if not ladder.exact and any(tried.fits for tried in found):
             break
-        found.append(_climb(ladder, limit, simulate))
+        if (tried := _climb(ladder, limit, simulate)) is not None:
+            found.append(tried)
     exact = sorted((one for one in found if one.fits), key=lambda one: one.trial.flops_per_token)
     return exact + [one for one in found if not one.fits]
 
@@ -80,11 +82,12 @@ def ladders(facts: Facts) -> list[Ladder]:
     found: list[Ladder] = []
     if smaller:
         found.append(Ladder("smaller rows", [{_ROWS: n} for n in smaller], True, "a few per cent of the speed"))
-    twice: Changes = {} if facts.checkpointing else {_TWICE: True}
-    severest: dict[str, Any] = {**twice, **({_ROWS: useful[-1]} if useful else {})}
-    if not facts.checkpointing:
-        rungs = [twice, *({**twice, _ROWS: n} for n in useful)]
-        found.append(Ladder("layers computed twice", rungs, True, "about a third more time"))
+    all_twice: Changes = {} if facts.twice >= facts.layers else {_TWICE: True}
+    severest: dict[str, Any] = {**all_twice, **({_ROWS: useful[-1]} if useful else {})}
+    if all_twice:
+        some = [n for n in (facts.layers // 4, facts.layers // 2, 3 * facts.layers // 4) if n > facts.twice]
+        rungs = [*({_TWICE: n} for n in some), all_twice, *({**all_twice, _ROWS: n} for n in useful)]
+        found.append(Ladder("layers computed twice", rungs, True, "up to a third more time"))
     elif useful and not smaller:
         found.append(Ladder("smaller rows", [{_ROWS: n} for n in useful], True, "small matmuls are slow"))
     if facts.dtype in ("float32", "float64"):
@@ -105,15 +108,17 @@ def ladders(facts: Facts) -> list[Ladder]:
     return found
 
 
-def _climb(ladder: Ladder, limit: int, simulate: Callable[[Changes], Trial]) -> Tried:
+def _climb(ladder: Ladder, limit: int, simulate: Callable[[Changes], Trial | None]) -> Tried | None:
     low, high = 0, len(ladder.rungs) - 1
     best = simulate(ladder.rungs[high])
+    if best is None:
+        return None
     if not best.fits(limit):
         return Tried(ladder, best, False)
     while low < high:
         middle = (low + high) // 2
         trial = simulate(ladder.rungs[middle])
-        if trial.fits(limit):
+        if trial is not None and trial.fits(limit):
             best, high = trial, middle
         else:
             low = middle + 1

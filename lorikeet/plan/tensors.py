@@ -10,7 +10,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import torch
@@ -213,7 +213,7 @@ class Tensors(TorchDispatchMode):
         return counting.counting(self.count)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _is_made_of_others(func: Any) -> bool:
     """Whether the op is only a name for others, wherever it runs."""
     key = torch._C.DispatchKey.CompositeImplicitAutograd

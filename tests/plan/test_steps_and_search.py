@@ -13,7 +13,7 @@ from lorikeet.plan import search
 from lorikeet.plan.search import Changes, Facts, Trial, ladders
 from lorikeet.plan.steps import costliest, full, full_row
 
-FACTS = Facts(row_tokens=2048, longest=512, checkpointing=False, dtype="bfloat16", r=8)
+FACTS = Facts(row_tokens=2048, longest=512, layers=8, twice=0, dtype="bfloat16", r=8)
 
 
 def rows_of(step: int) -> list[Batch]:
@@ -53,8 +53,9 @@ def size(changes: Changes, facts: Facts = FACTS) -> int:
     """A memory that falls with every change: weights 100, a token 1 or 0.25."""
     rows: Any = changes.get("train.row_tokens", facts.row_tokens)
     tokens = max(rows, min(changes.get("data.max_length", 9999), facts.longest))
-    twice = changes.get("train.gradient_checkpointing", facts.checkpointing)
-    return int(100 + tokens * (0.25 if twice else 1) + changes.get("adapter.r", facts.r or 0))
+    twice = changes.get("train.gradient_checkpointing", facts.twice)
+    layers = facts.layers if twice is True else twice
+    return int(100 + tokens * (1 - 0.75 * layers / facts.layers) + changes.get("adapter.r", facts.r or 0))
 
 
 def found(limit: int, facts: Facts = FACTS) -> list[search.Tried]:
@@ -68,7 +69,7 @@ def found(limit: int, facts: Facts = FACTS) -> list[search.Tried]:
 def test_the_mildest_change_that_fits_comes_first() -> None:
     first, second, *_ = found(1200)
     assert first.trial.changes == {"train.row_tokens": 1024}
-    assert second.trial.changes == {"train.gradient_checkpointing": True}
+    assert second.trial.changes == {"train.gradient_checkpointing": 6}, "of 8 layers; fewer do not suffice"
     assert first.fits and second.fits
 
 
@@ -95,20 +96,20 @@ def test_nothing_fits() -> None:
 
 def test_bfloat16_is_offered_to_wider_models_only() -> None:
     assert "bfloat16" not in [ladder.name for ladder in ladders(FACTS)]
-    wide = Facts(row_tokens=2048, longest=512, checkpointing=True, dtype="float32", r=None)
+    wide = Facts(row_tokens=2048, longest=512, layers=8, twice=8, dtype="float32", r=None)
     assert "bfloat16" in [ladder.name for ladder in ladders(wide)]
     assert all("train.gradient_checkpointing" not in rung for ladder in ladders(wide) for rung in ladder.rungs)
 
 
 @settings(max_examples=60, deadline=None)
 @given(
-    st.integers(16, 9000), st.integers(8, 9000), st.booleans(), st.sampled_from(["float32", "bfloat16"]),
+    st.integers(16, 9000), st.integers(8, 9000), st.integers(0, 8), st.sampled_from(["float32", "bfloat16"]),
     st.none() | st.integers(1, 256), st.integers(1, 10_000),
 )  # fmt: skip
 def test_an_answer_fits_and_nothing_milder_on_its_ladder_does(
-    row_tokens: int, longest: int, checkpointing: bool, dtype: str, r: int | None, limit: int
+    row_tokens: int, longest: int, twice: int, dtype: str, r: int | None, limit: int
 ) -> None:
-    facts = Facts(row_tokens, longest, checkpointing, dtype, r)
+    facts = Facts(row_tokens, longest, 8, twice, dtype, r)
     for tried in found(limit, facts):
         rungs = list(tried.ladder.rungs)
         at = rungs.index(tried.trial.changes)
