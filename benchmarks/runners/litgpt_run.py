@@ -69,12 +69,15 @@ def main() -> None:
     micro = setting["micro_batch"]
     folder = converted(Path(job["model"]))
     recorder = Recorder(("litgpt", "lightning"), job["warmup_steps"] * per_step // micro, len(rows) // micro)
-    original = lora.chunked_cross_entropy
+    original, parts = lora.chunked_cross_entropy, []
 
     def watched(*args: Any, **kwargs: Any) -> torch.Tensor:
         loss = original(*args, **kwargs)
         if loss.requires_grad:
-            recorder.loss(loss.item())
+            parts.append(loss.item())
+            if len(parts) == per_step // micro:  # a step's loss, as litgpt has it: the mean of its micro-batches' means
+                recorder.loss(sum(parts) / len(parts))
+                parts.clear()
         return loss
 
     lora.chunked_cross_entropy = watched
