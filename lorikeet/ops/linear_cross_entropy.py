@@ -18,10 +18,10 @@ from torch import Tensor
 from lorikeet.ops import kernels
 from lorikeet.ops.kernels import cross_entropy as compiled
 
-# Logits at once. Each chunk reads the whole head, so few rows are slow. Milliseconds for the two matmuls of 512 rows in
-# bfloat16 on two cores, in chunks of 64, 128, 256, 512 rows: V 49152 x D 576: 184, 146, 119, 102 (6, 12, 24, 48 MiB);
-# V 262144 x D 640: 869, 896, 727, 578 (32, 64, 128, 256 MiB).
-CHUNK_BYTES, CHUNK_ROWS = 32 << 20, 64  # at most these bytes, but at least these rows
+# Logits at once. Each chunk reads the whole head, so few rows are slow: logits and their gradient's product, in
+# milliseconds for 512 rows in bfloat16, in chunks of 64, 128, 256, 512 rows: V 49152 x D 576: 166, 106, 87, 55;
+# V 262144 x D 640: 1034, 727, 450, 356 (two cores, a busy machine).
+CHUNK_BYTES, CHUNK_ROWS = 48 << 20, 128  # at most these bytes, but at least these rows
 EAGER_BYTES = 4 << 20  # of the softmax in plain PyTorch: its passes then run in cache
 
 
@@ -155,6 +155,12 @@ class LinearCrossEntropyFunction(torch.autograd.Function):
         )
 
 
+def even_chunk(count: int, most: int) -> int:
+    """Rows of a chunk, a multiple of 64 where `most` is: as few chunks as `most` allows, of about one size."""
+    even = -(-count // max(1, -(-count // most)))
+    return min(most, even + -even % 64)
+
+
 def linear_cross_entropy(
     hidden: Tensor,
     weight: Tensor,
@@ -169,5 +175,5 @@ def linear_cross_entropy(
     """hidden [N, D], weight [V, D], targets [N] int64, weights [N] -> HeadLoss. `chunk`: predictions at once."""
     if not torch.is_grad_enabled():  # a function of autograd cannot tell: without gradients only the losses are made
         hidden, weight, bias = hidden.detach(), weight.detach(), None if bias is None else bias.detach()
-    chunk = chunk or max(CHUNK_ROWS, CHUNK_BYTES // (hidden.dtype.itemsize * len(weight)) // 64 * 64)
+    chunk = chunk or even_chunk(len(targets), max(CHUNK_ROWS, CHUNK_BYTES // (hidden.dtype.itemsize * len(weight))))
     return HeadLoss(*LinearCrossEntropyFunction.apply(hidden, weight, bias, targets, weights, scale, softcap, chunk))

@@ -12,7 +12,7 @@ from typing import Any
 
 from lorikeet.models.causal_lm import Shape
 from lorikeet.ops.bucketed_attention import BUCKET_SCORES, QUERY_BLOCK
-from lorikeet.ops.linear_cross_entropy import CHUNK_BYTES
+from lorikeet.ops.linear_cross_entropy import CHUNK_BYTES, CHUNK_ROWS
 
 GIB = 1 << 30
 # Python, torch, a mapped model file, and the kernels that oneDNN makes for each length and keeps
@@ -124,7 +124,7 @@ def peak_memory(
     one_layer = bytes_per_value * (4 * ffn + 4 * s.width) + 12 * s.width  # gradients; the norm works in float32
     rows = -(-row_tokens // QUERY_BLOCK)
     scores = min(BUCKET_SCORES, rows * QUERY_BLOCK * min(row_tokens, 512)) * s.heads * bytes_per_value
-    chunk = max(CHUNK_BYTES, 64 * 4 * s.vocab_size)
+    chunk = max(CHUNK_BYTES, CHUNK_ROWS * bytes_per_value * s.vocab_size)
     weights = s.embeddings * bytes_per_value + int(s.linears * (NF4_BYTES if nf4 else bytes_per_value))
     dense = max(s.width * 2 * s.ffn_width, s.attention // 2) * bytes_per_value if nf4 else 0  # one group made dense
     return Memory(

@@ -1,5 +1,8 @@
 // What the kernels share: bfloat16, a vectorisable exp, and dispatch on the dtype.
 #pragma once
+#if defined(__AVX512F__) && defined(__GNUC__) && !defined(__clang__)
+#pragma GCC target("prefer-vector-width=512")  // the compiler's choice is 256: a softmax takes a third longer with it
+#endif
 #include <cmath>
 #include <cstdint>
 #include <cstdlib>

@@ -2,9 +2,6 @@
 //
 // A row is walked twice in blocks that stay in the first cache: first for its maximum and sum of e^(l - maximum), kept
 // up to date block by block, then for w (softmax - onehot). With l = scale * (logit + bias), softcapped if asked.
-#if defined(__AVX512F__) && defined(__GNUC__) && !defined(__clang__)
-#pragma GCC target("prefer-vector-width=512")  // the compiler's choice is 256: a third slower here
-#endif
 #include "common.h"
 #include <cfloat>
 
