@@ -203,6 +203,12 @@ struct Plain {
 };
 
 #ifdef LORIKEET_AMX
+// Linux gives the tile registers to a process that asks.
+static bool amx_allowed() {
+    static const bool allowed = syscall(SYS_arch_prctl, 0x1023, 18) == 0;
+    return allowed;
+}
+
 struct TileShape {
     uint8_t palette = 1, start = 0, reserved[14] = {};
     uint16_t bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
@@ -216,6 +222,7 @@ struct Amx {
 
     static void begin() {
         static const TileShape shape;
+        amx_allowed();
         asm volatile("ldtilecfg %0" ::"m"(shape) : "memory");
     }
     static void end() { asm volatile("tilerelease" ::: "memory"); }
@@ -315,9 +322,4 @@ struct Amx {
     }
 };
 
-// Linux gives the tile registers to a process that asks.
-static bool amx_allowed() {
-    static const bool allowed = syscall(SYS_arch_prctl, 0x1023, 18) == 0;
-    return allowed;
-}
 #endif
