@@ -12,6 +12,7 @@ import torch
 from lorikeet.adapters import _storage as storage
 from lorikeet.adapters._contract import Adapter
 from lorikeet.base.errors import RecipeError, TokenizerError
+from lorikeet.base.heap import give_back
 from lorikeet.base.log import note
 from lorikeet.base.machine import usable_cores
 from lorikeet.checkpoints._contract import Checkpoint
@@ -43,7 +44,9 @@ class Base:
         """Read the weights."""
         device = pick_device(self.options.device)
         dtype = pick_dtype(self.options.dtype, device)
-        return load(self.checkpoint, quant, dtype=dtype, device=device, family=self.options.family)
+        model = load(self.checkpoint, quant, dtype=dtype, device=device, family=self.options.family)
+        give_back()  # what the tokenizer and the tensors as read took
+        return model
 
 
 def open_base(options: ModelOptions) -> Base:

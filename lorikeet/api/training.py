@@ -19,6 +19,7 @@ from lorikeet.adapters import _storage as storage
 from lorikeet.api.base import Base, attach, prepare
 from lorikeet.base.errors import CheckpointError, RecipeError
 from lorikeet.base.files import need_space, new_folder, sha256_file, write_file
+from lorikeet.base.heap import give_back
 from lorikeet.base.kinds import own_code
 from lorikeet.base.log import note
 from lorikeet.base.nouns import Batch, Example
@@ -84,6 +85,7 @@ def train(recipe: Recipe, *, overwrite: bool = False) -> dict[str, Any]:
         if done.step == 0 and asked:
             note(f"answering {_prompts(asked)} before training, for the report")
             write_samples(folder, engine, asked, recipe.generate, "before")
+            give_back()
         outcome = train_loop(run, recipe.train, done=done, stepper=stepper)
         with new_folder(folder / "adapter") as adapter_folder:
             saver(adapter_folder)
