@@ -82,7 +82,7 @@ def candidates(peer: str, workload: str) -> list[Setting]:
     base = {"checkpointing": False, "adapters": "float32"}
     found = [base | {"micro_batch": size, "grouped": size > 1} for size in sizes]
     if workload in ("W1", "W3") and peer in ("trl", "llamafactory"):  # ms-swift's packing needs flash attention
-        found.append(base | {"micro_batch": 1, "grouped": False, "packing": 2048})
+        found.append(base | {"micro_batch": 1, "grouped": False, "packing": 2048 if peer == "trl" else 2047})
     return found
 
 

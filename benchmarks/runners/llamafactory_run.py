@@ -1,7 +1,8 @@
 """LLaMA-Factory's SFT stage through its own entry, on a tokenised data set as its `tokenized_path` takes it.
 
 Settings: micro_batch; grouped; checkpointing (on is its default); adapters (float32; its `pure_bf16` refuses a CPU);
-packing: a cutoff_len, rows laid out as its PackedSupervisedDatasetProcessor does with neat_packing.
+packing: a cutoff_len, rows laid out as its PackedSupervisedDatasetProcessor does with neat_packing (it adds
+one token and pads ids, but not positions, to a multiple of 8: only lengths that leave 7 over eight run).
 
 PyPI's torchvision and torchaudio are built against CUDA and do not load beside a CPU build of PyTorch. Without
 torchvision transformers does well; LLaMA-Factory imports torchaudio, which text never calls, so an empty module stands
