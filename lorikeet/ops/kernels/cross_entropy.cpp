@@ -2,6 +2,7 @@
 //
 // A row is walked twice in blocks that stay in the first cache: first for its maximum and sum of e^(l - maximum), kept
 // up to date block by block, then for w (softmax - onehot). With l = scale * (logit + bias), softcapped if asked.
+// The powers are most of the work, so the second walk takes those of the first, each block's times one factor.
 #include "common.h"
 #include <cfloat>
 
@@ -42,8 +43,9 @@ struct Row {
 };
 
 // A NaN is in the sum in any case, and +inf makes one (inf - inf)
+// powers [width] and tops [blocks], where given: e^(l - the maximum so far), and that maximum for each block.
 template <typename T>
-static Row normalise(const T* row, const Shape& shape, i64 target) {
+static Row normalise(const T* row, const Shape& shape, i64 target, float* powers, float* tops) {
     alignas(64) float l[BLOCK];
     float top = -FLT_MAX, sum = 0, picked = 0;
     for (i64 start = 0; start < shape.width; start += BLOCK) {
@@ -58,15 +60,27 @@ static Row normalise(const T* row, const Shape& shape, i64 target) {
             top = block_top;
         }
         float part = 0;
+        if (powers) {
+            float* kept = powers + start;
+            tops[start / BLOCK] = top;
 #pragma omp simd reduction(+ : part)
-        for (i64 i = 0; i < count; i++) part += fast_exp(l[i] - top);
+            for (i64 i = 0; i < count; i++) {
+                float power = fast_exp(l[i] - top);
+                kept[i] = power;
+                part += power;
+            }
+        } else {
+#pragma omp simd reduction(+ : part)
+            for (i64 i = 0; i < count; i++) part += fast_exp(l[i] - top);
+        }
         sum += part;
     }
     return {top, sum, picked};
 }
 
 template <typename T>
-static void slope(T* row, const Shape& shape, const Row& found, i64 target, float weight) {
+static void slope(T* row, const Shape& shape, const Row& found, i64 target, float weight, const float* powers,
+                  const float* tops) {
     alignas(64) float l[BLOCK];
     float top = found.top, picked = found.picked, cap = shape.softcap;
     float factor = weight * shape.scale, each = factor / found.total;
@@ -74,13 +88,15 @@ static void slope(T* row, const Shape& shape, const Row& found, i64 target, floa
     float at_target = (fast_exp(picked - top) * each - factor) * bend;
     for (i64 start = 0; start < shape.width; start += BLOCK) {
         i64 count = shape.width - start < BLOCK ? shape.width - start : BLOCK;
-        read_block(row, start, count, shape, l);
         T* to = row + start;
         if (cap == 0) {
+            float times = fast_exp(tops[start / BLOCK] - top) * each;
+            const float* kept = powers + start;
 #pragma omp simd
-            for (i64 i = 0; i < count; i++) put(fast_exp(l[i] - top) * each, to + i);
+            for (i64 i = 0; i < count; i++) put(kept[i] * times, to + i);
         } else {
             float inverse = 1.0f / cap;
+            read_block(row, start, count, shape, l);
 #pragma omp simd
             for (i64 i = 0; i < count; i++) {
                 float ratio = l[i] * inverse;
@@ -96,19 +112,27 @@ template <typename T>
 static void rows_of(i64 rows, void* logits_, const Shape& shape, const i64* targets, const float* weights, bool wanted,
                     float* losses, bool* correct) {
     T* logits = (T*)logits_;
-#pragma omp parallel for schedule(static)
-    for (i64 n = 0; n < rows; n++) {
-        T* row = logits + n * shape.width;
-        i64 target = targets[n];
-        if (target < 0 || target >= shape.width) {
-            losses[n] = NAN;
-            correct[n] = false;
-            continue;
+    bool keeps = wanted && shape.softcap == 0;
+    i64 blocks = (shape.width + BLOCK - 1) / BLOCK;
+#pragma omp parallel
+    {
+        float* powers = keeps ? (float*)std::malloc(size_t(shape.width + blocks) * 4) : nullptr;
+        float* tops = keeps ? powers + shape.width : nullptr;
+#pragma omp for schedule(static)
+        for (i64 n = 0; n < rows; n++) {
+            T* row = logits + n * shape.width;
+            i64 target = targets[n];
+            if (target < 0 || target >= shape.width) {
+                losses[n] = NAN;
+                correct[n] = false;
+                continue;
+            }
+            Row found = normalise(row, shape, target, powers, tops);
+            losses[n] = std::log(found.total) + (found.top - found.picked);
+            correct[n] = found.picked >= found.top && found.total == found.total;
+            if (wanted) slope(row, shape, found, target, weights[n], powers, tops);
         }
-        Row found = normalise(row, shape, target);
-        losses[n] = std::log(found.total) + (found.top - found.picked);
-        correct[n] = found.picked >= found.top && found.total == found.total;
-        if (wanted) slope(row, shape, found, target, weights[n]);
+        std::free(powers);
     }
 }
 

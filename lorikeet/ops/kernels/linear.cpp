@@ -5,9 +5,9 @@
 // hyperthreads on a busy machine one is often late.
 #include "amx.h"
 
-static const i64 COLUMNS = 96;  // of a task: 96 x 1,536 pairs are 295 KB
-static const i64 DEPTH = 288;   // of a piece: 32 rows of it are 18 KB
-static const i64 ROWS = 1024;   // between two packings: their x stays in the level-2 cache
+static const i64 COLUMNS = 192;  // of a task: 192 x 576 pairs are 221 KB; half as many where that gives few tasks
+static const i64 DEPTH = 288;    // of a piece: 32 rows of it are 18 KB; a K of up to twice that stays whole
+static const i64 ROWS = 1024;    // between two packings: their x stays in the level-2 cache
 
 #if HAS_AMX
 // weights [K, N], or [N, K] if transposed, columns n.. to tiles [K / 32][columns / 16]
@@ -57,8 +57,9 @@ static void block(const Matmul* parts, int count, i64 t, i64 rows, i64 n, i64 co
             x = spare;
             stride = m.depth;
         }
-        for (i64 k = 0; k < m.depth; k += DEPTH) {
-            i64 depth = m.depth - k < DEPTH ? m.depth - k : DEPTH;
+        i64 piece = m.depth <= 2 * DEPTH ? m.depth : DEPTH;
+        for (i64 k = 0; k < m.depth; k += piece) {
+            i64 depth = m.depth - k < piece ? m.depth - k : piece;
             bool first = part == 0 && k == 0, last = part == count - 1 && k + depth == m.depth;
             for (i64 c = 0; c < tiles; c += 2) {
                 float* s = sums + c * 512;
@@ -99,18 +100,19 @@ static void matmul(const Matmul* parts, int count, i64 rows, i64 width, bf16* y,
         depth += parts[i].depth;
         if (parts[i].depth > deepest) deepest = parts[i].depth;
     }
-    i64 columns = (width + COLUMNS - 1) / COLUMNS, pieces = (rows + ROWS - 1) / ROWS;
+    i64 each = width < 6 * COLUMNS ? COLUMNS / 2 : COLUMNS;
+    i64 columns = (width + each - 1) / each, pieces = (rows + ROWS - 1) / ROWS;
     if (columns < 4 && pieces < 4) pieces = rows < 512 ? 1 : rows / 128;  // a thin result: share out its rows
     i64 share = ((rows + pieces - 1) / pieces + 31) / 32 * 32;
 #pragma omp parallel
     {
         configure_tiles();
-        char* packed = (char*)std::aligned_alloc(64, size_t(COLUMNS * depth) * 2);
-        float* sums = (float*)std::aligned_alloc(64, size_t(32 * COLUMNS) * 4);
+        char* packed = (char*)std::aligned_alloc(64, size_t(each * depth) * 2);
+        float* sums = (float*)std::aligned_alloc(64, size_t(32 * each) * 4);
         bf16* spare = (bf16*)std::aligned_alloc(64, size_t(32 * deepest) * 2);
 #pragma omp for schedule(dynamic, 1)
         for (i64 task = 0; task < columns * pieces; task++) {
-            i64 n = task % columns * COLUMNS, taken = width - n < COLUMNS ? width - n : COLUMNS;
+            i64 n = task % columns * each, taken = width - n < each ? width - n : each;
             i64 from = task / columns * share, to = from + share < rows ? from + share : rows;
             char* at = packed;
             for (int i = 0; i < count && from < to; i++) {
