@@ -68,8 +68,8 @@ class Size:
         return (self.warmup_steps + self.steps) * (self.rows_per_step or work.examples_per_step)
 
 
-SHORT = {"W1": Size(1, 2, 8), "W2": Size(1, 1, 2), "W3": Size(1, 2, 8), "W4": Size(1, 1, 1)}
-FULL = {"W1": Size(1, 3), "W2": Size(1, 1, 4), "W3": Size(1, 3), "W4": Size(1, 3)}  # 64 rows or 4 steps at most
+SHORT = {"W1": Size(1, 1, 8), "W2": Size(1, 1, 1), "W3": Size(1, 1, 8), "W4": Size(1, 1, 1)}
+FULL = {"W1": Size(1, 2), "W2": Size(1, 1, 2), "W3": Size(1, 2), "W4": Size(1, 3)}  # 64 rows or 4 steps at most
 
 
 def candidates(peer: str, workload: str) -> list[Setting]:

@@ -82,14 +82,15 @@ def install(venvs: Path, names: list[str]) -> int:
 
 
 def sweep(jobs: Jobs, peer: str, work: Workload) -> list[Run]:
-    """Short runs of all candidates, then of the best one's neighbours; the two best again, longer. Best first."""
+    """Short runs of all candidates, then of the best one's neighbours; the two best once more. Best first."""
     short = SHORT[work.name]
     runs = [say(jobs.run(peer, work, short, setting)) for setting in candidates(peer, work.name)]
     for first in best(runs):
         runs += [say(jobs.run(peer, work, short, setting)) for setting in neighbours(peer, first["setting"])]
     if not best(runs):
         return []
-    return best([say(jobs.run(peer, work, FULL[work.name], run["setting"])) for run in best(runs, 2)], 2)
+    again = [say(jobs.run(peer, work, short, run["setting"], round_="again")) for run in best(runs, 2)]
+    return best(runs + again, 2)
 
 
 def say(run: Run) -> Run:
