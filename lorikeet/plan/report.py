@@ -140,7 +140,7 @@ def _memory(report: Report) -> Iterator[tuple[str, str, str]]:
     """(what, how much, remark) of each line."""
     found, process = report.simulated, report.process
     for kind, size in found.by_kind.items():
-        if size:
+        if size >= 1 << 19:
             yield kind, mib(size), ""
     yield "tensors", mib(found.peak_bytes), f"at the peak: {where(found, report.layers)}"
     if report.device.startswith("cuda"):

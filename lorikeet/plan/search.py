@@ -62,8 +62,9 @@ class Facts:
 
 
 def search(facts: Facts, limit: int, simulate: Callable[[Changes], Trial | None]) -> list[Tried]:
-    """The ladders that were tried; `simulate` gives None for what the network cannot do. Those that leave the model as it is come first; the others are only tried where
-    none of these fits."""
+    """The ladders that were tried, those that fit first; `simulate` gives None for what the network cannot do.
+
+    Ladders that change the model that comes out are only tried where none of the others fits."""
     found: list[Tried] = []
     for ladder in ladders(facts):
         if not ladder.exact and any(tried.fits for tried in found):
@@ -76,7 +77,8 @@ def search(facts: Facts, limit: int, simulate: Callable[[Changes], Trial | None]
 
 def ladders(facts: Facts) -> list[Ladder]:
     """What may be changed, cheapest first."""
-    rows = [n for n in ROW_TOKENS if n < facts.row_tokens]
+    # a conversation that is longer than a row has one to itself, whatever rows may hold
+    rows = [n for n in ROW_TOKENS if n < facts.row_tokens] if facts.row_tokens > facts.longest else []
     useful = [n for n in rows if n > facts.longest] + [n for n in rows if n <= facts.longest][:1]
     smaller = [n for n in useful if n >= SMALL_ROWS]
     found: list[Ladder] = []
