@@ -1,6 +1,8 @@
 """How many tokens one packed row may hold: decided from memory, once, and written into the run's recipe.
 
-Longer rows are no faster (the matmuls are large enough), they only keep more for the backward pass.
+Longer rows are a little faster (fewer passes over the weights, fewer calls) and keep more for the backward pass. On two
+cores, SmolLM2 on alpaca rows: 549 to 697 tokens/s and 1.24 GiB with 1,024, 521 to 839 and 1.35 with 1,280, 658 to 801
+and 1.60 with 2,048.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ from lorikeet.base.machine import memory
 from lorikeet.models.causal_lm import Shape
 
 SHARE = 0.25  # of all memory, for what a row keeps for its backward pass
-LEAST, MOST, MOST_ON_CPU = 256, 2048, 1024
+LEAST, MOST, MOST_ON_CPU = 256, 2048, 1280
 
 
 def total_memory_bytes(device: torch.device) -> int:

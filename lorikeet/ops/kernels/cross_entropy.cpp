@@ -118,7 +118,7 @@ static void rows_of(i64 rows, void* logits_, const Shape& shape, const i64* targ
     {
         float* powers = keeps ? (float*)std::malloc(size_t(shape.width + blocks) * 4) : nullptr;
         float* tops = keeps ? powers + shape.width : nullptr;
-#pragma omp for schedule(static)
+#pragma omp for schedule(dynamic, 4)
         for (i64 n = 0; n < rows; n++) {
             T* row = logits + n * shape.width;
             i64 target = targets[n];

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from lorikeet.ops import kernels
+from lorikeet.ops.counting import count
 from lorikeet.ops.kernels import Kernel, build
 
 MULTIPLE = 32  # of widths and ranks
@@ -58,6 +59,7 @@ def backward(dy: Tensor, weight: Tensor, dz: Tensor | None = None, low: Tensor |
 def _product(x: Tensor, weight: Tensor, width: int, transposed: bool, z: Tensor | None, low: Tensor | None) -> Tensor:
     y = torch.empty(len(x), width, dtype=x.dtype, device=x.device)
     rank, z_stride, low_stride = (0, 0, 0) if z is None or low is None else (z.shape[1], z.stride(0), low.stride(0))
+    count("linear", 2.0 * len(x) * width * (x.shape[1] + rank))
     _matmul(
         len(x), x.shape[1], width, int(transposed), x, x.stride(0), weight, weight.stride(0),
         rank, z, z_stride, low, low_stride, y, width,
@@ -68,6 +70,7 @@ def _product(x: Tensor, weight: Tensor, width: int, transposed: bool, z: Tensor 
 def thin_product(a: Tensor, b: Tensor) -> Tensor:
     """a [T, S]^T b [T, N] -> [S, N] float32, for S and N multiples of 32."""
     out = torch.empty(a.shape[1], b.shape[1], dtype=torch.float32, device=a.device)
+    count("linear", 2.0 * len(a) * a.shape[1] * b.shape[1])
     _thin(len(a), a.shape[1], b.shape[1], a, a.stride(0), b, b.stride(0), out)
     return out
 
@@ -82,10 +85,15 @@ def stack(
     a_all = torch.empty(total, inside, dtype=torch.bfloat16, device=factors[0].device)
     b_all = torch.empty(width, total, dtype=torch.bfloat16, device=factors[0].device)
     if kernels.has_numbers(a_all):
-        kept = [factor.detach().float().contiguous() for factor in factors]
+        kept = [_plain(factor) for factor in factors]
         about = [
             (a.data_ptr(), b.data_ptr(), rank, place.start, place.stop - place.start)
             for a, b, rank, place in zip(kept[::2], kept[1::2], ranks, rows)
         ]
         _stack(len(ranks), torch.tensor(about), torch.tensor(scalings), inside, width, total, a_all, b_all)
     return a_all, b_all
+
+
+def _plain(factor: Tensor) -> Tensor:
+    ready = factor.dtype == torch.float32 and factor.is_contiguous()
+    return factor if ready else factor.detach().float().contiguous()

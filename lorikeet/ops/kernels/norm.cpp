@@ -6,7 +6,7 @@ static void forward(i64 rows, i64 width, i64 stride, const void* x_, const void*
                     void* y_, float* scale) {
     const T *x = (const T*)x_, *weight = (const T*)weight_;
     T* y = (T*)y_;
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(dynamic, 16)
     for (i64 row = 0; row < rows; row++) {
         const T* from = x + row * stride;
         T* to = y + row * width;
@@ -34,7 +34,7 @@ static void backward(i64 rows, i64 width, i64 stride, const void* x_, const void
                      const float* scale, const void* dy_, void* dx_) {
     const T *x = (const T*)x_, *weight = (const T*)weight_, *dy = (const T*)dy_;
     T* dx = (T*)dx_;
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(dynamic, 16)
     for (i64 row = 0; row < rows; row++) {
         const T *from = x + row * stride, *slope = dy + row * width;
         T* to = dx + row * width;

@@ -12,7 +12,7 @@ static void forward(i64 tokens, i64 heads, i64 kv_heads, i64 width, i64 rotary, 
     const T *qkv = (const T*)qkv_, *cosines = (const T*)cos_, *sines = (const T*)sin_;
     T* out = (T*)out_;
     i64 turned = heads + kv_heads, half = rotary / 2;
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(dynamic, 16)
     for (i64 t = 0; t < tokens; t++) {
         const T *c = cosines + t * rotary, *s = sines + t * rotary;
         float x[MOST];
@@ -56,7 +56,7 @@ static void backward(i64 tokens, i64 heads, i64 kv_heads, i64 width, i64 rotary,
                      void* dqkv_) {
     const T *qkv = (const T*)qkv_, *cosines = (const T*)cos_, *sines = (const T*)sin_;
     i64 turned = heads + kv_heads, half = rotary / 2;
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(dynamic, 16)
     for (i64 t = 0; t < tokens; t++) {
         const T *c = cosines + t * rotary, *s = sines + t * rotary;
         T* out = (T*)dqkv_ + t * (heads + 2 * kv_heads) * width;

@@ -20,7 +20,7 @@ struct GeluTanh {
 
 template <typename T, typename Act>
 static void forward(i64 rows, i64 width, const void* gate_up, void* out) {
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(dynamic, 16)
     for (i64 row = 0; row < rows; row++) {
         const T *gate = (const T*)gate_up + row * 2 * width, *up = gate + width;
         T* to = (T*)out + row * width;
@@ -32,7 +32,7 @@ static void forward(i64 rows, i64 width, const void* gate_up, void* out) {
 // dgate_up [T, 2 F] from dy [T, F], and the product again where `out` is given. dgate_up may be gate_up itself.
 template <typename T, typename Act>
 static void backward(i64 rows, i64 width, const void* gate_up, const void* dy_, void* dgate_up, void* out_) {
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(dynamic, 16)
     for (i64 row = 0; row < rows; row++) {
         const T *gate = (const T*)gate_up + row * 2 * width, *up = gate + width, *dy = (const T*)dy_ + row * width;
         T *dgate = (T*)dgate_up + row * 2 * width, *dup = dgate + width, *out = (T*)out_ + row * width;
