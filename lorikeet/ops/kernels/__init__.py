@@ -8,7 +8,7 @@ version too, which computes where there is no compiler, on other devices and in 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
@@ -55,20 +55,22 @@ class Kernel:
         self._call: Callable[..., object] | None = None
 
     def __call__(self, *arguments: Tensor | int | float | None) -> None:
-        if any(isinstance(argument, Tensor) and not has_numbers(argument) for argument in arguments):
+        first = next(argument for argument in arguments if isinstance(argument, Tensor))
+        if not has_numbers(first):
             return
-        if self._call is None:
-            library = build.load(self.library)
-            assert library is not None, "ask serves() first"
-            function = getattr(library, self.function)
-            function.restype = None
-            self._call = function
-        self._call(*(_argument(argument) for argument in arguments))
+        call = self._call or self._bind(arguments)
+        call(*[argument.data_ptr() if isinstance(argument, Tensor) else argument for argument in arguments])
+
+    def _bind(self, arguments: Sequence[Tensor | int | float | None]) -> Callable[..., object]:
+        library = build.load(self.library)
+        assert library is not None, "ask serves() first"
+        function = getattr(library, self.function)
+        function.restype, function.argtypes = None, [_type(argument) for argument in arguments]
+        self._call = function
+        return function
 
 
-def _argument(value: Tensor | int | float | None) -> object:
-    if isinstance(value, Tensor):
-        return ctypes.c_void_p(value.data_ptr())
-    if value is None:
-        return ctypes.c_void_p(None)
-    return ctypes.c_float(value) if isinstance(value, float) else ctypes.c_int64(value)
+def _type(value: Tensor | int | float | None) -> type:
+    if isinstance(value, Tensor) or value is None:
+        return ctypes.c_void_p
+    return ctypes.c_float if isinstance(value, float) else ctypes.c_int64
