@@ -1,7 +1,7 @@
 """How much memory and time training will take, computed from a network's sizes before anything is loaded.
 
 What is kept can be counted: weights, adapter, optimizer, activations saved for the backward pass. What an allocator and
-the kernels add cannot; three constants below were fitted to measured runs of SmolLM2-135M and Gemma 3 270M on a CPU.
+the kernels add cannot; two constants below were fitted to measured runs of SmolLM2-135M and Gemma 3 270M on a CPU.
 There an estimate is good to a fifth (tests/plan/test_memory.py has the figures); elsewhere nothing was measured yet.
 """
 
@@ -15,10 +15,8 @@ from lorikeet.ops.bucketed_attention import BUCKET_SCORES, QUERY_BLOCK
 from lorikeet.ops.linear_cross_entropy import CHUNK_BYTES, CHUNK_ROWS
 
 GIB = 1 << 30
-# Python, torch, a mapped model file, and the kernels that oneDNN makes for each length and keeps
-PROCESS_BYTES = int(0.7 * GIB)
+PROCESS_BYTES = int(0.36 * GIB)  # Python, torch, and the kernels that oneDNN makes for each length and keeps
 TOKENIZER_BYTES = 2300  # of a token of the vocabulary, in the tokenizer
-FRAGMENTS = 1.3  # memory taken over memory asked for, of the many tensors kept between the passes
 TRAINED_BYTES = 16  # of a trainable parameter: itself, its gradient, Adam's two averages; float32 each
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)  # of a weight: 4 bits, a scale per 64 in 8 bits, and a scale of the scales
 # shares of the best matmul that whole training steps reached: small layers on a CPU, and what larger ones can hope for
@@ -99,7 +97,7 @@ class Memory:
 
     process: int
     weights: int
-    loading: int  # the largest tensor, dense in float32 as it is read; gone before training begins
+    loading: int  # the largest tensor once more, as it is read; gone before training begins
     adapter: int  # with gradients and optimizer state
     activations: int  # kept for the backward pass
     temporaries: int  # one layer's, the chunk of logits, attention's scores
@@ -115,13 +113,14 @@ def peak_memory(
     """The peak while training LoRA of rank `r` on rows of `row_tokens`; `bytes_per_value`: 2 for bfloat16.
 
     `nf4`: the linears are kept in 4 bits (QLoRA), embedding and head as they are."""
-    s, qkv = sizes, (3 * sizes.heads + 3 * sizes.kv_heads) * sizes.head_dim
+    s, qkv = sizes, (2 * sizes.heads + 2 * sizes.kv_heads) * sizes.head_dim
     ffn = s.active_ffn
-    # one token in one layer: inputs of two norms and of two groups, qkv as made, rotated and mixed, gate, up, product
-    kept = bytes_per_value * (4 * s.width + qkv + 3 * ffn + 7 * r)
+    # one token in one layer: the residual stream twice, q, k and v as rotated, the output, gate and up, each z
+    kept = bytes_per_value * (2 * s.width + qkv + 2 * ffn + 4 * (r + -r % 32))
     whole_layers = 1 if checkpointing else s.layers
     between = bytes_per_value * s.width * s.layers if checkpointing else 0
     one_layer = bytes_per_value * (4 * ffn + 4 * s.width) + 12 * s.width  # gradients; the norm works in float32
+    # scores of attention without a compiled kernel; with one there are none
     rows = -(-row_tokens // QUERY_BLOCK)
     scores = min(BUCKET_SCORES, rows * QUERY_BLOCK * min(row_tokens, 512)) * s.heads * bytes_per_value
     chunk = max(CHUNK_BYTES, CHUNK_ROWS * bytes_per_value * s.vocab_size)
@@ -130,9 +129,9 @@ def peak_memory(
     return Memory(
         process=PROCESS_BYTES + TOKENIZER_BYTES * s.vocab_size,
         weights=weights,
-        loading=4 * s.vocab_size * s.width,
+        loading=bytes_per_value * s.vocab_size * s.width,
         adapter=s.lora(r) * TRAINED_BYTES,
-        activations=int(FRAGMENTS * row_tokens * (kept * whole_layers + between)),
+        activations=row_tokens * (kept * whole_layers + between),
         temporaries=int(row_tokens * one_layer + 2.5 * chunk + 2 * scores + dense),
     )
 
