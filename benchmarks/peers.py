@@ -37,14 +37,15 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("command", choices=["install", "sweep", "compare", "flops"])
     parser.add_argument("--data", type=Path, help="alpaca rows: alpaca_en_demo.json")
     parser.add_argument("--workload", nargs="+", default=["W1"], choices=list(WORKLOADS))
-    parser.add_argument("--peer", nargs="+", default=list(PEERS), choices=list(PEERS))
+    parser.add_argument("--peer", nargs="*", default=list(PEERS), choices=list(PEERS))
     parser.add_argument("--venvs", type=Path, default=workloads.FOLDER / "venvs", help="one environment per trainer")
     parser.add_argument("--folder", type=Path, default=workloads.FOLDER, help="where rows, models and jobs go")
     parser.add_argument("--results", type=Path, default=workloads.FOLDER / "peers.json", help="what was run")
     parser.add_argument("--rounds", type=int, default=3, help="compare: how often each runs, in turns")
     parser.add_argument("--label", default="", help="compare: measure again under this name")
     parser.add_argument("--row-tokens", type=int, help="Lorikeet's train.row_tokens")
-    parser.add_argument("--checkpointing", action="store_true", help="Lorikeet's train.gradient_checkpointing")
+    parser.add_argument("--checkpointing", type=int, metavar="LAYERS", help="Lorikeet's train.gradient_checkpointing")
+    parser.add_argument("--first", type=int, metavar="N", help="compare: try only the first N settings of each trainer")
     parser.add_argument("--eager", action="store_true", help="compare: also Lorikeet without compiled kernels")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--limit", type=float, default=600, help="seconds a run may take")
@@ -81,12 +82,16 @@ def install(venvs: Path, names: list[str]) -> int:
     return failed
 
 
-def sweep(jobs: Jobs, peer: str, work: Workload) -> list[Run]:
-    """Short runs of all candidates, then of the best one's neighbours; the two best once more. Best first."""
+def sweep(jobs: Jobs, peer: str, work: Workload, first: int | None = None) -> list[Run]:
+    """Short runs of all candidates, then of the best one's neighbours; the two best once more. Best first.
+
+    `first`: only so many candidates, once each."""
     short = SHORT[work.name]
+    if first is not None:
+        return best([say(jobs.run(peer, work, short, setting)) for setting in candidates(peer, work.name)[:first]], 2)
     runs = [say(jobs.run(peer, work, short, setting)) for setting in candidates(peer, work.name)]
-    for first in best(runs):
-        runs += [say(jobs.run(peer, work, short, setting)) for setting in neighbours(peer, first["setting"])]
+    for leader in best(runs):
+        runs += [say(jobs.run(peer, work, short, setting)) for setting in neighbours(peer, leader["setting"])]
     if not best(runs):
         return []
     again = [say(jobs.run(peer, work, short, run["setting"], round_="again")) for run in best(runs, 2)]
@@ -106,13 +111,21 @@ def say(run: Run) -> Run:
     return run
 
 
-def compare(jobs: Jobs, peers: list[str], work: Workload, ours: dict[str, Setting], rounds: int, label: str) -> Run:
+def compare(
+    jobs: Jobs,
+    peers: list[str],
+    work: Workload,
+    ours: dict[str, Setting],
+    rounds: int,
+    label: str,
+    first: int | None = None,
+) -> Run:
     """Lorikeet (`ours`: its settings by the names of their rows) and each trainer's best setting in turns; the matmul
     peak before, between and after."""
     settings = dict(ours)
     failed = []
     for peer in peers:
-        found = sweep(jobs, peer, work)
+        found = sweep(jobs, peer, work, first)
         if found:
             settings[peer] = found[0]["setting"]
         else:
@@ -131,8 +144,8 @@ def compare(jobs: Jobs, peers: list[str], work: Workload, ours: dict[str, Settin
             runs[tool].append(say(run))
             peaks.append(peak())
     size = FULL[work.name]
-    first = size.warmup_steps * (size.rows_per_step or work.examples_per_step)
-    timed = jobs.rows(work, size.rows(work))[first:]
+    untimed = size.warmup_steps * (size.rows_per_step or work.examples_per_step)
+    timed = jobs.rows(work, size.rows(work))[untimed:]
     sizes = jobs.sizes(work)
     alone = sizes.alone([(len(row.tokens), int((row.weights > 0).sum())) for row in timed])
     lines = [line(tool, runs[tool], runs[LORIKEET], sizes, alone, max(peaks)) for tool in settings] + failed
@@ -179,14 +192,14 @@ def main() -> int:
                 sweep(jobs, peer, work)
         return 0
     setting: Setting = {"row_tokens": asked.row_tokens} if asked.row_tokens else {}
-    setting |= {"gradient_checkpointing": True} if asked.checkpointing else {}
+    setting |= {"gradient_checkpointing": asked.checkpointing} if asked.checkpointing else {}
     ours = {LORIKEET: setting}
     if asked.eager:
         ours[f"{LORIKEET}, no compiler"] = setting | {"kernels": "eager"}
     out = asked.json or asked.results.with_name("comparison.json")
     figures = json.loads(out.read_text()) if out.exists() else {}
     for work in works:
-        figures[work.name] = compare(jobs, asked.peer, work, ours, asked.rounds, asked.label)
+        figures[work.name] = compare(jobs, asked.peer, work, ours, asked.rounds, asked.label, asked.first)
         out.write_text(json.dumps(figures, indent=1) + "\n")
         found = figures[work.name]
         title = f"{work.name}: {found['rows']} rows, {found['tokens']:,} tokens, matmul peak"
