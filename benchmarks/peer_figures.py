@@ -11,7 +11,8 @@ from typing import Any
 Run = dict[str, Any]
 COLUMNS = (
     "tool", "setting", "tokens/s", "wall, s", "ratio to Lorikeet", "peak RSS, GiB", "first loss", "last loss",
-    "padding", "utilisation, rendered alone", "utilisation, computed", "runs",
+    "padding", "utilisation, rendered alone", "utilisation, computed",
+    "matmul peak, TFLOP/s", "runs",
 )  # fmt: skip
 
 
@@ -57,7 +58,8 @@ def middle(runs: Sequence[Run], name: str) -> float:
 
 
 def line(tool: str, runs: Sequence[Run], ours: Sequence[Run], sizes: Sizes, alone: float, peak: float) -> Run:
-    """One tool's row of the table. `alone` and `peak` are floating point operations, and those per second."""
+    """One tool's row of the table. `alone` and `peak` are floating point operations, and those per second; the peak
+    timed beside a run counts before it."""
     good = [run for run in runs if "error" not in run]
     if not good:
         return {"tool": tool, "setting": "", "error": runs[0]["error"] if runs else "not run"}
@@ -65,6 +67,7 @@ def line(tool: str, runs: Sequence[Run], ours: Sequence[Run], sizes: Sizes, alon
     seconds = middle(good, "seconds")
     mine = [run for run in ours if "error" not in run]
     computed = first.get("computed_flops") or sizes.padded(first["shapes"])
+    peak = statistics.median(run.get("matmul_peak", peak) for run in good)
     return {
         "tool": tool, "setting": describe(first["setting"]), "seconds": seconds,
         "tokens_per_second": first["tokens"] / seconds, "ratio": seconds / middle(mine, "seconds") if mine else None,
@@ -72,7 +75,8 @@ def line(tool: str, runs: Sequence[Run], ours: Sequence[Run], sizes: Sizes, alon
         "first_loss": first["losses"][0], "last_loss": first["losses"][-1],
         "padding": sum(rows * length for rows, length in first["shapes"]) / first["tokens"],
         "utilisation_alone": alone / seconds / peak, "utilisation_computed": computed / seconds / peak,
-        "seconds_of_runs": [run["seconds"] for run in good], "versions": first["versions"],
+        "matmul_peak_tflops": peak / 1e12, "seconds_of_runs": [run["seconds"] for run in good],
+        "versions": first["versions"],
         "warmup_seconds": middle(good, "warmup_seconds"), "compile_seconds": first.get("compile_seconds"),
         "others_during": max(run.get("others_during") or 0 for run in good),
     }  # fmt: skip
@@ -103,6 +107,7 @@ def table(lines: Sequence[Run]) -> str:
                 one["tool"], one["setting"], f"{one['tokens_per_second']:,.0f}", f"{one['seconds']:.1f}", ratio,
                 f"{one['peak_rss_gib']:.2f}", f"{one['first_loss']:.4f}", f"{one['last_loss']:.4f}",
                 f"{one['padding']:.2f}x", f"{one['utilisation_alone']:.1%}", f"{one['utilisation_computed']:.1%}",
+                f"{one['matmul_peak_tflops']:.2f}",
                 " ".join(f"{seconds:.1f}" for seconds in one["seconds_of_runs"]),
             ]  # fmt: skip
         rows.append("| " + " | ".join(cells) + " |")

@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -104,6 +105,7 @@ class Jobs:
     def __init__(self, source: Path, folder: Path, venvs: Path, results: Path, *, threads: int, limit: float):
         self.source, self.folder, self.venvs, self.results = source, folder, venvs, results
         self.threads, self.limit = threads, limit
+        self.peak: Callable[[], float] | None = None  # the best matmul now, timed before and after each run
         self.examples: dict[str, list[Example]] = {}
 
     def rows(self, work: Workload, count: int) -> list[Example]:
@@ -166,6 +168,7 @@ class Jobs:
         key = key_of(tool, work, size, setting, self.threads, round_)
         if (found := self.done().get(key)) is not None:
             return found
+        before = self.peak() if self.peak else None
         started = time.perf_counter()
         with others() as busy:
             found = self._measure(tool, self.job(tool, work, size, setting))
@@ -174,6 +177,8 @@ class Jobs:
         first = size.warmup_steps * (size.rows_per_step or work.examples_per_step)
         timed = self.rows(work, size.rows(work))[first:]
         found |= {"tokens": sum(len(row.tokens) for row in timed), "rows": len(timed)}
+        if before is not None and self.peak:  # the machine is not the same from one minute to the next
+            found["matmul_peak"] = max(before, self.peak())
         if "error" not in found:
             found["tokens_per_second"] = found["tokens"] / found["seconds"]
         remember(self.results, key, found)

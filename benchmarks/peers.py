@@ -177,6 +177,7 @@ def main() -> int:
         return install(asked.venvs, asked.peer)
     torch.set_num_threads(asked.threads)
     jobs = Jobs(asked.data, asked.folder, asked.venvs, asked.results, threads=asked.threads, limit=asked.limit)
+    jobs.peak = peak
     works = [WORKLOADS[name] for name in asked.workload]
     if asked.command == "flops":
         for work in works:
