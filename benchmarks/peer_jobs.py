@@ -69,7 +69,7 @@ class Size:
         return (self.warmup_steps + self.steps) * (self.rows_per_step or work.examples_per_step)
 
 
-SHORT = {"W1": Size(1, 1, 8), "W2": Size(1, 1, 1), "W3": Size(1, 1, 8), "W4": Size(1, 1, 1)}
+SHORT = {"W1": Size(1, 1, 8), "W2": Size(1, 1, 2), "W3": Size(1, 1, 8), "W4": Size(1, 1, 1)}
 FULL = {"W1": Size(1, 2), "W2": Size(1, 1, 2), "W3": Size(1, 2), "W4": Size(1, 3)}  # 64 rows or 4 steps at most
 
 
