@@ -24,7 +24,9 @@ def total_memory_bytes(device: torch.device) -> int:
     return memory()[0]
 
 
-def default_row_tokens(shape: Shape, dtype: torch.dtype, device: torch.device, *, gradient_checkpointing: bool | int) -> int:
+def default_row_tokens(
+    shape: Shape, dtype: torch.dtype, device: torch.device, *, gradient_checkpointing: bool | int
+) -> int:
     """Tokens of a row that fits: a multiple of 256, at least LEAST."""
     size = torch.empty(0, dtype=dtype).element_size()
     attention = (2 * shape.heads + 2 * shape.kv_heads) * shape.head_dim  # q, k, v and the output

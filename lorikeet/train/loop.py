@@ -47,7 +47,9 @@ class TrainOptions(OptimOptions):
         None, ge=16, description="Most tokens of one packed micro-batch; by default from the machine's memory."
     )
     gradient_checkpointing: bool | int = Field(
-        False, ge=0, description="Compute layers twice to keep less memory: true for all, a number for the first so many."
+        False,
+        ge=0,
+        description="Compute layers twice to keep less memory: true for all, a number for the first so many.",
     )
     logging_steps: int = Field(1, ge=1, description="Write metrics every so many steps.")
     eval_steps: int | None = Field(None, ge=1, description="Validate every so many steps; always at the end.")
