@@ -1,7 +1,7 @@
 """How much memory and time training will take, computed from a network's sizes before anything is loaded.
 
 What is kept can be counted: weights, adapter, optimizer, activations saved for the backward pass. What an allocator and
-the kernels add cannot; two constants below were fitted to measured runs of SmolLM2-135M and Gemma 3 270M on a CPU.
+the kernels add cannot; two constants below were fitted to measured runs of SmolLM2-135M on a CPU.
 There an estimate is good to a fifth (tests/plan/test_memory.py has the figures); elsewhere nothing was measured yet.
 """
 

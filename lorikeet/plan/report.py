@@ -140,7 +140,7 @@ def _memory(report: Report) -> Iterator[tuple[str, str, str]]:
     """(what, how much, remark) of each line."""
     found, process = report.simulated, report.process
     for kind, size in found.by_kind.items():
-        if size >= 1 << 19:
+        if size:
             yield kind, mib(size), ""
     yield "tensors", mib(found.peak_bytes), f"at the peak: {where(found, report.layers)}"
     if report.device.startswith("cuda"):
@@ -238,7 +238,9 @@ def where(found: Simulated, layers: int) -> str:
 
 def mib(size: int) -> str:
     """Bytes for eyes."""
-    return f"{size / GIB:.2f} GiB" if size >= GIB else f"{size / (1 << 20):.0f} MiB"
+    if size >= GIB:
+        return f"{size / GIB:.2f} GiB"
+    return f"{size / (1 << 20):.0f} MiB" if size >= 1 << 20 else f"{size / (1 << 10):.0f} KiB"
 
 
 def _between(seconds: tuple[float, float]) -> str:

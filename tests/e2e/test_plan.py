@@ -19,7 +19,7 @@ def facts(place: Place, *words: object) -> dict[str, Any]:
 
 def test_the_page_says_memory_peak_and_time(place: Place) -> None:
     said = place.ok("plan", place.recipe()).out
-    for word in ("saved activations", "temporaries", "tensors", "at the peak:", "process", "free now"):
+    for word in ("weights", "saved activations", "optimizer", "tensors", "at the peak:", "process", "free now"):
         assert word in said, said
     assert "TFLOP/s of a timed matmul" in said and "the run of 4 steps" in said
     assert "costs most of 4 steps" in said

@@ -10,7 +10,6 @@ from lorikeet.models.families.qwen2_moe import Qwen2Moe
 from lorikeet.plan.memory import GIB, Sizes, peak_memory, training_flops, training_seconds
 
 SMOLLM2 = Sizes(49152, 576, 30, 9, 3, 64, 1536, tied=True)
-GEMMA3 = Sizes(262144, 640, 18, 4, 1, 256, 2048, tied=True)
 MARGIN = 0.2  # what the module's docstring states
 
 
