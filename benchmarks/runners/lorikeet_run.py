@@ -14,7 +14,7 @@ from recorder import read_job, report
 from train_speed import Workload, model_flops
 
 from lorikeet import config
-from lorikeet.ops.kernels.build import compile_seconds
+from lorikeet.kernels.build import compile_seconds
 
 
 def main() -> None:

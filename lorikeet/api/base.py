@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from lorikeet import kernels
 from lorikeet.adapters import _storage as storage
 from lorikeet.adapters._contract import Adapter
 from lorikeet.base.errors import RecipeError, TokenizerError
@@ -25,7 +26,6 @@ from lorikeet.data.show import show as show_examples
 from lorikeet.data.templates._contract import Template
 from lorikeet.models.causal_lm import CausalLM, Shape
 from lorikeet.models.load import ModelOptions, identify, load, pick_device, pick_dtype
-from lorikeet.ops import kernels
 from lorikeet.quant._contract import Quant
 from lorikeet.tokens._contract import Tokenizer
 from lorikeet.tokens.open import open_tokenizer

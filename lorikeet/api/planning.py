@@ -8,7 +8,7 @@ from functools import partial
 
 import torch
 
-from lorikeet import config
+from lorikeet import config, kernels
 from lorikeet.api.base import base_of, prepare, within_context
 from lorikeet.api.training import run_steps, step_batches
 from lorikeet.base import machine
@@ -21,7 +21,6 @@ from lorikeet.data.pack import steps_per_epoch
 from lorikeet.data.pipeline import Prepared
 from lorikeet.models.causal_lm import CausalLM
 from lorikeet.models.load import identify, pick_device, pick_dtype
-from lorikeet.ops import kernels
 from lorikeet.plan import search, speed
 from lorikeet.plan.process import Process, Resident, resident
 from lorikeet.plan.report import Report, flat

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from lorikeet import config
+from lorikeet import config, kernels
 from lorikeet.adapters import _storage as storage
 from lorikeet.api.base import Base, attach, prepare
 from lorikeet.base.errors import CheckpointError, RecipeError
@@ -31,7 +31,6 @@ from lorikeet.data.templates._contract import Template
 from lorikeet.infer.engine import Engine
 from lorikeet.infer.samples import write_samples
 from lorikeet.models.causal_lm import CausalLM
-from lorikeet.ops import kernels
 from lorikeet.train import state as run_state
 from lorikeet.train.capacity import default_row_tokens
 from lorikeet.train.evaluate import evaluate as evaluate_batches

@@ -20,11 +20,11 @@ from lorikeet.base.kinds import family_files, file_class
 from lorikeet.base.log import note
 from lorikeet.base.options import Options
 from lorikeet.checkpoints._contract import Checkpoint
+from lorikeet.kernels import Kernels
 from lorikeet.models.build import Build
 from lorikeet.models.causal_lm import CausalLM
 from lorikeet.models.families._contract import Family
 from lorikeet.models.spec import DecoderSpec, Spec
-from lorikeet.ops.kernels import Kernels
 from lorikeet.quant._contract import Quant
 
 _DERIVED = re.compile(r"inv_freq$|rope_freqs|rope_factors|^lm_head\.|^output\.weight$|\.masked_bias$|\.attn\.bias$")

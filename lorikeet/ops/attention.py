@@ -17,9 +17,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from lorikeet.kernels import attention as compiled
+from lorikeet.kernels.counting import count
 from lorikeet.ops.bucketed_attention import Bucket, BucketedAttention, plan_buckets
-from lorikeet.ops.counting import count
-from lorikeet.ops.kernels import attention as compiled
 
 
 class View(Protocol):

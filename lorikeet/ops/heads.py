@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lorikeet.ops import kernels
-from lorikeet.ops.kernels import rope as compiled
-from lorikeet.ops.kernels.rope import HeadNorms
+from lorikeet import kernels
+from lorikeet.kernels import rope as compiled
+from lorikeet.kernels.rope import HeadNorms
 from lorikeet.ops.norm import Normed, reference_rms_norm
 from lorikeet.ops.rope import reference_rotate, rotated
 

@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lorikeet.ops import kernels
-from lorikeet.ops.kernels import cross_entropy as compiled
+from lorikeet import kernels
+from lorikeet.kernels import cross_entropy as compiled
 
 # Logits at once. Each chunk reads the whole head, so few rows are slow: logits and their gradient's product, in
 # milliseconds for 512 rows in bfloat16, in chunks of 64, 128, 256, 512 rows: V 49152 x D 576: 166, 106, 87, 55;

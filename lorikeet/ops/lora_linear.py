@@ -21,10 +21,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from lorikeet.ops.kernels.linear import backward as product_back
-from lorikeet.ops.kernels.linear import forward as product
-from lorikeet.ops.kernels.linear import serves as tiles_serve
-from lorikeet.ops.kernels.linear import stack, thin_product
+from lorikeet.kernels.linear import backward as product_back
+from lorikeet.kernels.linear import forward as product
+from lorikeet.kernels.linear import serves as tiles_serve
+from lorikeet.kernels.linear import stack, thin_product
 from lorikeet.quant._contract import FrozenWeight
 
 
@@ -164,7 +164,7 @@ def _plain_backward(
 
 
 def _on_tiles(x: Tensor, weight: FrozenWeight, keep: Tensor | None) -> bool:
-    """Whether the kernels of ops/kernels/linear.py take this: they want the dense weight and have no dropout."""
+    """Whether the kernels of kernels/linear.py take this: they want the dense weight and have no dropout."""
     fused = type(weight).linear is not FrozenWeight.linear or type(weight).backward is not FrozenWeight.backward
     return keep is None and not fused and tiles_serve(x, weight.out_features, weight.in_features)
 

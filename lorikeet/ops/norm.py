@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lorikeet.ops import kernels
-from lorikeet.ops.kernels import norm as compiled
+from lorikeet import kernels
+from lorikeet.kernels import norm as compiled
 
 
 def reference_rms_norm(x: Tensor, weight: Tensor, eps: float, offset: float = 0.0) -> Tensor:

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lorikeet.ops import kernels
-from lorikeet.ops.kernels import swiglu as compiled
+from lorikeet import kernels
+from lorikeet.kernels import swiglu as compiled
 
 Activation = Literal["silu", "gelu_tanh", "gelu"]
 _GELU = {"gelu_tanh": "tanh", "gelu": "none"}  # torch's word for the form

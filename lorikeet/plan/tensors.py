@@ -19,7 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from lorikeet.ops import counting
+from lorikeet.kernels import counting
 
 KINDS = (
     "weights", "quantisation state", "trained", "gradients", "optimizer", "saved activations", "temporaries", "head"

@@ -23,8 +23,8 @@ from lorikeet.base.errors import Interrupted, TrainingError
 from lorikeet.base.log import note, progress
 from lorikeet.base.nouns import Batch
 from lorikeet.base.rng import derive
+from lorikeet.kernels.build import compile_seconds
 from lorikeet.models.causal_lm import CausalLM
-from lorikeet.ops.kernels.build import compile_seconds
 from lorikeet.train.census import Census
 from lorikeet.train.evaluate import EvalResult, evaluate
 from lorikeet.train.metrics import Metrics, peak_device_bytes, peak_rss_bytes

@@ -20,6 +20,7 @@ LAYERS: list[list[set[str]]] = [
     [{"models", "data"}],
     [{"tokens"}, {"checkpoints", "ops"}],
     [{"quant"}],
+    [{"kernels"}],
     [{"base"}],
 ]
 _PLACE = {item: (row, column) for row, line in enumerate(LAYERS) for column, group in enumerate(line) for item in group}

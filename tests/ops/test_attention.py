@@ -10,14 +10,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.attention.flex_attention import flex_attention
 
+from lorikeet import kernels
 from lorikeet.base.nouns import Batch, Example
 from lorikeet.data.pack import pack_row, plan_rows
+from lorikeet.kernels import build
+from lorikeet.kernels.counting import counting
 from lorikeet.ops import bucketed_attention as bucketed
-from lorikeet.ops import kernels
 from lorikeet.ops.attention import PackedView, reference_attention, visible
 from lorikeet.ops.bucketed_attention import plan_buckets
-from lorikeet.ops.counting import counting
-from lorikeet.ops.kernels import build
 from parity.tiny import example
 from parity.trees import conversations
 

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lorikeet.ops import kernels
-from lorikeet.ops.kernels import build
-from lorikeet.ops.kernels import cross_entropy as compiled
+from lorikeet import kernels
+from lorikeet.kernels import build
+from lorikeet.kernels import cross_entropy as compiled
 from lorikeet.ops.linear_cross_entropy import (
     eager_cross_entropy_,
     full_logits,

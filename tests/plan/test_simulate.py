@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 import torch
 
+from lorikeet import kernels
 from lorikeet.adapters.lora import Lora
 from lorikeet.base.errors import ModelError, RecipeError
 from lorikeet.base.nouns import Batch
 from lorikeet.checkpoints.open import open_checkpoint
 from lorikeet.models.load import identify, load
-from lorikeet.ops import kernels
 from lorikeet.plan.simulate import Network, Simulated, measure, simulate
 from lorikeet.plan.steps import full_row
 from lorikeet.plan.tensors import KINDS, Tensors

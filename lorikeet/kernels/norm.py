@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lorikeet.ops.kernels import DTYPES, Kernel
+from lorikeet.kernels import DTYPES, Kernel
 
 _forward, _backward = Kernel("norm", "norm_forward"), Kernel("norm", "norm_backward")
 

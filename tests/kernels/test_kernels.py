@@ -12,9 +12,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from lorikeet.ops import kernels
+from lorikeet import kernels
+from lorikeet.kernels import build, linear
 from lorikeet.ops.heads import HeadNorms, reference_split_heads, split_heads
-from lorikeet.ops.kernels import build, linear
 from lorikeet.ops.lora_linear import LowRank, lora_linear, reference_lora_linear
 from lorikeet.ops.norm import Normed, reference_rms_norm, rms_norm
 from lorikeet.ops.rope import Rope
@@ -201,7 +201,7 @@ def test_identity_tells_the_ways_apart() -> None:
 
 TRAIN = """
 import torch
-from lorikeet.ops import kernels
+from lorikeet import kernels
 from lorikeet.ops.norm import rms_norm
 print(kernels.identity(), rms_norm(torch.ones(2, 3), torch.ones(3), 1e-6).sum().item())
 """

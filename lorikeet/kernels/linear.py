@@ -13,9 +13,9 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from lorikeet.ops import kernels
-from lorikeet.ops.counting import count
-from lorikeet.ops.kernels import Kernel, build
+from lorikeet import kernels
+from lorikeet.kernels import Kernel, build
+from lorikeet.kernels.counting import count
 
 MULTIPLE = 32  # of widths and ranks
 LEAST_ROWS = 64  # for fewer, packing the weights costs more than it saves

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lorikeet.ops.kernels import DTYPES, Kernel
+from lorikeet.kernels import DTYPES, Kernel
 
 ACTIVATIONS = {"silu": 0, "gelu_tanh": 1}  # the number is the C++ side's; the exact gelu is left to torch
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
-from lorikeet.ops.kernels import build
+from lorikeet.kernels import build
 
 Kernels = Literal["auto", "eager"]
 DTYPES = {torch.float32: 0, torch.bfloat16: 1}  # the number is the C++ side's

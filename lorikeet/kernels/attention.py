@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lorikeet.ops.kernels import Kernel, build, serves
+from lorikeet.kernels import Kernel, build, serves
 
 STRIP = 32  # keys that are packed, masked or left out together
 QUERIES = 64  # queries of a block

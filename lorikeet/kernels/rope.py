@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lorikeet.ops.kernels import DTYPES, Kernel
+from lorikeet.kernels import DTYPES, Kernel
 
 MOST_WIDTH = 1024  # rope.cpp's MOST
 
