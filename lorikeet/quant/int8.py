@@ -1,0 +1,72 @@
+"""int8 by rows: each row of a weight has one scale, its largest absolute value (LLM.int8()'s storage of weights).
+
+    code = round(w * 127 / absmax)        w' = code * absmax / 127
+
+The numbers are bitsandbytes' (`int8_vectorwise_quant`: `CB` and `SCB`). Activations stay as they are: no column of
+theirs is cut out or rounded, so the gradient is that of a linear with the dequantised weight.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from lorikeet.quant._contract import FrozenWeight, Quant
+from lorikeet.quant._four_bit import AT_ONCE, check_finite
+
+PER_CODE = 0.007874015718698502  # 1 / 127, as bitsandbytes writes it
+
+
+class Int8(Quant):
+    """8 bits a weight and a scale for each row."""
+
+    kind: Literal["int8"] = "int8"
+
+    def empty(self, out_features: int, in_features: int, dtype: torch.dtype, device: torch.device) -> FrozenWeight:
+        """See `Quant.empty`."""
+        return Int8Weight(out_features, in_features, device)
+
+
+class Int8Weight(FrozenWeight):
+    """codes [out, in] int8, absmax [out, 1] float32."""
+
+    def __init__(self, out_features: int, in_features: int, device: torch.device):
+        super().__init__()
+        self.out_features, self.in_features = out_features, in_features
+        codes = torch.empty(out_features, in_features, dtype=torch.int8, device=device)
+        absmax = torch.empty(out_features, 1, dtype=torch.float32, device=device)
+        self.codes = nn.Parameter(codes, requires_grad=False)
+        self.absmax = nn.Parameter(absmax, requires_grad=False)
+
+    @torch.no_grad()
+    def write(self, start: int, weight: Tensor) -> None:
+        """See `FrozenWeight.write`. Raises CheckpointError for numbers that are not finite."""
+        step = max(1, AT_ONCE // self.in_features)
+        for at in range(0, len(weight), step):
+            part = weight[at : at + step].float()
+            rows = slice(start + at, start + at + len(part))
+            absmax = part.abs().amax(1, keepdim=True)
+            check_finite(absmax)
+            self.codes[rows].copy_((part * torch.where(absmax > 0, 127 / absmax, 0)).round_())
+            self.absmax[rows].copy_(absmax)
+
+    def dense(self, dtype: torch.dtype) -> Tensor:
+        """See `FrozenWeight.dense`: the product in float32, rounded once."""
+        return self.rows(0, self.out_features, dtype)
+
+    @torch.no_grad()
+    def rows(self, start: int, stop: int, dtype: torch.dtype) -> Tensor:
+        """See `FrozenWeight.rows`."""
+        out = torch.empty(stop - start, self.in_features, dtype=dtype, device=self.codes.device)
+        step = max(1, AT_ONCE // self.in_features)
+        for at in range(start, stop, step):
+            part = slice(at, min(stop, at + step))
+            out[part.start - start : part.stop - start].copy_(dequantise(self.codes[part], self.absmax[part]))
+        return out
+
+
+def dequantise(codes: Tensor, absmax: Tensor) -> Tensor:
+    """codes [n, in], absmax [n, 1] -> [n, in] float32: the definition that kernels are compared with."""
+    return codes.float() * absmax * PER_CODE
