@@ -23,6 +23,9 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from lorikeet.base.errors import CheckpointError
+from lorikeet.base.extras import require
+from lorikeet.base.installed import version
+from lorikeet.kernels import dequantise as kernel
 from lorikeet.quant._contract import FrozenWeight, Quant
 
 AT_ONCE = 1 << 20  # values that plain PyTorch takes at a time: its indices take 8 bytes each
@@ -39,24 +42,23 @@ class FourBit(Quant):
     double_quant: bool = Field(
         False, description="Keep the scales in 8 bits as well: 0.37 bits less for each weight at block_size 64."
     )
-    table: ClassVar[Tensor]  # [16] float32: the number of each code, within -1 and 1
+    kind: str
+    table: ClassVar[Tensor]  # [16] float32 on the CPU: the number of each code, within -1 and 1
 
     def empty(self, out_features: int, in_features: int, dtype: torch.dtype, device: torch.device) -> FrozenWeight:
         """See `Quant.empty`."""
-        return FourBitWeight(out_features, in_features, self.block_size, self.double_quant, self.table, device)
+        return FourBitWeight(out_features, in_features, self, device)
 
 
 class FourBitWeight(FrozenWeight):
     """codes [out, in / 2] uint8, absmax [out, blocks] float32; double-quantised: absmax [out, blocks] uint8,
     scale [out, blocks / 256] and offset [out, 1] float32."""
 
-    def __init__(
-        self, out_features: int, in_features: int, block_size: int, double: bool, table: Tensor, device: torch.device
-    ):
+    def __init__(self, out_features: int, in_features: int, options: FourBit, device: torch.device):
         super().__init__()
         self.out_features, self.in_features = out_features, in_features
-        self.block_size, self.table = block_size, table
-        blocks = -(-in_features // block_size)
+        self.kind, self.block_size, self.table = options.kind, options.block_size, options.table
+        blocks, double = -(-in_features // options.block_size), options.double_quant
 
         def kept(width: int, dtype: torch.dtype) -> nn.Parameter:
             return nn.Parameter(torch.empty(out_features, width, dtype=dtype, device=device), requires_grad=False)
@@ -88,14 +90,35 @@ class FourBitWeight(FrozenWeight):
     @torch.no_grad()
     def rows(self, start: int, stop: int, dtype: torch.dtype) -> Tensor:
         """See `FrozenWeight.rows`."""
-        out = torch.empty(stop - start, self.in_features, dtype=dtype, device=self.codes.device)
+        rows, second = slice(start, stop), None
+        if self.scale is not None and self.offset is not None:
+            second = self.scale[rows], self.offset[rows], DYNAMIC_MAP
+        made = kernel.four_bit(
+            self.codes[rows], self.absmax[rows], second, self.table, self.block_size, self.in_features, dtype
+        )
+        if made is None:
+            made = self._on_cuda(rows, dtype) if self.codes.is_cuda else None
+        return self._plain(rows, dtype) if made is None else made
+
+    def _plain(self, rows: slice, dtype: torch.dtype) -> Tensor:
+        """`rows` in plain PyTorch, some of them at a time."""
+        out = torch.empty(rows.stop - rows.start, self.in_features, dtype=dtype, device=self.codes.device)
         step = max(1, AT_ONCE // self.in_features)
-        for at in range(start, stop, step):
-            part = slice(at, min(stop, at + step))
-            absmax = self.scales(part)
-            made = dequantise(self.codes[part], absmax, self.table, self.block_size, self.in_features)
-            out[part.start - start : part.stop - start].copy_(made)
+        for at in range(rows.start, rows.stop, step):
+            part = slice(at, min(rows.stop, at + step))
+            made = dequantise(self.codes[part], self.scales(part), self.table, self.block_size, self.in_features)
+            out[part.start - rows.start : part.stop - rows.start].copy_(made)
         return out
+
+    def _on_cuda(self, rows: slice, dtype: torch.dtype) -> Tensor | None:
+        """`rows` by bitsandbytes' kernel, where it is installed and its blocks are ours. Never run on a GPU yet."""
+        if self.in_features % self.block_size or version("bitsandbytes") is None:
+            return None
+        require("bitsandbytes", extra="bnb", needed_by="4-bit weights on CUDA, for its faster kernel,")
+        shape, scales = (rows.stop - rows.start, self.in_features), self.scales(rows).flatten()
+        codes = self.codes[rows].view(-1, 1)
+        made: Tensor = torch.ops.bitsandbytes.dequantize_4bit(codes, scales, self.block_size, self.kind, shape, dtype)
+        return made
 
     def scales(self, rows: slice) -> Tensor:
         """The scales of these rows [n, blocks] float32."""
@@ -105,18 +128,29 @@ class FourBitWeight(FrozenWeight):
 
 
 def quantise(weight: Tensor, table: Tensor, block_size: int) -> tuple[Tensor, Tensor]:
-    """weight [n, in] -> codes [n, ceil(in / 2)] uint8 and absmax [n, blocks] float32."""
+    """weight [n, in] -> codes [n, ceil(in / 2)] uint8 and absmax [n, blocks] float32. Raises CheckpointError for
+    numbers that are not finite."""
+    order = table.argsort(stable=True)
+    ascending = table[order]
+    bounds, order = (ascending[:-1] + ascending[1:]) / 2, order.to(torch.uint8)
+    codes, absmax = kernel.quantise_four_bit(weight, bounds, order, block_size) or reference_quantise(
+        weight, bounds.to(weight.device), order.to(weight.device), block_size
+    )
+    check_finite(absmax)
+    return codes, absmax
+
+
+def reference_quantise(weight: Tensor, bounds: Tensor, order: Tensor, block_size: int) -> tuple[Tensor, Tensor]:
+    """The definition. `bounds` [15]: the middles between neighbours of the ascending table; `order` [16]: their codes.
+
+    The nearest number is told by which of the middles lie below."""
     rows, width = weight.shape
     blocks = -(-width // block_size)
     padded = F.pad(weight.float(), (0, blocks * block_size - width)).view(rows, blocks, block_size)
     absmax = padded.abs().amax(-1)
-    check_finite(absmax)
     scaled = (padded * (1 / absmax.clamp(min=SMALLEST))[..., None]).clamp_(-1, 1).view(rows, -1)
-    order = table.to(weight.device).argsort(stable=True)
-    ascending = table.to(weight.device)[order]
-    # the nearest: which of the middles between two neighbours lies above
-    nearest = torch.bucketize(scaled, (ascending[:-1] + ascending[1:]) / 2, out_int32=True)
-    codes = F.pad(order.to(torch.uint8)[nearest][:, :width], (0, width % 2))
+    codes = order[torch.bucketize(scaled, bounds, out_int32=True)[:, :width]]
+    codes = F.pad(codes, (0, width % 2))
     return codes[:, ::2] << 4 | codes[:, 1::2], absmax
 
 

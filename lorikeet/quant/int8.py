@@ -13,6 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from lorikeet.kernels import dequantise as kernel
 from lorikeet.quant._contract import FrozenWeight, Quant
 from lorikeet.quant._four_bit import AT_ONCE, check_finite
 
@@ -59,6 +60,9 @@ class Int8Weight(FrozenWeight):
     @torch.no_grad()
     def rows(self, start: int, stop: int, dtype: torch.dtype) -> Tensor:
         """See `FrozenWeight.rows`."""
+        made = kernel.int8(self.codes[start:stop], self.absmax[start:stop], dtype)
+        if made is not None:
+            return made
         out = torch.empty(stop - start, self.in_features, dtype=dtype, device=self.codes.device)
         step = max(1, AT_ONCE // self.in_features)
         for at in range(start, stop, step):
