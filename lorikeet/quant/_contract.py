@@ -6,6 +6,8 @@ Experts [E, out, in] are one weight with E * out rows, and an expert is `rows` o
 
 from __future__ import annotations
 
+from typing import Any, ClassVar
+
 import torch
 from torch import Tensor, nn
 
@@ -32,6 +34,15 @@ class FrozenWeight(nn.Module):
         that one dense tensor is in memory at a time."""
         raise NotImplementedError
 
+    def take(self, start: int, stop: int, parts: dict[str, Tensor]) -> None:
+        """Keep rows start..stop as a checkpoint stored them: `parts` are its tensors by the names of
+        `Quant.stored_parts`, taken over without rounding. Raises CheckpointError where they do not fit."""
+        raise NotImplementedError
+
+    def give(self, start: int, stop: int) -> dict[str, Tensor] | None:
+        """The inverse of `take`, for one member's rows; None where the stored form has no place for these sizes."""
+        return None
+
     def linear(self, x: Tensor) -> Tensor:
         """x [T, in] -> x W^T [T, out]. A kind may bring a fused kernel."""
         return x @ self.dense(x.dtype).T
@@ -42,7 +53,18 @@ class FrozenWeight(nn.Module):
 
 
 class Quant(Options):
-    """Base of the quantisation kinds; fields are `quant`'s options."""
+    """Base of the quantisation kinds; fields are `quant`'s options.
+
+    A kind that checkpoints are stored in names the tensors it finds there behind a linear's name (`stored_parts`), and
+    which checkpoints are its own (`stored_as`); `FrozenWeight.take` then keeps them as they are."""
+
+    stored_parts: ClassVar[tuple[str, ...]] = ()
+
+    @classmethod
+    def stored_as(cls, settings: dict[str, Any], source: object) -> Quant | None:
+        """This kind with the options that a config.json's quantization_config (`settings`) says, or None where that is
+        of another kind. Raises CheckpointError about `source` for one of this kind that cannot be read."""
+        return None
 
     def empty(self, out_features: int, in_features: int, dtype: torch.dtype, device: torch.device) -> FrozenWeight:
         """Storage for a weight [out, in], without contents: loading writes rows into it, planning leaves it empty."""
