@@ -4,12 +4,44 @@
 // In 4 bits a block has 16 possible values: they are multiplied and rounded once, and a weight is one look into them.
 // With AVX-512 the 16 lie in one register and a permutation looks up 32 (bfloat16) or 16 (float) weights at a time.
 #include "common.h"
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
 
-// width weights from 4-bit codes, the first in the high half of a byte; the table has its 16 numbers twice
-static inline void look_up(i64 width, const uint8_t* codes, const bf16* table, bf16* out) {
+// A large result is fresh memory each time (malloc maps it anew from 32 MiB on), and half of the time would go into
+// making its small pages: ask for large ones.
+static void in_large_pages(void* start, i64 bytes) {
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+    const uintptr_t page = 2 << 20;
+    uintptr_t from = ((uintptr_t)start + page - 1) / page * page, to = ((uintptr_t)start + bytes) / page * page;
+    if (bytes >= 32 << 20 && to > from) madvise((void*)from, to - from, MADV_HUGEPAGE);
+#endif
+}
+
+// what is left of a block, without vectors
+template <typename T>
+static inline void look_up_rest(i64 i, i64 width, const uint8_t* codes, const float* table, float scale, T* out) {
+    if (i >= width) return;
+    T numbers[16];
+    for (int c = 0; c < 16; c++) put(table[c] * scale, numbers + c);
+    for (; i + 1 < width; i += 2) {
+        out[i] = numbers[codes[i / 2] >> 4];
+        out[i + 1] = numbers[codes[i / 2] & 15];
+    }
+    if (i < width) out[i] = numbers[codes[i / 2] >> 4];
+}
+
+// a block of `width` weights from 4-bit codes, the first in the high half of a byte
+static inline void look_up(i64 width, const uint8_t* codes, const float* table, float scale, bf16* out) {
     i64 i = 0;
 #ifdef __AVX512BW__
-    __m512i numbers = _mm512_loadu_si512(table);
+    // `put` of the 16 products, twice in one register
+    __m512 product = _mm512_mul_ps(_mm512_loadu_ps(table), _mm512_set1_ps(scale));
+    __m512i bits = _mm512_castps_si512(product);
+    __m512i even = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    bits = _mm512_srli_epi32(_mm512_add_epi32(bits, _mm512_add_epi32(even, _mm512_set1_epi32(0x7fff))), 16);
+    bits = _mm512_mask_set1_epi32(bits, _mm512_cmp_ps_mask(product, product, _CMP_UNORD_Q), 0x7fc0);
+    __m512i numbers = _mm512_broadcast_i64x4(_mm512_cvtepi32_epi16(bits));
     for (; i + 32 <= width; i += 32) {
         __m512i bytes = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)(codes + i / 2)));
         // an index is the low 5 bits of a word: the high half below, the low half above, whatever else is there
@@ -17,28 +49,20 @@ static inline void look_up(i64 width, const uint8_t* codes, const bf16* table, b
         _mm512_storeu_si512(out + i, _mm512_permutexvar_epi16(index, numbers));
     }
 #endif
-    for (; i + 1 < width; i += 2) {
-        out[i] = table[codes[i / 2] >> 4];
-        out[i + 1] = table[codes[i / 2] & 15];
-    }
-    if (i < width) out[i] = table[codes[i / 2] >> 4];
+    look_up_rest(i, width, codes, table, scale, out);
 }
 
-static inline void look_up(i64 width, const uint8_t* codes, const float* table, float* out) {
+static inline void look_up(i64 width, const uint8_t* codes, const float* table, float scale, float* out) {
     i64 i = 0;
 #ifdef __AVX512F__
-    __m512 numbers = _mm512_loadu_ps(table);
+    __m512 numbers = _mm512_mul_ps(_mm512_loadu_ps(table), _mm512_set1_ps(scale));
     for (; i + 16 <= width; i += 16) {
         __m512i bytes = _mm512_cvtepu8_epi64(_mm_loadl_epi64((const __m128i*)(codes + i / 2)));
         __m512i index = _mm512_or_si512(_mm512_srli_epi64(bytes, 4), _mm512_slli_epi64(bytes, 32));
         _mm512_storeu_ps(out + i, _mm512_permutexvar_ps(index, numbers));
     }
 #endif
-    for (; i + 1 < width; i += 2) {
-        out[i] = table[codes[i / 2] >> 4];
-        out[i + 1] = table[codes[i / 2] & 15];
-    }
-    if (i < width) out[i] = table[codes[i / 2] >> 4];
+    look_up_rest(i, width, codes, table, scale, out);
 }
 
 struct FourBit {
@@ -67,6 +91,7 @@ static const float* scales_of(const FourBit& w, i64 row, i64 blocks, float* made
 template <typename T>
 static void four_bit(const FourBit& w, void* out) {
     i64 blocks = (w.width + w.block - 1) / w.block, row_bytes = (w.width + 1) / 2;
+    in_large_pages(out, w.rows * w.width * sizeof(T));
 #pragma omp parallel
     {
         float* made = (float*)std::malloc(blocks * sizeof(float));
@@ -74,11 +99,9 @@ static void four_bit(const FourBit& w, void* out) {
         for (i64 row = 0; row < w.rows; row++) {
             const float* scales = scales_of(w, row, blocks, made);
             for (i64 b = 0; b < blocks; b++) {
-                T table[32];
-                for (int c = 0; c < 16; c++) put(w.table[c] * scales[b], table + c);
-                for (int c = 0; c < 16; c++) table[16 + c] = table[c];
                 i64 start = b * w.block, count = w.width - start < w.block ? w.width - start : w.block;
-                look_up(count, w.codes + row * row_bytes + start / 2, table, (T*)out + row * w.width + start);
+                const uint8_t* codes = w.codes + row * row_bytes + start / 2;
+                look_up(count, codes, w.table, scales[b], (T*)out + row * w.width + start);
             }
         }
         std::free(made);
@@ -94,6 +117,7 @@ extern "C" void dequantise_four_bit(i64 dtype, i64 rows, i64 width, i64 block, c
 
 template <typename T>
 static void int8(i64 rows, i64 width, const int8_t* codes, const float* absmax, void* out_) {
+    in_large_pages(out_, rows * width * sizeof(T));
 #pragma omp parallel for schedule(static)
     for (i64 row = 0; row < rows; row++) {
         const int8_t* from = codes + row * width;
