@@ -45,6 +45,7 @@ from lorikeet.quant._contract import Quant
 from lorikeet.quant.none import NoQuant
 from lorikeet.train.evaluate import EvaluateOptions
 from lorikeet.train.loop import TrainOptions
+from lorikeet.train.optimizers._contract import Optimizer, Shared
 
 ErrorType = TypeVar("ErrorType", bound=LorikeetError)
 COMMAND_LINE = "the command line"
@@ -142,8 +143,9 @@ def save(recipe: Recipe, path: Path) -> None:
 def json_schema() -> dict[str, Any]:
     """The JSON schema of a recipe, for editors that complete and check YAML."""
     schema = Recipe.model_json_schema()
-    for package, contract in (("quant", Quant), ("adapter", Adapter)):
-        _own_kinds(schema, package, contract.__name__)
+    sections, train = schema["properties"], schema["$defs"][TrainOptions.__name__]["properties"]
+    for field, contract in ((sections["quant"], Quant), (sections["adapter"], Adapter), (train["optim"], Optimizer)):
+        _own_kinds(schema, field, contract.__name__)
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "Lorikeet recipe", **schema}
 
 
@@ -163,7 +165,7 @@ def written(recipe: Options) -> set[str]:
 
 def check_effects(recipe: Recipe) -> None:
     """An option that a person wrote and that would do nothing in this run is an error with the reason."""
-    asked, validation = written(recipe), validation_of(recipe.data)
+    asked, validation, optimizer = written(recipe), validation_of(recipe.data), recipe.train.optim
     # to switch off what would not happen anyway is no contradiction
     asked -= {f"evaluate.{name}" for name in ("before", "samples") if not getattr(recipe.evaluate, name)}
     sampling = {"generate.top_k", "generate.top_p", "generate.seed"} & asked
@@ -175,9 +177,9 @@ def check_effects(recipe: Recipe) -> None:
             "data.validation=0.1",
         ),
         (
-            {"train.adam_beta1", "train.adam_beta2", "train.adam_epsilon"},
-            recipe.train.optim == "sgd",
-            "train.optim is sgd",
+            {f"train.{name}" for name in Shared._fields if name not in optimizer.reads},
+            True,
+            f"train.optim is {optimizer.kind}",
             "train.optim=adamw_torch",
         ),
         (
@@ -329,12 +331,12 @@ def _beside(values: dict[str, Any], key: tuple[str, str], folder: Path) -> None:
     section[key[1]] = [found(path) for path in value] if isinstance(value, list) else found(value)
 
 
-def _own_kinds(schema: dict[str, Any], section: str, contract: str) -> None:
+def _own_kinds(schema: dict[str, Any], field: dict[str, Any], contract: str) -> None:
     """In a JSON schema: the bare kind's name is allowed too, and the contract stands for a person's own .py file."""
     schema["$defs"][contract] = {
         "type": "object",
-        "title": f"Your own {section}",
+        "title": f"Your own {contract.lower()}",
         "properties": {"kind": {"type": "string", "pattern": r"\.py$"}},
         "required": ["kind"],
     }
-    schema["properties"][section]["anyOf"].append({"type": "string"})
+    field["anyOf"].append({"type": "string"})

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from lorikeet.base.kinds import kinds
-from lorikeet.base.option_fields import choices, default_of, find
+from lorikeet.base.option_fields import choices, default_of, find, kinds_of
 from lorikeet.config import Recipe
 from lorikeet.migrate._contract import Content, Translation
 
@@ -100,10 +100,10 @@ def plain(translation: Translation) -> dict[str, Any]:
 
 
 def option_choices(option: str) -> list[str]:
-    """The words an option of ours admits: option_choices("train.optim")."""
+    """The words an option of ours admits, or its kinds: option_choices("train.optim")."""
     field, _ = find(Recipe, tuple(option.split(".")), {})
     assert field is not None, option
-    return choices(field)
+    return list(kinds_of(field)) or choices(field)
 
 
 def first_kind(package: str, wanted: Sequence[str]) -> str | None:

@@ -128,6 +128,8 @@ def train(run: Run, options: TrainOptions, *, done: Progress | None = None, step
     counted = done.step > 0  # the interrupted run has counted
     if run.steps > 1 and warmup(options, run.steps) >= run.steps:
         note(f"the warm-up takes all {run.steps} steps: the learning rate never reaches {options.learning_rate:g}")
+    if line := options.optim.remark(run.model.device):
+        note(line)
     run.model.gradient_checkpointing = options.gradient_checkpointing
     validated: tuple[int, EvalResult] | None = None
     if run.validation and run.evaluate_before and done.step == 0:

@@ -1,20 +1,25 @@
-"""Optimizer and schedule. The learning rate is a pure function of the step, so it needs no saved state.
+"""The schedule, and the stepper that runs an optimizer (one of optimizers/).
 
+The learning rate is a pure function of the step, so it needs no saved state.
 Schedules are transformers' (`optimization.py`): the first of W warm-up steps has rate 0.
 """
 
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from lorikeet.base.errors import CheckpointError
+from lorikeet.base.kinds import kind_class, kind_field, kinds
 from lorikeet.base.options import Options
+from lorikeet.train.optimizers._contract import Optimizer, Shared, State
+from lorikeet.train.optimizers.adamw_torch import AdamWTorch
 
 Schedule = Literal["linear", "cosine", "constant", "constant_with_warmup"]
 
@@ -27,11 +32,28 @@ class OptimOptions(Options):
     warmup_ratio: float = Field(0.0, ge=0, lt=1, description="Share of the steps in which the rate rises from zero.")
     warmup_steps: int | None = Field(None, ge=0, description="The same as a number of steps; instead of warmup_ratio.")
     max_grad_norm: float = Field(1.0, ge=0, description="Gradients are scaled down to this norm; 0 for never.")
-    optim: Literal["adamw_torch", "sgd"] = Field("adamw_torch", description="AdamW (fused kernel) or plain SGD.")
+    optim: kind_field("lorikeet.train.optimizers", Optimizer) = Field(  # type: ignore[valid-type]
+        AdamWTorch(), description="What turns gradients into updates."
+    )
     weight_decay: float = Field(0.0, ge=0, description="Decoupled weight decay.")
     adam_beta1: float = Field(0.9, ge=0, lt=1, description="AdamW's decay of the mean of gradients.")
     adam_beta2: float = Field(0.999, ge=0, lt=1, description="AdamW's decay of the mean of squared gradients.")
     adam_epsilon: float = Field(1e-8, gt=0, description="AdamW's term against division by zero.")
+
+    @field_validator("optim", mode="before")
+    @classmethod
+    def _other_names(cls, value: Any) -> Any:
+        """A kind's further names mean the kind."""
+        name = value.get("kind") if isinstance(value, dict) else value
+        if not isinstance(name, str) or name not in (also := other_names()):
+            return value
+        return {**value, "kind": also[name]} if isinstance(value, dict) else also[name]
+
+
+def other_names() -> dict[str, str]:
+    """The further names that optimizers are known by, and the kind that each means."""
+    package = "lorikeet.train.optimizers"
+    return {also: name for name in kinds(package) for also in kind_class(package, Optimizer, name).also}
 
 
 def warmup(options: OptimOptions, steps: int) -> int:
@@ -56,51 +78,23 @@ def learning_rate(options: OptimOptions, step: int, steps: int) -> float:
 
 
 class _Update:
-    """What torch.optim's SGD and fused AdamW compute, by torch's own kernels, without those classes: building one
-    imports torch's compiler, 1.6 seconds and 40 MiB that training has no use for."""
+    """The chosen kind, and what it keeps for each parameter that has had a gradient."""
 
     def __init__(self, parameters: list[nn.Parameter], options: OptimOptions):
         self.parameters, self.options = parameters, options
-        self.state: dict[nn.Parameter, dict[str, Tensor]] = {}
+        self.state: dict[nn.Parameter, State] = {}
 
     @torch.no_grad()
     def step(self, rate: float) -> None:
         """Update the parameters that have a gradient."""
         moved = [parameter for parameter in self.parameters if parameter.grad is not None]
         gradients = [parameter.grad for parameter in moved if parameter.grad is not None]
-        decay = self.options.weight_decay
-        if self.options.optim == "sgd":
-            for parameter, gradient in zip(moved, gradients):
-                parameter.add_(gradient.add(parameter, alpha=decay) if decay else gradient, alpha=-rate)
-        elif moved:
-            self._adamw(moved, gradients, rate)
-
-    def _adamw(self, moved: list[nn.Parameter], gradients: list[Tensor], rate: float) -> None:
-        options = self.options
+        kind, options = self.options.optim, self.options
         for parameter in moved:
             if parameter not in self.state:
-                means = {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
-                self.state[parameter] = {"step": torch.zeros((), device=parameter.device), **means}
-        states = [self.state[parameter] for parameter in moved]
-        steps = [state["step"] for state in states]
-        torch._foreach_add_(steps, 1)
-        for dtype, device in dict.fromkeys((parameter.dtype, parameter.device) for parameter in moved):
-            those = [i for i, one in enumerate(moved) if (one.dtype, one.device) == (dtype, device)]
-            torch._fused_adamw_(
-                [moved[i] for i in those],
-                [gradients[i] for i in those],
-                [states[i]["exp_avg"] for i in those],
-                [states[i]["exp_avg_sq"] for i in those],
-                [],
-                [steps[i] for i in those],
-                lr=rate,
-                beta1=options.adam_beta1,
-                beta2=options.adam_beta2,
-                weight_decay=options.weight_decay,
-                eps=options.adam_epsilon,
-                amsgrad=False,
-                maximize=False,
-            )
+                self.state[parameter] = kind.begin(parameter)
+        told = {name: getattr(options, name) for name in Shared._fields[1:]}
+        kind.update(moved, gradients, [self.state[parameter] for parameter in moved], Shared(rate, **told))
 
 
 class Stepper:
@@ -137,12 +131,27 @@ class Stepper:
         }
 
     def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
-        """The inverse of `state_dict`. Raises CheckpointError for tensors of other parameters."""
+        """The inverse of `state_dict`. Raises CheckpointError for tensors of other parameters or another optimizer."""
+        kind, found = self.options.optim, defaultdict[str, State](dict)
         for name, value in tensors.items():
             parameter_name, _, key = name.rpartition("/")
-            parameter = self.parameters.get(parameter_name)
-            if parameter is None:
+            if parameter_name not in self.parameters:
                 raise CheckpointError("the optimizer state belongs to other parameters", given=name)
-            # a copy, or two optimizers would write to one state; the fused kernel wants `step` on the device too
-            state = self.optimizer.state.setdefault(parameter, {})
-            state[key] = value.to(parameter.device, copy=True)
+            found[parameter_name][key] = value
+        for name, state in found.items():
+            parameter = self.parameters[name]
+            given = {key: (value.dtype, value.shape) for key, value in state.items()}
+            kept = {key: (value.dtype, value.shape) for key, value in kind.begin(parameter.detach().to("meta")).items()}
+            if given != kept:
+                raise CheckpointError(
+                    f"the optimizer state of {name} is not what {kind.kind} keeps",
+                    given=_shown(given),
+                    allowed=_shown(kept),
+                )
+            self.optimizer.state[parameter] = {key: kind.place(key, value, parameter) for key, value in state.items()}
+
+
+def _shown(state: Mapping[str, tuple[torch.dtype, torch.Size]]) -> str:
+    """`exp_avg float32 [64, 8], step float32 []`."""
+    names = sorted(state)
+    return ", ".join(f"{name} {str(state[name][0]).removeprefix('torch.')} {list(state[name][1])}" for name in names)
