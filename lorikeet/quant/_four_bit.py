@@ -15,7 +15,8 @@ scales are nearer for it.
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -26,14 +27,16 @@ from lorikeet.base.errors import CheckpointError
 from lorikeet.base.extras import require
 from lorikeet.base.installed import version
 from lorikeet.kernels import dequantise as kernel
-from lorikeet.quant._contract import FrozenWeight, Quant
+from lorikeet.quant import _bitsandbytes as stored
+from lorikeet.quant._contract import FrozenWeight
+from lorikeet.quant._targets import Quantised
 
 AT_ONCE = 1 << 20  # values that plain PyTorch takes at a time: its indices take 8 bytes each
 SECOND_BLOCK = 256  # scales that share a second scale
 SMALLEST = 1e-38  # a scale is divided by at least this; a block of zeros has the scale 0 and the codes of 0
 
 
-class FourBit(Quant):
+class FourBit(Quantised):
     """Base of the kinds with a table of 16 numbers."""
 
     block_size: Literal[32, 64, 128, 256, 512, 1024, 2048, 4096] = Field(
@@ -47,15 +50,27 @@ class FourBit(Quant):
 
     def empty(self, out_features: int, in_features: int, dtype: torch.dtype, device: torch.device) -> FrozenWeight:
         """See `Quant.empty`."""
-        return FourBitWeight(out_features, in_features, self, device)
+        return FourBitWeight(out_features, in_features, self, device, dtype)
+
+    @classmethod
+    def stored_as(cls, settings: Mapping[str, Any], source: object) -> FourBit | None:
+        """See `Quant.stored_as`: a folder of bitsandbytes. Doubly quantised scales are read as what they stand for."""
+        if stored.kind_of(settings, source) != cls.model_fields["kind"].default:
+            return None
+        return cls.model_validate({"block_size": stored.block_size(settings, source)})
+
+    def stored_settings(self, dtype: torch.dtype) -> dict[str, Any]:
+        """See `Quant.stored_settings`."""
+        return stored.settings(self.kind, dtype, self.block_size)
 
 
 class FourBitWeight(FrozenWeight):
     """codes [out, in / 2] uint8, absmax [out, blocks] float32; double-quantised: absmax [out, blocks] uint8,
     scale [out, blocks / 256] and offset [out, 1] float32."""
 
-    def __init__(self, out_features: int, in_features: int, options: FourBit, device: torch.device):
+    def __init__(self, out_features: int, in_features: int, options: FourBit, device: torch.device, dtype: torch.dtype):
         super().__init__()
+        self.made_in = dtype  # of the network
         self.out_features, self.in_features = out_features, in_features
         self.kind, self.block_size, self.table = options.kind, options.block_size, options.table
         blocks, double = -(-in_features // options.block_size), options.double_quant
@@ -82,6 +97,19 @@ class FourBitWeight(FrozenWeight):
             else:
                 for kept, made in zip((self.absmax, self.scale, self.offset), quantise_scales(absmax)):
                     kept[rows].copy_(made)
+
+    @torch.no_grad()
+    def take(self, start: int, stop: int, parts: dict[str, Tensor]) -> None:
+        """See `FrozenWeight.take`."""
+        assert self.scale is None, "`stored_as` has scales in float32"
+        shape, rows = (stop - start, self.in_features), slice(start, stop)
+        codes, absmax = stored.take_four(parts, shape, kind=self.kind, block_size=self.block_size)
+        self.codes[rows], self.absmax[rows] = codes, absmax
+
+    def give(self, start: int, stop: int) -> dict[str, Tensor] | None:
+        """See `FrozenWeight.give`: scales in float32, whatever they are kept in."""
+        rows, how = slice(start, stop), (self.kind, self.block_size, self.made_in)
+        return stored.give_four(self.codes[rows], self.scales(rows), self.in_features, self.table, *how)
 
     def dense(self, dtype: torch.dtype) -> Tensor:
         """See `FrozenWeight.dense`: the product in float32, rounded once."""

@@ -11,6 +11,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from lorikeet.quant._bitsandbytes import four_parts
 from lorikeet.quant._four_bit import FourBit
 
 _TWELFTHS = torch.tensor([0, 0.0625, 8, 12, 4, 6, 2, 3])
@@ -20,4 +21,5 @@ class FP4(FourBit):
     """4 bits a weight, as floating point numbers of 2 bits of exponent and 1 of mantissa."""
 
     kind: Literal["fp4"] = "fp4"
+    stored_parts: ClassVar[tuple[str, ...]] = four_parts("fp4")
     table: ClassVar[Tensor] = torch.cat((_TWELFTHS, -_TWELFTHS)) / 12

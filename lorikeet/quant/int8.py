@@ -8,22 +8,35 @@ theirs is cut out or rounded, so the gradient is that of a linear with the dequa
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from lorikeet.kernels import dequantise as kernel
-from lorikeet.quant._contract import FrozenWeight, Quant
+from lorikeet.quant import _bitsandbytes as stored
+from lorikeet.quant._contract import FrozenWeight
 from lorikeet.quant._four_bit import AT_ONCE, check_finite
+from lorikeet.quant._targets import Quantised
 
 PER_CODE = 0.007874015718698502  # 1 / 127, as bitsandbytes writes it
 
 
-class Int8(Quant):
+class Int8(Quantised):
     """8 bits a weight and a scale for each row."""
 
     kind: Literal["int8"] = "int8"
+    stored_parts: ClassVar[tuple[str, ...]] = stored.EIGHT_PARTS
+
+    @classmethod
+    def stored_as(cls, settings: Mapping[str, Any], source: object) -> Int8 | None:
+        """See `Quant.stored_as`: a folder of bitsandbytes."""
+        return cls() if stored.kind_of(settings, source) == "int8" else None
+
+    def stored_settings(self, dtype: torch.dtype) -> dict[str, Any]:
+        """See `Quant.stored_settings`."""
+        return stored.settings("int8", dtype)
 
     def empty(self, out_features: int, in_features: int, dtype: torch.dtype, device: torch.device) -> FrozenWeight:
         """See `Quant.empty`."""
@@ -52,6 +65,16 @@ class Int8Weight(FrozenWeight):
             check_finite(absmax)
             self.codes[rows].copy_((part * torch.where(absmax > 0, 127 / absmax, 0)).round_())
             self.absmax[rows].copy_(absmax)
+
+    @torch.no_grad()
+    def take(self, start: int, stop: int, parts: dict[str, Tensor]) -> None:
+        """See `FrozenWeight.take`."""
+        codes, absmax = stored.take_eight(parts, (stop - start, self.in_features))
+        self.codes[start:stop], self.absmax[start:stop] = codes, absmax
+
+    def give(self, start: int, stop: int) -> dict[str, Tensor]:
+        """See `FrozenWeight.give`."""
+        return stored.give_eight(self.codes[start:stop], self.absmax[start:stop])
 
     def dense(self, dtype: torch.dtype) -> Tensor:
         """See `FrozenWeight.dense`: the product in float32, rounded once."""

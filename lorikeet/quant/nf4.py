@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from lorikeet.quant._bitsandbytes import four_parts
 from lorikeet.quant._four_bit import FourBit
 
 
@@ -14,6 +15,7 @@ class NF4(FourBit):
     """4 bits a weight, with numbers that suit weights of a normal distribution (QLoRA)."""
 
     kind: Literal["nf4"] = "nf4"
+    stored_parts: ClassVar[tuple[str, ...]] = four_parts("nf4")
     table: ClassVar[Tensor] = torch.tensor(
         [
             -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635,
