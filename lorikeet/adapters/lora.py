@@ -8,7 +8,6 @@ dropout's mask. The arithmetic is in ops/lora_linear.py.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
@@ -20,9 +19,9 @@ from typing_extensions import Self
 from lorikeet.adapters import _expert_lora
 from lorikeet.adapters._contract import Adapter
 from lorikeet.adapters._expert_lora import PREFIX, ExpertPair
-from lorikeet.base.errors import RecipeError, nearest
-from lorikeet.base.option_fields import as_yaml
+from lorikeet.base.errors import RecipeError
 from lorikeet.base.rng import torch_rng
+from lorikeet.base.targets import everything, matching
 from lorikeet.models.causal_lm import CausalLM
 from lorikeet.models.experts import ExpertGroup
 from lorikeet.models.linear import FrozenLinear, LinearGroup
@@ -105,7 +104,7 @@ class Lora(Adapter):
 
     def _targeted(self, model: CausalLM) -> set[str]:
         names = [name for name, _ in model.linears()]
-        if self.target_modules in ("all-linear", ["all-linear"]):
+        if everything(self.target_modules):
             routers = {linear.name for group in model.groups() if group.routes for linear in group.linears}
             return set(names) - routers
         stacked = {
@@ -119,35 +118,14 @@ class Lora(Adapter):
     def targets(self, names: list[str], stacked: Mapping[str, str] = {}) -> set[str]:
         """Which of the linears are meant; `stacked` has another name for some, that of all experts' weights in one.
         Raises RecipeError for a word that matches none."""
-        words = [self.target_modules] if isinstance(self.target_modules, str) else self.target_modules
-        if words == ["all-linear"]:
-            return set(names)
-        chosen: set[str] = set()
-        if not words and self.bias == "none":
+        if not self.target_modules and self.bias == "none":
             raise RecipeError(
                 "adapter.target_modules: is empty, so nothing would train",
                 given="[]",
                 allowed="all-linear, names of linear layers, or a regex",
                 try_="adapter.target_modules=all-linear",
             )
-        for word in words:
-            if isinstance(self.target_modules, str):
-                found = {name for name in names if _regex(word).fullmatch(name)}
-                found |= {name for name in names if name.endswith(f".{word}")}
-            else:
-                found = {name for name in names if f".{name}".endswith(f".{word}")}
-                found |= {name for name, whole in stacked.items() if f".{whole}".endswith(f".{word}")}
-            if not found:
-                leaves = list(dict.fromkeys(name.rsplit(".", 1)[-1] for name in names))
-                near = nearest(word, leaves)
-                raise RecipeError(
-                    f"adapter.target_modules: the model has no linear layer named '{word}'",
-                    given=as_yaml(self.target_modules),
-                    allowed=" ".join(leaves),
-                    try_=f"adapter.target_modules='[{near}]'" if near else "adapter.target_modules=all-linear",
-                )
-            chosen |= found
-        return chosen
+        return matching("adapter.target_modules", self.target_modules, names, stacked)
 
     def _free_biases(self, model: CausalLM, names: set[str]) -> None:
         if self.bias == "none":
@@ -241,17 +219,6 @@ class Lora(Adapter):
             target_modules=config["target_modules"],
             bias=config.get("bias", "none"),
         )
-
-
-def _regex(pattern: str) -> re.Pattern[str]:
-    try:
-        return re.compile(pattern)
-    except re.error as error:
-        raise RecipeError(
-            "adapter.target_modules: not a valid regular expression",
-            given=pattern,
-            allowed="a Python regex, a list of names, or all-linear",
-        ) from error
 
 
 def _master(dtype: torch.dtype) -> torch.dtype:

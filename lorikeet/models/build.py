@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from lorikeet.models.linear import LinearGroup
 from lorikeet.models.slots import Slot, parameter_slot
 from lorikeet.ops.norm import Normed, rms_norm
-from lorikeet.quant._contract import Quant
+from lorikeet.quant._contract import FrozenWeight, Quant
+from lorikeet.quant.none import NoQuant
 
 
 class Norm(nn.Module):
@@ -56,11 +57,25 @@ class Build:
     dtype: torch.dtype
     device: torch.device
 
-    def linears(self, names: Sequence[str], sizes: Sequence[int], width: int, *, bias: bool = False) -> LinearGroup:
-        """Linears over one input [T, width], named as in the checkpoint, with outputs of `sizes`."""
-        storage = self.quant.empty(sum(sizes), width, self.dtype, self.device)
+    def linears(
+        self, names: Sequence[str], sizes: Sequence[int], width: int, *, bias: bool = False, routes: bool = False
+    ) -> LinearGroup:
+        """Linears over one input [T, width], named as in the checkpoint, with outputs of `sizes`. Those that route
+        tokens to experts stay dense."""
+        quant = NoQuant() if routes else self.quant.keeps(names)
+        storage = quant.empty(sum(sizes), width, self.dtype, self.device)
         biases = [torch.empty(size, dtype=self.dtype, device=self.device) if bias else None for size in sizes]
-        return LinearGroup(names, sizes, storage, biases)
+        group = LinearGroup(names, sizes, storage, biases)
+        group.routes = routes
+        return group
+
+    def experts(self, names: Sequence[str], out_features: int, width: int) -> FrozenWeight:
+        """One storage for the linears of many experts."""
+        return self.quant.keeps(names).empty(out_features, width, self.dtype, self.device)
+
+    def check(self, groups: Iterable[LinearGroup]) -> None:
+        """Raise RecipeError for an option of the quantisation that means none of the network's linears."""
+        self.quant.check([linear.name for group in groups if not group.routes for linear in group.linears])
 
     def parameter(self, *sizes: int) -> nn.Parameter:
         """A frozen tensor without contents."""

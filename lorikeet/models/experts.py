@@ -64,6 +64,11 @@ class ExpertUpdates(Protocol):
         ...
 
 
+def expert_names(owner: str, leaves: Sequence[str], count: int) -> list[str]:
+    """Of the linears `leaves` of each expert, in the order of their rows."""
+    return [f"{owner}.{expert}.{leaf}" for expert in range(count) for leaf in leaves]
+
+
 class ExpertGroup(LinearGroup):
     """One linear of all experts, or gate and up: members come expert by expert. Applied by `Mixture`, never itself.
 
@@ -74,7 +79,7 @@ class ExpertGroup(LinearGroup):
     def __init__(
         self, owner: str, stacked: str, leaves: Sequence[str], sizes: Sequence[int], count: int, weight: FrozenWeight
     ):
-        names = [f"{owner}.{expert}.{leaf}" for expert in range(count) for leaf in leaves]
+        names = expert_names(owner, leaves, count)
         super().__init__(names, list(sizes) * count, weight, [None] * len(names))
         self.owner, self.stacked, self.leaves, self.count = owner, stacked, tuple(leaves), count
         self.updates = None
@@ -104,12 +109,11 @@ class Mixture(nn.Module):
         inside = f"{prefix}.{names.owner}"
 
         def group(stacked: str, leaves: tuple[str, ...], out: int, width: int) -> ExpertGroup:
-            storage = build.quant.empty(sizes.count * len(leaves) * out, width, build.dtype, build.device)
-            stacked = f"{prefix}.{STACKED_OWNER}.experts.{stacked}"
-            return ExpertGroup(f"{inside}.experts", stacked, leaves, [out] * len(leaves), sizes.count, storage)
+            owner, stacked = f"{inside}.experts", f"{prefix}.{STACKED_OWNER}.experts.{stacked}"
+            storage = build.experts(expert_names(owner, leaves, sizes.count), sizes.count * len(leaves) * out, width)
+            return ExpertGroup(owner, stacked, leaves, [out] * len(leaves), sizes.count, storage)
 
-        self.router = build.linears([f"{inside}.{names.router}"], [sizes.count], width)
-        self.router.routes = True
+        self.router = build.linears([f"{inside}.{names.router}"], [sizes.count], width, routes=True)
         self.gate_up = group("gate_up_proj", (names.gate, names.up), sizes.width, width)
         self.down = group("down_proj", (names.down,), width, sizes.width)
         self.shared: Mlp | None = None
@@ -117,8 +121,7 @@ class Mixture(nn.Module):
             shared = f"{inside}.{names.shared}"
             leaves = (f"{shared}.{names.gate}", f"{shared}.{names.up}")
             self.shared = Mlp(build, leaves, f"{shared}.{names.down}", width, sizes.shared_width, activation=activation)
-            self.shared_gate = build.linears([f"{inside}.{names.shared_gate}"], [1], width)
-            self.shared_gate.routes = True
+            self.shared_gate = build.linears([f"{inside}.{names.shared_gate}"], [1], width, routes=True)
 
     def forward(self, x: Tensor, norm: Norm | None = None) -> Tensor:
         """x [T, D] -> [T, D] of x, or of norm(x)."""

@@ -127,7 +127,9 @@ def load(
     _refuse_quantised(checkpoint)
     # a family of someone's own may compute with the numbers: it gets them as precise as they are
     watched = _Watched(checkpoint, dtype if family is None else None)
-    model = found.network(spec, Build(quant, dtype, device))
+    build = Build(quant, dtype, device)
+    model = found.network(spec, build)
+    build.check(model.groups())
     for slot in model.slots():
         dense = found.read(watched, slot.name, spec)
         if tuple(dense.shape) != slot.shape:

@@ -165,8 +165,8 @@ class ModuleFamily(Family):
             module = self.module(spec.config)
         if not isinstance(module, nn.Module):
             raise ModelError(f"{type(self).__name__}.module returns no nn.Module", given=repr(module)[:80])
-        freeze_linears(module, build, keep=self.head)
         module.to(build.dtype).requires_grad_(False)
+        freeze_linears(module, build, keep=self.head)  # after `to`, which would round a quantisation's scales
         return ModuleModel(module, spec.shape, self.head)
 
     def _lacks(self, what: str) -> ModelError:

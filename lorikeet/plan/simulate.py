@@ -62,7 +62,10 @@ class Network:
 
     def build(self, device: str = "cpu") -> CausalLM:
         """The network, empty; on the CPU under a fake mode, or on `meta`, it takes no memory."""
-        return self.family.network(self.spec, Build(self.quant, self.dtype, torch.device(device)))
+        build = Build(self.quant, self.dtype, torch.device(device))
+        network = self.family.network(self.spec, build)
+        build.check(network.groups())
+        return network
 
 
 def simulate(network: Network, adapter: Adapter, options: TrainOptions, batches: Sequence[Batch]) -> Simulated:

@@ -6,6 +6,7 @@ Experts [E, out, in] are one weight with E * out rows, and an expert is `rows` o
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -65,6 +66,13 @@ class Quant(Options):
         """This kind with the options that a config.json's quantization_config (`settings`) says, or None where that is
         of another kind. Raises CheckpointError about `source` for one of this kind that cannot be read."""
         return None
+
+    def keeps(self, names: Sequence[str]) -> Quant:
+        """How linears of these names, which share a storage, are kept: this way, or another."""
+        return self
+
+    def check(self, names: Sequence[str]) -> None:
+        """Raise RecipeError for an option that means nothing in a network with linears of these names."""
 
     def empty(self, out_features: int, in_features: int, dtype: torch.dtype, device: torch.device) -> FrozenWeight:
         """Storage for a weight [out, in], without contents: loading writes rows into it, planning leaves it empty."""

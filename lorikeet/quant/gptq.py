@@ -17,13 +17,14 @@ from lorikeet import kernels
 from lorikeet.base.errors import CheckpointError
 from lorikeet.kernels import dequantise_gptq as kernel
 from lorikeet.quant import _gptq_layout as layout
-from lorikeet.quant._contract import FrozenWeight, Quant
+from lorikeet.quant._contract import FrozenWeight
 from lorikeet.quant._gptq_round import round_to_nearest
+from lorikeet.quant._targets import Quantised
 
 _ROWS = 1024  # rounded at a time
 
 
-class Gptq(Quant):
+class Gptq(Quantised):
     """GPTQ's grouped integers. A model that is stored so brings its own settings."""
 
     kind: Literal["gptq"] = "gptq"
