@@ -19,7 +19,6 @@ from lorikeet.quant import _bitsandbytes as stored
 from lorikeet.quant._contract import FrozenWeight
 from lorikeet.quant._four_bit import AT_ONCE, check_finite
 from lorikeet.quant._targets import Quantised
-from lorikeet.quant._targets import Quantised
 
 PER_CODE = 0.007874015718698502  # 1 / 127, as bitsandbytes writes it
 
