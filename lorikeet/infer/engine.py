@@ -7,6 +7,7 @@ still turn into a stop string or is half a character.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -17,6 +18,7 @@ from lorikeet.base.errors import LorikeetError, ModelError
 from lorikeet.base.nouns import Conversation
 from lorikeet.data.encode import encode_prompt
 from lorikeet.data.templates._contract import Template
+from lorikeet.infer.dense_copies import dense_copies
 from lorikeet.infer.sampling import GenerateOptions, Sampler
 from lorikeet.models.causal_lm import CausalLM
 from lorikeet.models.kv_cache import Decode, KvCache, Prefill
@@ -81,8 +83,10 @@ class Engine:
             self._check(request)
         size = min((request.options.batch_size for request in requests), default=1)
         waiting = sorted(requests, key=lambda request: len(request.prompt))
-        for start in range(0, len(waiting), size):
-            yield from self._batch(waiting[start : start + size])
+        keep = all(request.options.dense_copies for request in requests)
+        with dense_copies(self.model) if keep else nullcontext():
+            for start in range(0, len(waiting), size):
+                yield from self._batch(waiting[start : start + size])
 
     def _check(self, request: Request) -> None:
         limit = self.model.shape.max_position

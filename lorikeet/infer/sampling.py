@@ -28,6 +28,10 @@ class GenerateOptions(Options):
     seed: int = Field(0, ge=0, description="Replies with the same seed and prompt are the same.")
     stop: list[str] = Field([], description="A reply also ends before any of these strings.")
     batch_size: int = Field(32, ge=1, description="Replies generated at once.")
+    dense_copies: bool = Field(
+        True,
+        description="Keep quantised weights dense while replies are made, where a quarter of the free memory suffices.",
+    )
 
 
 class Sampler:
