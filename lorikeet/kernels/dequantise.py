@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lorikeet.kernels import DTYPES, Kernel, serves
+from lorikeet.kernels import DTYPES, Kernel, has_numbers, serves
 
 Second = tuple[Tensor, Tensor, Tensor]  # of the second quantisation: scale, offset, the map of 256 numbers
 
@@ -32,9 +32,10 @@ def four_bit(
     if out is None:
         return None
     scale, offset, numbers = second or (None, None, None)
-    _four_bit(
-        DTYPES[out.dtype], len(codes), width, block_size, table, codes, absmax, scale, offset, numbers, out
-    )  # fmt: skip
+    if has_numbers(out):  # asked here: the table, which comes first, has numbers in a plan too
+        _four_bit(
+            DTYPES[out.dtype], len(codes), width, block_size, table, codes, absmax, scale, offset, numbers, out
+        )  # fmt: skip
     return out if out.dtype == dtype else out.to(dtype)
 
 

@@ -19,6 +19,9 @@ from lorikeet.models.load import identify, load
 from lorikeet.plan.simulate import Network, Simulated, measure, simulate
 from lorikeet.plan.steps import full_row
 from lorikeet.plan.tensors import KINDS, Tensors
+from lorikeet.quant._contract import Quant
+from lorikeet.quant.int8 import Int8
+from lorikeet.quant.nf4 import NF4
 from lorikeet.quant.none import NoQuant
 from lorikeet.train.loop import TrainOptions
 
@@ -30,13 +33,19 @@ MODELS: dict[str, dict[str, Any]] = {
 
 
 def both(
-    folder: Path, batches: list[Batch], *, dtype: torch.dtype = torch.float32, r: int = 4, **train: Any
+    folder: Path,
+    batches: list[Batch],
+    *,
+    dtype: torch.dtype = torch.float32,
+    r: int = 4,
+    quant: Quant = NoQuant(),
+    **train: Any,
 ) -> tuple[Simulated, Simulated]:
     """(predicted, measured)."""
     checkpoint, adapter, options = open_checkpoint(folder), Lora(r=r), TrainOptions(**train)
     family, spec = identify(checkpoint)
-    predicted = simulate(Network(family, spec, NoQuant(), dtype), adapter, options, batches)
-    model = load(checkpoint, NoQuant(), dtype=dtype, device=CPU)
+    predicted = simulate(Network(family, spec, quant, dtype), adapter, options, batches)
+    model = load(checkpoint, quant, dtype=dtype, device=CPU)
     adapter.attach(model, seed=0)
     return predicted, measure(model, adapter.parameters(model), options, batches)
 
@@ -62,6 +71,18 @@ def test_predicted_equals_measured(
         assert predicted.by_kind[kind] == pytest.approx(measured.by_kind[kind], abs=slack), kind
     assert (predicted.phase, predicted.place, predicted.op) == (measured.phase, measured.place, measured.op)
     assert predicted.flops == measured.flops
+
+
+@pytest.mark.parametrize("quant", [NF4(double_quant=True), NF4(), Int8()], ids=str)
+def test_dense_forms_of_quantised_weights_are_foretold(quant: Quant, tiny_model: Path) -> None:
+    """Predicted without a number: kernels that make weights dense are not called."""
+    predicted, measured = both(
+        tiny_model, [full_row(2, 200)], dtype=torch.bfloat16, quant=quant, gradient_checkpointing=True
+    )
+    assert predicted.peak_bytes == pytest.approx(measured.peak_bytes, rel=0.01)
+    for kind in KINDS:
+        assert predicted.by_kind[kind] == pytest.approx(measured.by_kind[kind], abs=0.01 * measured.peak_bytes), kind
+    assert predicted.by_kind["quantisation state"] > 0
 
 
 def test_plain_pytorch_is_foretold_as_well(tiny_model: Path) -> None:
