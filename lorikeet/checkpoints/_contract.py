@@ -35,6 +35,11 @@ class Checkpoint(Protocol):
         Raises CheckpointError for a missing name or a truncated file."""
         ...
 
+    def place(self, name: str) -> tuple[Path, int] | None:
+        """Where the tensor lies as plain numbers in the order of its shape: (file, first byte). None where its stored
+        form is another, or where that is not known."""
+        ...
+
     def fingerprint(self) -> str:
         """sha256 that identifies the weights: over names, shapes and contents (cached beside file size and mtime)."""
         ...

@@ -47,6 +47,10 @@ class SettingsOnly:
         """There is none."""
         raise self._nothing(name)
 
+    def place(self, name: str) -> tuple[Path, int] | None:
+        """Nowhere."""
+        return None
+
     def fingerprint(self) -> str:
         """That of the settings."""
         return hashlib.sha256(json.dumps(self.config, sort_keys=True).encode()).hexdigest()

@@ -109,6 +109,11 @@ class GGUFCheckpoint:
         self._release()
         return read
 
+    def place(self, name: str) -> tuple[Path, int] | None:
+        """Where the tensor begins, if its numbers are floats."""
+        info = self._info(name)
+        return (self.path, self._start(info)) if GGMLQuantizationType(info.kind) in FLOATS else None
+
     def _dequantised(self, name: str, kind: GGMLQuantizationType, raw: np.ndarray, dtype: torch.dtype) -> Tensor:
         """Stored rows as [blocks, elements of a block] in `dtype`.
 

@@ -114,6 +114,11 @@ class HuggingFaceCheckpoint:
             tensor: Tensor = shard.get_tensor(name) if part is None else shard.get_slice(name)[part]
         return tensor
 
+    def place(self, name: str) -> tuple[Path, int] | None:
+        """Where the tensor begins in its safetensors file; None for one that was pickled."""
+        self._need(name)
+        return None if self._pickled else (self._where[name], _first_byte(self._where[name], name))
+
     def fingerprint(self) -> str:
         """sha256 over names, dtypes, shapes and contents; the same however the model is cut into shards."""
         return cached_fingerprint(self._files, self._contents())
@@ -236,6 +241,14 @@ def read_json(file: Path, folder: Path) -> dict[str, Any]:
 def _type_name(dtype: torch.dtype) -> str:
     """What safetensors calls a dtype: bfloat16 is BF16, int64 is I64."""
     return re.sub(r"^(b?[a-z])[a-z]*?(\d+)", r"\1\2", str(dtype).removeprefix("torch.")).upper()
+
+
+def _first_byte(file: Path, name: str) -> int:
+    """A safetensors file is the length of its header (8 bytes), the header (JSON), then the tensors end to end."""
+    with file.open("rb") as source:
+        size = int.from_bytes(source.read(8), "little")
+        start: int = json.loads(source.read(size))[name]["data_offsets"][0]
+    return 8 + size + start
 
 
 def _safe_open(file: Path) -> Any:

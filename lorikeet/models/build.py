@@ -6,9 +6,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lorikeet.models.linear import LinearGroup
+from lorikeet.models.mapped_rows import MappedRows
 from lorikeet.models.slots import Slot, parameter_slot
 from lorikeet.ops.norm import Normed, rms_norm
 from lorikeet.quant._contract import FrozenWeight, Quant
@@ -38,24 +40,46 @@ class Norm(nn.Module):
 
 
 class Embedding(nn.Module):
-    """A table [V, D]: the embedding, or a head of its own. Applied by its owner."""
+    """A table [V, D]: the embedding, or a head of its own, which its owner applies."""
 
     def __init__(self, name: str, weight: nn.Parameter):
         super().__init__()
         self.name, self.weight = name, weight
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """tokens [T] -> their rows [T, D]."""
+        return F.embedding(tokens, self.weight)
 
     def slots(self) -> Iterator[Slot]:
         """See `Part`."""
         yield parameter_slot(f"{self.name}.weight", self.weight)
 
 
+class MappedEmbedding(Embedding):
+    """The embedding's rows stay in the checkpoint's file. It has no `weight`, so it is no head."""
+
+    def __init__(self, name: str, rows: MappedRows):
+        nn.Module.__init__(self)
+        self.name, self.rows = name, rows
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """tokens [T] -> their rows [T, D]."""
+        return self.rows.gather(tokens)
+
+    def slots(self) -> Iterator[Slot]:
+        """See `Part`."""
+        yield Slot(f"{self.name}.weight", self.rows.shape, None, self.rows.whole)
+
+
 @dataclass(frozen=True)
 class Build:
-    """How parts are made: how frozen weights are kept, in which dtype, where."""
+    """How parts are made: how frozen weights are kept, in which dtype, where. `mapped`: a tensor that stays in the
+    checkpoint's file."""
 
     quant: Quant
     dtype: torch.dtype
     device: torch.device
+    mapped: MappedRows | None = None
 
     def linears(
         self, names: Sequence[str], sizes: Sequence[int], width: int, *, bias: bool = False, routes: bool = False
@@ -85,4 +109,6 @@ class Build:
         return Norm(name, self.parameter(width), eps, offset)
 
     def embedding(self, name: str, vocabulary: int, width: int) -> Embedding:
+        if self.mapped is not None and self.mapped.name == f"{name}.weight":
+            return MappedEmbedding(name, self.mapped)
         return Embedding(name, self.parameter(vocabulary, width))

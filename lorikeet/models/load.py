@@ -131,6 +131,9 @@ def load(
     model = found.network(spec, build)
     build.check(model.groups())
     for slot in model.slots():
+        if slot.write is None:
+            watched.leave(found.gguf_name(slot.name) if checkpoint.layout == "gguf" else slot.name)
+            continue
         dense = found.read(watched, slot.name, spec)
         if tuple(dense.shape) != slot.shape:
             raise CheckpointError(
@@ -183,6 +186,10 @@ class _Watched:
         if self._dtype is None or dtype is not None or len(self._checkpoint.shape(name)) < 2:
             return self._checkpoint.read(name, part, dtype=dtype)
         return self._checkpoint.read(name, part, dtype=self._dtype)
+
+    def leave(self, name: str) -> None:
+        """A tensor has its place, and stays in the file."""
+        self._seen.add(name)
 
     def unread(self) -> list[str]:
         """The tensors that nobody asked for, but those that follow from others (tables of rope, a tied head)."""

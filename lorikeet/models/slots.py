@@ -17,11 +17,11 @@ from torch import Tensor, nn
 @dataclass(frozen=True)
 class Slot:
     """One checkpoint tensor's place. `write` takes it dense, on any device in any dtype; `read` gives it back dense
-    in the dtype asked for, without adapters."""
+    in the dtype asked for, without adapters. `write` is None where the tensor stays in the checkpoint's file."""
 
     name: str
     shape: tuple[int, ...]
-    write: Callable[[Tensor], None]
+    write: Callable[[Tensor], None] | None
     read: Callable[[torch.dtype], Tensor]
 
 

@@ -21,6 +21,7 @@ from lorikeet.base.nouns import Batch
 from lorikeet.models.build import Build
 from lorikeet.models.causal_lm import CausalLM
 from lorikeet.models.families._contract import Family
+from lorikeet.models.mapped_rows import MappedRows
 from lorikeet.models.spec import Spec
 from lorikeet.plan.tensors import HEAD, Tensors
 from lorikeet.quant._contract import FrozenWeight, Quant
@@ -59,10 +60,11 @@ class Network:
     spec: Spec
     quant: Quant
     dtype: torch.dtype
+    mapped: MappedRows | None = None  # what stays in the checkpoint's file
 
     def build(self, device: str = "cpu") -> CausalLM:
         """The network, empty; on the CPU under a fake mode, or on `meta`, it takes no memory."""
-        build = Build(self.quant, self.dtype, torch.device(device))
+        build = Build(self.quant, self.dtype, torch.device(device), self.mapped)
         network = self.family.network(self.spec, build)
         build.check(network.groups())
         return network
