@@ -1,7 +1,8 @@
 """TRL's SFTTrainer with PEFT's LoRA, on pretokenised rows. Logging, entropy and accuracy stay as TRL ships them.
 
 Settings: micro_batch; grouped; checkpointing; adapters (float32 under autocast, TRL's default, or bfloat16);
-packing: a length (best-fit decreasing, padding-free, sequences kept apart by their positions)."""
+packing: a length (best-fit decreasing, padding-free, sequences kept apart by their positions); quant: nf4 or fp4, by
+bitsandbytes."""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ import torch
 from datasets import Dataset, concatenate_datasets
 from peft import LoraConfig, get_peft_model
 from recorder import Recorder, labels, ordered, read_job
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from transformers_trainer import Quiet, schedule, watch
 from trl import SFTConfig, SFTTrainer
 from trl.data_utils import pack_dataset
@@ -19,6 +20,21 @@ from trl.data_utils import pack_dataset
 
 def table(rows: list[dict[str, Any]]) -> Dataset:
     return Dataset.from_dict({"input_ids": [row["tokens"] for row in rows], "labels": [labels(row) for row in rows]})
+
+
+def load(model: str, quant: str | None) -> Any:
+    """The base model in bfloat16, its linears in 4 bits where `quant` says so, as QLoRA's recipe has it."""
+    if quant is None:
+        return AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16)
+    config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type=quant, bnb_4bit_compute_dtype=torch.bfloat16)
+    loaded = AutoModelForCausalLM.from_pretrained(
+        model, dtype=torch.bfloat16, quantization_config=config, device_map="cpu"
+    )
+    for module in loaded.modules():
+        # a pass without gradients would turn the weights, for good, into a form that has no backward pass
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+    return loaded
 
 
 def main() -> None:
@@ -36,7 +52,7 @@ def main() -> None:
         accumulation, extra = per_step // micro, {"packing": False, "max_length": None}
     recorder = Recorder(("trl", "peft", "transformers", "accelerate"), warm, total)
     watch(recorder, accumulation)
-    model = AutoModelForCausalLM.from_pretrained(job["model"], dtype=torch.bfloat16)
+    model = load(job["model"], setting.get("quant"))
     wide = setting.get("adapters", "float32") == "float32"
     lora = LoraConfig(r=8, lora_alpha=16, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM")
     model = get_peft_model(model, lora, autocast_adapter_dtype=wide)

@@ -1,0 +1,92 @@
+"""Arithmetic on what was measured of kinds of storage: taking turns, ratios, and the tables. Nothing is loaded here."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+Figures = dict[str, Any]
+
+
+def in_turns(jobs: Mapping[str, Callable[[int], float]], rounds: int) -> dict[str, list[float]]:
+    """What each job returned in each round. Every round begins with another job, so that none is always first."""
+    names, found = list(jobs), {name: list[float]() for name in jobs}
+    for number in range(rounds):
+        start = number % len(names)
+        for name in names[start:] + names[:start]:
+            found[name].append(jobs[name](number))
+    return found
+
+
+def against(seconds: Mapping[str, Sequence[float]], base: str) -> dict[str, Figures]:
+    """Of each job: its least and middle time, and its times over those of `base`: the middle of the rounds' ratios (the
+    two of a round ran minutes apart at most) and the ratio of the least times."""
+    found: dict[str, Figures] = {}
+    for name, mine in seconds.items():
+        paired = [one / other for one, other in zip(mine, seconds[base])]
+        found[name] = {
+            "least": min(mine), "middle": statistics.median(mine), "ratio": statistics.median(paired),
+            "ratio_of_least": min(mine) / min(seconds[base]), "all": list(mine),
+        }  # fmt: skip
+    return found
+
+
+def markdown(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """A table."""
+    lines = [columns, ["---"] * len(columns), *([str(cell) for cell in row] for row in rows)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def speed_table(found: Mapping[str, Figures], memory: Mapping[str, float]) -> str:
+    """Of `against`'s answer for steps; `memory`: peak GiB of those kinds that were measured alone."""
+    rows = [
+        (kind, f"{one['middle']:.2f}", f"{one['least']:.2f}", f"{one['ratio']:.2f}", f"{one['ratio_of_least']:.2f}",
+         f"{memory[kind]:.2f}" if kind in memory else "")
+        for kind, one in found.items()
+    ]  # fmt: skip
+    return markdown(("kind", "a step, s", "least", "times bf16's", "of the least", "peak RSS, GiB"), rows)
+
+
+def decode_table(found: Mapping[str, Mapping[str, Figures]], tokens: Mapping[str, int], base: str) -> str:
+    """Of `against`'s answers for each batch; `tokens`: how many one call of each batch made."""
+    columns = ["kind"]
+    for batch in found:
+        columns += [f"{batch}, tokens/s", "times bf16's time"]
+    kinds = list(next(iter(found.values())))
+    rows = []
+    for kind in kinds:
+        row = [kind]
+        for batch, figures in found.items():
+            one = figures[kind]
+            row += [f"{tokens[batch] / one['middle']:.0f}", f"{one['ratio']:.2f}" if kind != base else "1"]
+        rows.append(row)
+    return markdown(columns, rows)
+
+
+def quality_table(runs: Mapping[str, Figures]) -> str:
+    """One row for each kind that was run: what it costs in bits, what it does to the held-out loss."""
+    columns = ("kind", "bits a weight", "held-out loss before", "after", "tokens/s", "peak RSS, GiB")
+    rows = []
+    for kind, run in runs.items():
+        if "error" in run:
+            rows.append([kind, f"failed: {run['error'][:120]}".replace("|", "/"), "", "", "", ""])
+            continue
+        rows.append([
+            kind, f"{run['bits']:.2f}", f"{run['loss_before']:.4f}", f"{run['loss_after']:.4f}",
+            f"{run['tokens_per_second']:.0f}", f"{run['training_peak_rss_gib']:.2f}",
+        ])  # fmt: skip
+    return markdown(columns, rows)
+
+
+def peer_table(rows: Sequence[Figures]) -> str:
+    """Tools with their settings: {tool, setting, seconds: [...], peak_rss_gib, losses}, ours first."""
+    mine = rows[0]
+    cells = [
+        (one["tool"], one["setting"], " ".join(f"{part:.1f}" for part in one["seconds"]),
+         f"{statistics.median(one['seconds']) / statistics.median(mine['seconds']):.2f}",
+         f"{one['peak_rss_gib']:.2f}", f"{one['peak_rss_gib'] / mine['peak_rss_gib']:.2f}", f"{one['losses'][0]:.4f}")
+        for one in rows
+    ]  # fmt: skip
+    columns = ("tool", "setting", "seconds of each round", "times ours", "peak RSS, GiB", "times ours", "first loss")
+    return markdown(columns, cells)
