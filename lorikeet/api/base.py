@@ -26,6 +26,7 @@ from lorikeet.data.show import show as show_examples
 from lorikeet.data.templates._contract import Template
 from lorikeet.models.causal_lm import CausalLM, Shape
 from lorikeet.models.load import ModelOptions, identify, load, pick_device, pick_dtype
+from lorikeet.models.stored import fitting
 from lorikeet.quant._contract import Quant
 from lorikeet.tokens._contract import Tokenizer
 from lorikeet.tokens.open import open_tokenizer
@@ -73,8 +74,10 @@ def base_of(options: ModelOptions, path: Path, checkpoint: Checkpoint) -> Base:
 
 
 def prepare(recipe: Recipe, base: Base | None = None) -> tuple[Recipe, Base, Template, Prepared]:
-    """Read, render and store the recipe's data. The recipe comes back with a `max_length` that the model allows."""
+    """Read, render and store the recipe's data. The recipe comes back with a `max_length` that the model allows, and a
+    `quant` that says how the model is stored, where it is quantised."""
     base = base or open_base(recipe.model)
+    recipe = recipe.model_copy(update={"quant": fitting(recipe.quant, base.checkpoint)})
     template = recipe.data.template.bind(base.tokenizer)
     recipe = within_context(recipe, base.shape.max_position)
     return recipe, base, template, pipeline.prepare(recipe.data, base.tokenizer, template, seed=recipe.train.seed)

@@ -21,6 +21,7 @@ from lorikeet.data.pack import steps_per_epoch
 from lorikeet.data.pipeline import Prepared
 from lorikeet.models.causal_lm import CausalLM
 from lorikeet.models.load import identify, pick_device, pick_dtype
+from lorikeet.models.stored import fitting
 from lorikeet.plan import search, speed
 from lorikeet.plan.process import Process, Resident, resident
 from lorikeet.plan.report import Report, flat
@@ -96,6 +97,7 @@ def plan(recipe: Recipe, *, memory_bytes: int | None = None) -> Report:
     target = _target(recipe)
     kernels.choose(recipe.model.kernels if target.device.type == "cpu" else "eager")
     checkpoint = open_settings(recipe.model.path, allow_pickle=recipe.model.allow_pickle)
+    recipe = recipe.model_copy(update={"quant": fitting(recipe.quant, checkpoint)})
     recipe, prepared, why_unknown = _prepare(recipe, checkpoint)
     planner = _Planner(checkpoint, prepared, target, resident())
     found = planner.run(recipe, {})

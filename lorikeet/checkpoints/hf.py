@@ -35,7 +35,7 @@ def recognises(path: Path) -> bool:
 
 def open(path: Path, *, allow_pickle: bool = False) -> HuggingFaceCheckpoint:
     """Open the folder. Raises CheckpointError for missing or damaged files, and for pickles unless `allow_pickle`."""
-    config = read_json(path / "config.json", path)
+    config = _config(path)
     files, promised = _weight_files(path, SAFE)
     if files:
         return HuggingFaceCheckpoint(path, config, files, promised, {})
@@ -55,6 +55,14 @@ def open(path: Path, *, allow_pickle: bool = False) -> HuggingFaceCheckpoint:
         )
     tensors = {name: tensor for file in files for name, tensor in _unpickle(file).items()}
     return HuggingFaceCheckpoint(path, config, files, promised, tensors)
+
+
+def _config(path: Path) -> dict[str, Any]:
+    """config.json; AutoGPTQ's early folders say in a file of its own how the weights are quantised."""
+    config, beside = read_json(path / "config.json", path), path / "quantize_config.json"
+    if "quantization_config" not in config and beside.is_file():
+        config["quantization_config"] = {"quant_method": "gptq"} | read_json(beside, path)
+    return config
 
 
 class HuggingFaceCheckpoint:

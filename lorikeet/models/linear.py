@@ -51,6 +51,14 @@ class FrozenLinear(nn.Module):
         """Keep a dense weight [out, in] in the group's storage."""
         self._weight[0].write(self.rows.start, weight)
 
+    def take(self, parts: dict[str, Tensor]) -> None:
+        """Keep the weight as a checkpoint stored it: see `FrozenWeight.take`."""
+        self._weight[0].take(self.rows.start, self.rows.stop, parts)
+
+    def give(self) -> dict[str, Tensor] | None:
+        """The weight as a checkpoint stores it: see `FrozenWeight.give`."""
+        return self._weight[0].give(self.rows.start, self.rows.stop)
+
 
 class LinearGroup(nn.Module):
     """Linears over one input, computed together. `attached` is what an adapter put there: it computes instead."""
@@ -89,9 +97,10 @@ class LinearGroup(nn.Module):
 
     def slots(self) -> Iterator[Slot]:
         """Each member's weight and bias; see models/build.py."""
+        takes = type(self.weight).take is not FrozenWeight.take
         for linear in self.linears:
             size = (linear.out_features, linear.in_features)
-            yield Slot(f"{linear.name}.weight", size, linear.write, linear.dense)
+            yield Slot(f"{linear.name}.weight", size, linear.write, linear.dense, linear.take if takes else None)
             if linear.bias is not None:
                 yield parameter_slot(f"{linear.name}.bias", linear.bias)
 

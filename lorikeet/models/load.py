@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,7 +25,9 @@ from lorikeet.kernels import Kernels
 from lorikeet.models.build import Build
 from lorikeet.models.causal_lm import CausalLM
 from lorikeet.models.families._contract import Family
+from lorikeet.models.slots import Slot
 from lorikeet.models.spec import DecoderSpec, Spec
+from lorikeet.models.stored import StoredLinears, fitting, refuse_unknown, stored_quant
 from lorikeet.quant._contract import Quant
 
 _DERIVED = re.compile(r"inv_freq$|rope_freqs|rope_factors|^lm_head\.|^output\.weight$|\.masked_bias$|\.attn\.bias$")
@@ -124,17 +127,41 @@ def load(
 ) -> CausalLM:
     """The checkpoint's network with its weights, frozen. Raises CheckpointError for a missing or odd tensor."""
     found, spec = identify(checkpoint, family)
-    _refuse_quantised(checkpoint)
+    quant, stored = fitting(quant, checkpoint), StoredLinears(checkpoint, stored_quant(checkpoint))
+    refuse_unknown(checkpoint, stored.quant)
     # a family of someone's own may compute with the numbers: it gets them as precise as they are
-    watched = _Watched(checkpoint, dtype if family is None else None)
-    build = Build(quant, dtype, device)
+    watched = Watched(checkpoint, dtype if family is None else None)
+    build = Build(stored.kept(quant), dtype, device)
     model = found.network(spec, build)
     build.check(model.groups())
-    for slot in model.slots():
+    fill(model.slots(), Source(found, spec, watched, stored), dtype=dtype, device=device)
+    _refuse_second_head(watched, found, spec, model)
+    if unread := watched.unread():
+        named = ", ".join(unread[:3]) + (", ..." if len(unread) > 3 else "")
+        note(f"{len(unread)} of {len(checkpoint.names())} tensors have no place in this network: {named}")
+    return model
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where tensors come from: a checkpoint, and how its family and its quantisation say they lie there."""
+
+    family: Family
+    spec: Spec
+    checkpoint: Watched
+    stored: StoredLinears
+
+
+def fill(slots: Iterable[Slot], source: Source, *, dtype: torch.dtype, device: torch.device) -> None:
+    """Read each slot's tensor and place it. Raises CheckpointError for one that is missing or has another shape."""
+    for slot in slots:
         if slot.write is None:
-            watched.leave(found.gguf_name(slot.name) if checkpoint.layout == "gguf" else slot.name)
+            gguf = source.checkpoint.layout == "gguf"
+            source.checkpoint.leave(source.family.gguf_name(slot.name) if gguf else slot.name)
             continue
-        dense = found.read(watched, slot.name, spec)
+        if source.stored.fill(slot, source.checkpoint, dtype, device):
+            continue
+        dense = source.family.read(source.checkpoint, slot.name, source.spec)
         if tuple(dense.shape) != slot.shape:
             raise CheckpointError(
                 f"tensor '{slot.name}' has another shape than the config says",
@@ -143,11 +170,6 @@ def load(
             )
         slot.write(dense.to(device=device, dtype=dtype) if dense.is_floating_point() else dense.to(device))
         del dense
-    _refuse_second_head(watched, found, spec, model)
-    if unread := watched.unread():
-        named = ", ".join(unread[:3]) + (", ..." if len(unread) > 3 else "")
-        note(f"{len(unread)} of {len(checkpoint.names())} tensors have no place in this network: {named}")
-    return model
 
 
 def _refuse_second_head(checkpoint: Checkpoint, family: Family, spec: Spec, model: CausalLM) -> None:
@@ -169,7 +191,7 @@ def _refuse_second_head(checkpoint: Checkpoint, family: Family, spec: Spec, mode
         )
 
 
-class _Watched:
+class Watched:
     """A checkpoint that remembers what was read: a config.json of fewer layers makes a network that runs, too.
 
     Quantised matrices are read in `dtype`: of an embedding, the float32 copy alone would be the peak of loading."""
@@ -194,24 +216,3 @@ class _Watched:
     def unread(self) -> list[str]:
         """The tensors that nobody asked for, but those that follow from others (tables of rope, a tied head)."""
         return [name for name in self._checkpoint.names() if name not in self._seen and not _DERIVED.search(name)]
-
-
-def _refuse_quantised(checkpoint: Checkpoint) -> None:
-    """Raise CheckpointError for a folder whose numbers mean nothing without scales that lie beside them.
-
-    Read as plain tensors, they would make a network that runs, and is not the model."""
-    if checkpoint.layout != "hf":
-        return  # a GGUF file's reader knows its scales
-    names = set(checkpoint.names())
-    settings = checkpoint.config.get("quantization_config")
-    method = settings.get("quant_method") if isinstance(settings, dict) else None
-    for name in sorted(names):
-        stored = checkpoint.stored(name)
-        scaled = stored.startswith("F8") and (method or {f"{name}_scale", f"{name}_scale_inv"} & names)
-        if name.endswith("weight") and (scaled or not stored.startswith(("F", "BF"))):
-            raise CheckpointError(
-                f"{checkpoint.path}: the weights are quantised, and only dense ones are read from a folder",
-                given=f"{method or 'no quantization_config'}; '{name}' is {stored}",
-                allowed="F16 BF16 F32 F64",
-                try_="the model unquantised, or a .gguf file of it",
-            )

@@ -23,6 +23,7 @@ class Slot:
     shape: tuple[int, ...]
     write: Callable[[Tensor], None] | None
     read: Callable[[torch.dtype], Tensor]
+    take: Callable[[dict[str, Tensor]], None] | None = None  # as a checkpoint stores it quantised: models/stored.py
 
 
 class Part(Protocol):

@@ -67,6 +67,11 @@ class Quant(Options):
         of another kind. Raises CheckpointError about `source` for one of this kind that cannot be read."""
         return None
 
+    def stored_settings(self, dtype: torch.dtype) -> dict[str, Any] | None:
+        """The inverse of `stored_as`: the quantization_config of a folder whose linears are what `FrozenWeight.give`
+        gives, computed with in `dtype`. None for a kind that no folder holds."""
+        return None
+
     def keeps(self, names: Sequence[str]) -> Quant:
         """How linears of these names, which share a storage, are kept: this way, or another."""
         return self

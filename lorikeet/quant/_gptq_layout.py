@@ -100,6 +100,13 @@ def from_parts(
     for name, shape in shapes.items():
         if name == "g_idx" and name not in parts:
             continue  # older files leave it out where groups are in order
+        if name not in parts:
+            raise CheckpointError(
+                f"no '{name}'",
+                given=" ".join(parts),
+                allowed=" ".join(PARTS),
+                try_="the file as it was written: download it again",
+            )
         if tuple(parts[name].shape) != shape:
             raise CheckpointError(
                 f"'{name}' has another shape than {bits} bits and group_size {group_size} give [{rows}, {width}]",

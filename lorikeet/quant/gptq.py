@@ -70,6 +70,11 @@ class Gptq(Quantised):
                 f"{source}: GPTQ's format as read here has no such {key}", given=value, allowed=allowed.get(str(key))
             ) from None
 
+    def stored_settings(self, dtype: torch.dtype) -> dict[str, Any]:
+        """See `Quant.stored_settings`."""
+        named = {"bits": self.bits, "group_size": self.group_size, "sym": self.sym, "desc_act": False}
+        return {"quant_method": "gptq", "checkpoint_format": self.checkpoint_format, **named}
+
     def empty(self, out_features: int, in_features: int, dtype: torch.dtype, device: torch.device) -> FrozenWeight:
         return GptqWeight(self, out_features, in_features, device)
 
