@@ -1,0 +1,98 @@
+"""Each kind of quantisation with each kind of adapter, as the folders list them: a run from end to end.
+
+It trains, is evaluated and answers on the way, resumes, merges, and is asked again; and what happens on the way changes
+no number of training (where libraries' layers lose their gradients: tests/parity/test_library_traps.py).
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lorikeet.base.kinds import kinds
+from lorikeet.base.yaml_lines import dump
+from lorikeet.checkpoints.open import open_checkpoint
+from lorikeet.cli.main import run_command
+
+GRID = [(quant, adapter) for quant in kinds("lorikeet.quant") for adapter in kinds("lorikeet.adapters")]
+OFTEN = {"before": True, "samples": 2}
+NEVER = {"before": False, "samples": 0}
+Make = Callable[..., Path]
+
+
+@pytest.fixture
+def make(tiny_model: Path, rows: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
+    """make(name, quant, adapter, evaluate, every): train in the folder `name`, which is returned."""
+    monkeypatch.chdir(tmp_path)
+    for name, part in (("train", rows[4:]), ("held_out", rows[:4])):
+        Path(f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
+
+    def train(name: str, quant: str, adapter: str, evaluate: dict[str, Any], every: int | None) -> Path:
+        recipe = {
+            "output_dir": name,
+            "model": {"path": str(tiny_model), "dtype": "bfloat16", "device": "cpu", "threads": 1},
+            "quant": {"kind": quant},
+            "adapter": {"kind": adapter},
+            "data": {"train": ["train.jsonl"], "validation": ["held_out.jsonl"], "max_length": 128},
+            "train": {
+                "examples_per_step": 4, "max_steps": 6, "learning_rate": 0.02, "row_tokens": 256,
+                "save_steps": 3, "eval_steps": every,
+            },
+            "evaluate": evaluate,
+            "generate": {"max_new_tokens": 8, "temperature": 0.0},
+        }  # fmt: skip
+        Path(f"{name}.yaml").write_text(dump(recipe))
+        assert run_command(["train", f"{name}.yaml"]) == 0
+        return Path(name)
+
+    return train
+
+
+def curve(run: Path) -> list[tuple[int, float, float]]:
+    """(step, loss, gradient norm) of each training step."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [(line["step"], line["loss"], line["grad_norm"]) for line in lines if line["kind"] == "train"]
+
+
+def weights(run: Path) -> bytes:
+    return (run / "adapter" / "adapter_model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("quant, adapter", GRID)
+def test_a_run_from_end_to_end(make: Make, quant: str, adapter: str) -> None:
+    watched, alone = make("watched", quant, adapter, OFTEN, 2), make("alone", quant, adapter, NEVER, None)
+    assert curve(watched) == curve(alone), "evaluation and answers on the way change no number"
+    assert weights(watched) == weights(alone)
+    assert curve(watched)[-1][1] < curve(watched)[0][1]
+
+    shutil.copytree(watched, "again")
+    for done in ("checkpoint-6", "adapter"):
+        shutil.rmtree(Path("again") / done)
+    (Path("again") / "summary.json").unlink()
+    assert run_command(["train", "watched.yaml", "output_dir=again"]) == 0
+    assert curve(Path("again")) == curve(watched) and weights(Path("again")) == weights(watched)
+
+    assert run_command(["predict", "watched", "held_out.jsonl", "--output", "replies.jsonl"]) == 0
+    assert len(Path("replies.jsonl").read_text().splitlines()) == 4
+    assert run_command(["evaluate", "watched"]) == 0
+    assert run_command(["plan", "watched.yaml"]) == 0
+    assert run_command(["merge", "watched", "merged"]) == 0
+    merged = open_checkpoint(Path("merged"))
+    assert all(merged.stored(name).startswith("BF") for name in merged.names())
+
+
+@pytest.mark.parametrize("quant", [kind for kind in kinds("lorikeet.quant") if kind != "none"])
+def test_no_run_goes_on_with_weights_kept_another_way(
+    make: Make, quant: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make("run", quant, "lora", NEVER, None)
+    (Path("run") / "summary.json").unlink()
+    shutil.rmtree(Path("run") / "checkpoint-6")
+    capsys.readouterr()
+    assert run_command(["train", "run.yaml", "quant.kind=none"]) == 2
+    assert "quant" in capsys.readouterr().err
