@@ -61,6 +61,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3, help="speed, decode, peer: how often each, in turns")
     parser.add_argument("--steps", type=int, default=12, help="quality: of training")
     parser.add_argument("--tokens", type=int, default=48, help="decode, quality: of each reply")
+    parser.add_argument("--no-copies", action="store_true", help="decode: keep no weight dense meanwhile")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--no-memory", action="store_true", help="speed: leave out the runs that measure memory")
     parser.add_argument("--show", action="store_true", help="quality: only print what is there")
@@ -137,7 +138,7 @@ def decode(asked: argparse.Namespace) -> dict[str, Any]:
     prompts = [engines[kinds[0]].prompt(ask) for ask in asks]
 
     def replies(kind: str, count: int) -> float:
-        options = GenerateOptions(max_new_tokens=asked.tokens)
+        options = GenerateOptions(max_new_tokens=asked.tokens, dense_copies=not asked.no_copies)
         start = time.perf_counter()
         for _ in engines[kind].generate([Request(i, prompt, options) for i, prompt in enumerate(prompts[:count])]):
             pass
