@@ -29,7 +29,7 @@ import workloads
 import yaml
 from machine import BUSY, others
 from peer_figures import describe
-from peer_jobs import LORIKEET, PEERS, RUNNERS, Jobs, Peer, Setting, Size, remember, run_limited
+from peer_jobs import FULL, LORIKEET, PEERS, RUNNERS, SHORT, Jobs, Peer, Setting, Size, code, remember, run_limited
 from peers import install
 from quant_kinds import DENSE, KINDS, MADE, with_kind
 from train_speed import Workload as Training
@@ -211,8 +211,8 @@ def errors(asked: argparse.Namespace) -> dict[str, Any]:
 def peer(asked: argparse.Namespace) -> dict[str, Any]:
     """nf4 here and by TRL with PEFT and bitsandbytes: its settings once each, then the fastest and ours in turns."""
     jobs = KindJobs(asked.data, asked.folder, asked.venvs, asked.results, threads=asked.threads, limit=asked.limit)
-    size, ours = Size(1, 2, 8), {"kind": "nf4"}
-    swept = [jobs.run(TRL.name, W1, Size(1, 1, 8), setting) for setting in TRL_SETTINGS]
+    size, ours = FULL[W1.name], {"kind": "nf4"}
+    swept = [jobs.run(TRL.name, W1, SHORT[W1.name], setting) for setting in TRL_SETTINGS]
     for run in swept:
         print(describe(run["setting"]), run.get("error") or f"{run['seconds']:.1f} s, {run['peak_rss_gib']:.2f} GiB")
     good = [run for run in swept if "error" not in run]
@@ -226,7 +226,8 @@ def peer(asked: argparse.Namespace) -> dict[str, Any]:
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in turns}
     for number in range(asked.rounds):
         for name, (tool, setting) in turns.items():
-            runs[name].append(jobs.run(tool, W1, size, setting, round_=f"round {number + 1}"))
+            version = code() if tool == LORIKEET else ""  # what others took stays true when we change
+            runs[name].append(jobs.run(tool, W1, size, setting, round_=f"{version} round {number + 1}"))
     rows = [
         {"tool": mine[0]["tool"], "setting": describe(mine[0]["setting"]), "seconds": [run["seconds"] for run in mine],
          "peak_rss_gib": max(run["peak_rss_gib"] for run in mine), "losses": mine[0]["losses"]}
