@@ -1,0 +1,14 @@
+"""AdamW whose states are one byte each, for a quarter of the memory (Dettmers et al. 2022)."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from lorikeet.train.optimizers._adamw_8bit import BlockwiseAdamW
+
+
+class AdamW8bit(BlockwiseAdamW):
+    """AdamW with states of one byte a number, quantised in blocks of 256; large tensors only."""
+
+    kind: Literal["adamw_8bit"] = "adamw_8bit"
+    also: ClassVar[tuple[str, ...]] = ("adamw_bnb_8bit",)
