@@ -86,7 +86,7 @@ TABLE: dict[str, Row] = {
     "cosine_constant_lr_ratio": differs(_SCHEDULE),
     "lr_scheduler_kwargs": differs(_SCHEDULE),
     "lr_quadratic_warmup": differs("the rate rises in a straight line"),
-    "optim_args": differs("the optimizers here take no further settings"),
+    "optim_args": differs("the settings of an optimizer stand below it here: train.optim.clip_threshold=1.0"),
     "optim_target_modules": differs("the optimizer treats all trained weights alike"),
     "neftune_noise_alpha": differs("no noise is added to the embeddings here"),
     "early_stopping_patience": differs("a run ends at its last step"),

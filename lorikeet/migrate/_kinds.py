@@ -9,9 +9,10 @@ from __future__ import annotations
 from typing import Any
 
 from lorikeet.base.errors import RecipeError, nearest
-from lorikeet.base.kinds import kinds
+from lorikeet.base.kinds import kind_class, kinds
 from lorikeet.migrate._contract import Translation
 from lorikeet.migrate._table import first_kind, option_choices
+from lorikeet.train.optimizers._contract import Optimizer, Shared
 
 # their template -> ours; all of a family's later layouts are the model's own (jinja)
 TEMPLATES: dict[str, list[str]] = {
@@ -60,6 +61,9 @@ OPTIMIZERS: dict[str, list[str]] = {
     "paged_adamw_8bit": ["paged_adamw_8bit", "adamw_8bit"],
     "adafactor": ["adafactor"],
     "lion_32bit": ["lion"],
+    "paged_lion_32bit": ["lion"],
+    "lion_8bit": ["lion_8bit", "lion"],
+    "paged_lion_8bit": ["lion_8bit", "lion"],
     "muon": ["muon"],
 }
 SCHEDULES: dict[str, list[str]] = {
@@ -128,11 +132,21 @@ def set_choice(translation: Translation, option: str, table: dict[str, list[str]
         translation.leave("differs", key, f"{option} has no such choice; {found} is set", name)
 
 
-def set_quant(translation: Translation, kind: str, key: str) -> None:
-    """`quant` for a format of frozen weights there; without it they stay dense, which needs more memory."""
+def unread_by(optim: str | None) -> list[str]:
+    """The options of the `train` section that an optimizer of ours does not read."""
+    if optim is None:
+        return []
+    reads = kind_class("lorikeet.train.optimizers", Optimizer, optim).reads
+    return [name for name in Shared._fields[1:] if name not in reads]
+
+
+def set_quant(translation: Translation, kind: str, key: str, *, double: bool = False) -> None:
+    """`quant` for a format of frozen weights there, and whether a 4-bit one keeps its scales in 8 bits; where there is
+    no such format they stay dense, which needs more memory."""
     found = first_kind("quant", QUANTS.get(kind, []))
     if found:
-        translation.set("quant", {"kind": found}, key)
+        options = {"double_quant": True} if double and found in ("nf4", "fp4") else {}
+        translation.set("quant", {"kind": found, **options}, key)
         return
     there = " ".join(kinds("lorikeet.quant"))
     why = f"no quantised base weights of kind {kind} yet (quant: {there}); they stay dense and need more memory"

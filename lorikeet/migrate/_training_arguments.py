@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import Any
 
 from lorikeet.migrate._contract import Translation
-from lorikeet.migrate._kinds import OPTIMIZERS, SCHEDULES, set_choice
+from lorikeet.migrate._kinds import OPTIMIZERS, SCHEDULES, set_choice, unread_by
 from lorikeet.migrate._table import Row, by_hand, differs, not_needed, to
 
 _LOG = "figures go to metrics.jsonl and report.html in the run's folder; no account, no upload"
@@ -43,7 +43,7 @@ TABLE: dict[str, Row] = {
     "bf16": by_hand("model.dtype"),
     "fp16": by_hand(),
     "lr_scheduler_kwargs": differs("the schedules here take no further settings"),
-    "optim_args": differs("the optimizers here take no further settings"),
+    "optim_args": differs("the settings of an optimizer stand below it here: train.optim.clip_threshold=1.0"),
     "label_smoothing_factor": differs("the loss here has no label smoothing"),
     "neftune_noise_alpha": differs("no noise is added to the embeddings here"),
     "load_best_model_at_end": differs("the last weights are kept; every checkpoint of the run can be evaluated"),
@@ -168,10 +168,10 @@ def _schedule(translation: Translation) -> None:
     if content.has("optim"):
         set_choice(translation, "train.optim", OPTIMIZERS, content.text("optim"), "optim")
     warm_up(translation)
-    if translation.get("train.optim") == "sgd":
-        for key in ("adam_beta1", "adam_beta2", "adam_epsilon"):
-            if content.has(key):
-                translation.leave("not needed", key, "sgd has none")
+    optim = translation.get("train.optim")
+    for key in unread_by(optim):
+        if content.has(key):
+            translation.leave("not needed", key, f"{optim} has none")
 
 
 def warm_up(translation: Translation) -> None:
