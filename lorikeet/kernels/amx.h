@@ -58,19 +58,22 @@ static inline void pairs_of_transposed(const bf16* from, i64 stride, void* to) {
     for (int i = 0; i < 16; i++) _mm512_storeu_si512((char*)to + 64 * i, r[i]);
 }
 
-// the pairs of 32 stored rows of 16 values
+// The pairs of 32 stored rows of 32 values, in two tiles, each row's line read once: where rows lie a multiple of some
+// KB apart they fall on a few sets of the cache. The first tile has columns 0-3, 8-11, 16-19 and 24-27, the second the
+// others; so have the sums.
 static inline void pairs_of_rows(const bf16* from, i64 stride, void* to) {
     for (int i = 0; i < 16; i++) {
-        __m512i even = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)(from + 2 * i * stride)));
-        __m512i odd = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)(from + (2 * i + 1) * stride)));
-        _mm512_storeu_si512((char*)to + 64 * i, _mm512_or_si512(even, _mm512_slli_epi32(odd, 16)));
+        __m512i even = _mm512_loadu_si512(from + 2 * i * stride), odd = _mm512_loadu_si512(from + (2 * i + 1) * stride);
+        _mm512_storeu_si512((char*)to + 64 * i, _mm512_unpacklo_epi16(even, odd));
+        _mm512_storeu_si512((char*)to + 1024 + 64 * i, _mm512_unpackhi_epi16(even, odd));
     }
 }
 
-// a tile of float32 sums to bfloat16 rows
-static inline void store_rounded(const float* from, bf16* to, i64 stride, int rows) {
-    for (int i = 0; i < rows; i++)
-        _mm256_storeu_si256((__m256i*)(to + i * stride), (__m256i)_mm512_cvtneps_pbh(_mm512_load_ps(from + 16 * i)));
+// one row of two tiles of float32 sums to 32 values; `woven` if the tiles' columns are those of pairs_of_rows
+static inline void store_rounded(const float* from, bf16* to, bool woven) {
+    __m512i row = (__m512i)_mm512_cvtne2ps_pbh(_mm512_load_ps(from + 256), _mm512_load_ps(from));
+    if (woven) row = _mm512_permutexvar_epi64(_mm512_set_epi64(7, 3, 6, 2, 5, 1, 4, 0), row);
+    _mm512_storeu_si512(to, row);
 }
 #else
 #define HAS_AMX 0

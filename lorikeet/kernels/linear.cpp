@@ -7,32 +7,35 @@
 
 static const i64 COLUMNS = 192;  // of a task: 192 x 576 pairs are 221 KB; half as many where that gives few tasks
 static const i64 DEPTH = 288;    // of a piece: 32 rows of it are 18 KB; a K of up to twice that stays whole
-static const i64 ROWS = 1024;    // between two packings: their x stays in the level-2 cache
+static const i64 ROWS = 2048;    // between two packings: their x stays in the level-2 cache
 
 #if HAS_AMX
-// weights [K, N], or [N, K] if transposed, columns n.. to tiles [K / 32][columns / 16]
+// weights [K, N], or [N, K] if transposed, columns n.. to panels of 32 columns: [columns / 32][K / 32] pairs of tiles
 static void pack(const bf16* weight, i64 stride, i64 transposed, i64 depth, i64 n, i64 columns, char* to) {
-    for (i64 k = 0; k < depth; k += 32)
-        for (i64 c = 0; c < columns; c += 16, to += 1024) {
-            if (transposed)
+    if (transposed)
+        for (i64 c = 0; c < columns; c += 32)
+            for (i64 k = 0; k < depth; k += 32, to += 2048) {
                 pairs_of_transposed(weight + (n + c) * stride + k, stride, to);
-            else
-                pairs_of_rows(weight + k * stride + n + c, stride, to);
-        }
+                pairs_of_transposed(weight + (n + c + 16) * stride + k, stride, to + 1024);
+            }
+    else
+        for (i64 k = 0; k < depth; k += 32, to += 2048)
+            for (i64 c = 0; c < columns; c += 32)
+                pairs_of_rows(weight + k * stride + n + c, stride, to + c * depth * 2);
 }
 
 // 32 rows x 32 columns: add `depth` products to the four sums
 static inline void multiply(const bf16* x, i64 stride, i64 depth, const char* pairs, i64 step) {
     written();
     for (i64 k = 0; k < depth; k += 32, pairs += step) {
-        _tile_loadd(4, x + k, stride * 2);
         _tile_loadd(6, pairs, 64);
-        _tile_dpbf16ps(0, 4, 6);
         _tile_loadd(7, pairs + 1024, 64);
-        _tile_dpbf16ps(1, 4, 7);
+        _tile_loadd(4, x + k, stride * 2);
         _tile_loadd(5, x + 16 * stride + k, stride * 2);
-        _tile_dpbf16ps(2, 5, 6);
+        _tile_dpbf16ps(0, 4, 6);
         _tile_dpbf16ps(3, 5, 7);
+        _tile_dpbf16ps(1, 4, 7);
+        _tile_dpbf16ps(2, 5, 6);
     }
 }
 
@@ -46,7 +49,8 @@ struct Matmul {
 // y rows t..t+rows (at most 32 of them real), the task's columns
 static void block(const Matmul* parts, int count, i64 t, i64 rows, i64 n, i64 columns, const char* packed, float* sums,
                   bf16* spare, bf16* y, i64 y_stride) {
-    i64 tiles = columns / 16, step = tiles * 1024;
+    i64 tiles = columns / 16;
+    bool woven = !parts[0].transposed;
     for (int part = 0; part < count; part++) {
         const Matmul& m = parts[part];
         const bf16* x = m.x + t * m.x_stride;
@@ -75,22 +79,18 @@ static void block(const Matmul* parts, int count, i64 t, i64 rows, i64 n, i64 co
                     _tile_loadd(2, s + 512, 64);
                     _tile_loadd(3, s + 768, 64);
                 }
-                multiply(x + k, stride, depth, packed + k / 32 * step + c * 1024, step);
+                multiply(x + k, stride, depth, packed + (c * m.depth + k * 2) * 32, 2048);
                 _tile_stored(0, s, 64);
                 _tile_stored(1, s + 256, 64);
                 _tile_stored(2, s + 512, 64);
                 _tile_stored(3, s + 768, 64);
                 if (last) {
                     bf16* to = y + t * y_stride + n + c * 16;
-                    int upper = rows < 16 ? int(rows) : 16, lower = int(rows) - upper;
-                    store_rounded(s, to, y_stride, upper);
-                    store_rounded(s + 256, to + 16, y_stride, upper);
-                    store_rounded(s + 512, to + 16 * y_stride, y_stride, lower);
-                    store_rounded(s + 768, to + 16 * y_stride + 16, y_stride, lower);
+                    for (i64 i = 0; i < rows; i++) store_rounded(s + (i >> 4) * 512 + (i & 15) * 16, to + i * y_stride, woven);
                 }
             }
         }
-        packed += m.depth / 32 * step;
+        packed += m.depth * columns * 2;
     }
 }
 
@@ -129,15 +129,28 @@ static void matmul(const Matmul* parts, int count, i64 rows, i64 width, bf16* y,
     }
 }
 
-// out [32, N] float32 = a^T b for a [T, 32] and b [T, N], T summed in one order
+// one row of the sums of two woven tiles to 32 values in order
+static inline void unwoven(const float* from, float* to) {
+    __m512 first = _mm512_load_ps(from), second = _mm512_load_ps(from + 256);
+    __m512i low = _mm512_set_epi32(23, 22, 21, 20, 7, 6, 5, 4, 19, 18, 17, 16, 3, 2, 1, 0);
+    _mm512_storeu_ps(to, _mm512_permutex2var_ps(first, low, second));
+    _mm512_storeu_ps(to + 16, _mm512_permutex2var_ps(first, _mm512_add_epi32(low, _mm512_set1_epi32(8)), second));
+}
+
+// out [32, N] float32 = a^T b for a [T, 32] and b [T, N], T summed in one order.
+//
+// A task takes some columns over all of T, 128 rows at a time: rows of b lie pages apart, and what is read of a page is
+// then read while the page is known.
 static void thin_product(i64 rows, i64 width, const bf16* a, i64 a_stride, const bf16* b, i64 b_stride, float* out,
                          i64 out_stride) {
+    const i64 STEPS = 4, TASK = 192;
     i64 blocks = (rows + 31) / 32;
     bf16* turned = (bf16*)std::aligned_alloc(64, size_t(blocks) * 2048);  // a^T: per 32 of T two tiles of 16 rows
 #pragma omp parallel
     {
         configure_tiles();
-        alignas(64) bf16 pairs[2][512];
+        alignas(64) float sums[TASK / 32 * 1024];
+        alignas(64) bf16 pairs[STEPS * 1024];
         alignas(64) bf16 last[32 * 32];
 #pragma omp for schedule(static)
         for (i64 i = 0; i < blocks; i++) {
@@ -146,36 +159,54 @@ static void thin_product(i64 rows, i64 width, const bf16* a, i64 a_stride, const
                     turned[i * 1024 + s * 32 + t] = i * 32 + t < rows ? a[(i * 32 + t) * a_stride + s] : bf16{0};
         }
 #pragma omp for schedule(dynamic, 1)
-        for (i64 n = 0; n < width; n += 32) {
-            _tile_zero(0);
-            _tile_zero(1);
-            _tile_zero(2);
-            _tile_zero(3);
-            for (i64 i = 0; i < blocks; i++) {
-                const bf16* from = b + i * 32 * b_stride + n;
-                i64 stride = b_stride, real = rows - i * 32;
-                if (real < 32) {
-                    std::memset(last, 0, sizeof last);
-                    for (i64 t = 0; t < real; t++) std::memcpy(last + t * 32, from + t * stride, 64);
-                    from = last;
-                    stride = 32;
+        for (i64 n = 0; n < width; n += TASK) {
+            i64 end = n + TASK < width ? n + TASK : width;
+            for (i64 i = 0; i < blocks; i += STEPS) {
+                i64 steps = blocks - i < STEPS ? blocks - i : STEPS;
+                for (i64 column = n; column < end; column += 32) {
+                    for (i64 s = 0; s < steps; s++) {
+                        const bf16* from = b + (i + s) * 32 * b_stride + column;
+                        i64 stride = b_stride, real = rows - (i + s) * 32;
+                        if (real < 32) {
+                            std::memset(last, 0, sizeof last);
+                            for (i64 t = 0; t < real; t++) std::memcpy(last + t * 32, from + t * stride, 64);
+                            from = last;
+                            stride = 32;
+                        }
+                        pairs_of_rows(from, stride, pairs + s * 1024);
+                    }
+                    float* sum = sums + (column - n) * 32;
+                    written();
+                    if (i == 0) {
+                        _tile_zero(0);
+                        _tile_zero(1);
+                        _tile_zero(2);
+                        _tile_zero(3);
+                    } else {
+                        _tile_loadd(0, sum, 64);
+                        _tile_loadd(1, sum + 256, 64);
+                        _tile_loadd(2, sum + 512, 64);
+                        _tile_loadd(3, sum + 768, 64);
+                    }
+                    for (i64 s = 0; s < steps; s++) {
+                        _tile_loadd(6, pairs + s * 1024, 64);
+                        _tile_loadd(7, pairs + s * 1024 + 512, 64);
+                        _tile_loadd(4, turned + (i + s) * 1024, 64);
+                        _tile_loadd(5, turned + (i + s) * 1024 + 512, 64);
+                        _tile_dpbf16ps(0, 4, 6);
+                        _tile_dpbf16ps(3, 5, 7);
+                        _tile_dpbf16ps(1, 4, 7);
+                        _tile_dpbf16ps(2, 5, 6);
+                    }
+                    _tile_stored(0, sum, 64);
+                    _tile_stored(1, sum + 256, 64);
+                    _tile_stored(2, sum + 512, 64);
+                    _tile_stored(3, sum + 768, 64);
                 }
-                pairs_of_rows(from, stride, pairs[0]);
-                pairs_of_rows(from + 16, stride, pairs[1]);
-                written();
-                _tile_loadd(4, turned + i * 1024, 64);
-                _tile_loadd(5, turned + i * 1024 + 512, 64);
-                _tile_loadd(6, pairs[0], 64);
-                _tile_loadd(7, pairs[1], 64);
-                _tile_dpbf16ps(0, 4, 6);
-                _tile_dpbf16ps(1, 4, 7);
-                _tile_dpbf16ps(2, 5, 6);
-                _tile_dpbf16ps(3, 5, 7);
             }
-            _tile_stored(0, out + n, out_stride * 4);
-            _tile_stored(1, out + n + 16, out_stride * 4);
-            _tile_stored(2, out + 16 * out_stride + n, out_stride * 4);
-            _tile_stored(3, out + 16 * out_stride + n + 16, out_stride * 4);
+            for (i64 column = n; column < end; column += 32)
+                for (i64 s = 0; s < 32; s++)
+                    unwoven(sums + (column - n) * 32 + (s >> 4) * 512 + (s & 15) * 16, out + s * out_stride + column);
         }
         _tile_release();
     }
