@@ -77,7 +77,8 @@ def _adapter(made: Translation) -> None:
     if content.flag("gptq"):
         set_quant(made, "gptq", "gptq")
     elif content.flag("load_in_4bit") or name == "qlora":
-        set_quant(made, "nf4", "load_in_4bit" if content.has("load_in_4bit") else "adapter")
+        # nested scales are Axolotl's own setting, which a recipe there cannot change
+        set_quant(made, "nf4", "load_in_4bit" if content.has("load_in_4bit") else "adapter", double=True)
     elif content.flag("load_in_8bit"):
         set_quant(made, "int8", "load_in_8bit")
     if kind not in ("lora", "dora") or name not in ("lora", "qlora"):

@@ -75,7 +75,8 @@ TABLE: dict[str, Row] = {
     "model_revision": differs("the newest revision is fetched; model.path: hf:ORG/NAME@REVISION names one", "main"),
     "loss_type": differs("the loss here is cross-entropy", "nll"),
     "eos_token": differs("control tokens are those of the model's tokenizer"),
-    "use_bnb_nested_quant": not_needed("belongs to load_in_4bit"),
+    "use_bnb_nested_quant": by_hand("quant.double_quant"),
+    "bnb_4bit_use_double_quant": by_hand("quant.double_quant"),
     "lora_task_type": not_needed("models here are causal language models"),
     "lazy_preprocess": not_needed(_PREPARED),
     "overwrite_cache": not_needed(_PREPARED),
@@ -222,11 +223,13 @@ def _adapter(made: Translation, dialect: Dialect) -> None:
 
 def _quant(made: Translation) -> None:
     content = made.content
-    made.seen |= {"load_in_4bit", "load_in_8bit", "bnb_4bit_quant_type", "quantization_bit"}
+    nested = ("use_bnb_nested_quant", "bnb_4bit_use_double_quant")
+    made.seen |= {"load_in_4bit", "load_in_8bit", "bnb_4bit_quant_type", "quantization_bit", *nested}
     if content.has("q_lora") and content.flag("q_lora"):
         set_quant(made, "gptq", "q_lora")
     elif content.flag("load_in_4bit"):
-        set_quant(made, content.text("bnb_4bit_quant_type", "nf4"), "load_in_4bit")
+        double = any(content.flag(key) for key in nested)
+        set_quant(made, content.text("bnb_4bit_quant_type", "nf4"), "load_in_4bit", double=double)
     elif content.flag("load_in_8bit"):
         set_quant(made, "int8", "load_in_8bit")
     elif content.has("quantization_bit"):

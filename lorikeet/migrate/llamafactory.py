@@ -208,7 +208,8 @@ def _quant(made: Translation) -> None:
         return
     bits, method = content.whole("quantization_bit"), content.text("quantization_method", "bnb").lower()
     if method in ("bnb", "bitsandbytes") and bits in (4, 8):
-        set_quant(made, content.text("quantization_type", "nf4") if bits == 4 else "int8", "quantization_bit")
+        kind = content.text("quantization_type", "nf4") if bits == 4 else "int8"
+        set_quant(made, kind, "quantization_bit", double=content.flag("double_quantization", True))
     else:
         set_quant(made, f"{method} {bits} bit", "quantization_bit")
 
