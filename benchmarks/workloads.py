@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -185,10 +185,11 @@ def write_tinyllama(folder: Path, source: Path, sizes: dict[str, Any] = TINYLLAM
     tokenizer made from the alpaca file: its ids are real text's, fewer than the vocabulary has room for."""
     folder.mkdir(parents=True, exist_ok=True)
     hf.save(folder, sizes, _random_weights(sizes))
-    _write_tokenizer(folder, source)
+    write_tokenizer(folder, (side for pair in pairs_of(source) for side in pair))
 
 
-def _random_weights(sizes: dict[str, Any]) -> Iterator[tuple[str, torch.Tensor]]:
+def llama_shapes(sizes: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Name and shape of each tensor of a Llama's checkpoint, from its config.json."""
     width, inner = sizes["hidden_size"], sizes["intermediate_size"]
     keys = width // sizes["num_attention_heads"] * sizes["num_key_value_heads"]
     shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (sizes["vocab_size"], width)}
@@ -199,8 +200,11 @@ def _random_weights(sizes: dict[str, Any]) -> Iterator[tuple[str, torch.Tensor]]
         shapes |= {f"{at}.mlp.{name}_proj.weight": shape for name, shape in (
             ("gate", (inner, width)), ("up", (inner, width)), ("down", (width, inner)))}  # fmt: skip
         shapes |= {f"{at}.{name}_layernorm.weight": (width,) for name in ("input", "post_attention")}
-    shapes |= {"model.norm.weight": (width,), "lm_head.weight": (sizes["vocab_size"], width)}
-    for name, shape in shapes.items():
+    return shapes | {"model.norm.weight": (width,), "lm_head.weight": (sizes["vocab_size"], width)}
+
+
+def _random_weights(sizes: dict[str, Any]) -> Iterator[tuple[str, torch.Tensor]]:
+    for name, shape in llama_shapes(sizes).items():
         if len(shape) == 1:
             yield name, torch.ones(shape, dtype=torch.bfloat16)
         else:
@@ -208,19 +212,20 @@ def _random_weights(sizes: dict[str, Any]) -> Iterator[tuple[str, torch.Tensor]]
             yield name, torch.randn(shape, generator=generator).mul_(0.02).bfloat16()
 
 
-def _write_tokenizer(folder: Path, source: Path) -> None:
+def write_tokenizer(folder: Path, texts: Iterable[str], vocabulary: int = 8192, context: int = 2048) -> None:
+    """A byte-level BPE with ChatML's control tokens and template, made from `texts`."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
     special = [AddedToken(text, special=True) for text in ("<|endoftext|>", "<|im_start|>", "<|im_end|>")]
-    trainer = trainers.BpeTrainer(vocab_size=8192, special_tokens=special, show_progress=False,
+    trainer = trainers.BpeTrainer(vocab_size=vocabulary, special_tokens=special, show_progress=False,
                                   initial_alphabet=pre_tokenizers.ByteLevel.alphabet())  # fmt: skip
-    bpe.train_from_iterator((side for pair in pairs_of(source) for side in pair), trainer)
+    bpe.train_from_iterator(texts, trainer)
     bpe.save(str(folder / "tokenizer.json"))
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", "add_bos_token": False, "eos_token": "<|im_end|>",
-                "pad_token": "<|endoftext|>", "chat_template": CHATML, "model_max_length": 2048}  # fmt: skip
+                "pad_token": "<|endoftext|>", "chat_template": CHATML, "model_max_length": context}  # fmt: skip
     (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
 
 
