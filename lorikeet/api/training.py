@@ -19,7 +19,7 @@ from lorikeet.adapters import _storage as storage
 from lorikeet.api.base import Base, attach, prepare
 from lorikeet.base.errors import CheckpointError, RecipeError
 from lorikeet.base.files import need_space, new_folder, sha256_file, write_file
-from lorikeet.base.heap import give_back
+from lorikeet.base.heap import give_back, map_large
 from lorikeet.base.kinds import own_code
 from lorikeet.base.log import note
 from lorikeet.base.nouns import Batch, Example
@@ -41,6 +41,7 @@ from lorikeet.train.optim import Stepper
 from lorikeet.train.report import write_report
 
 GIB = 1 << 30
+LARGE_STATES = 4 << 20  # bytes of a row's hidden states from which its tensors are mapped one by one
 
 
 def train(recipe: Recipe, *, overwrite: bool = False) -> dict[str, Any]:
@@ -57,6 +58,7 @@ def train(recipe: Recipe, *, overwrite: bool = False) -> dict[str, Any]:
         note(f"data: {prepared}")
         model = base.load(recipe.quant)
         recipe = _with_row_tokens(recipe, model)
+        _map_large(recipe, model)
         recipe.adapter.attach(model, seed=recipe.train.seed)
         parameters = recipe.adapter.parameters(model)
         size = f"{sum(parameter.numel() for parameter in parameters.values()):,} trainable parameters"
@@ -136,6 +138,14 @@ def _with_row_tokens(recipe: Recipe, model: CausalLM) -> Recipe:
     checkpointing = recipe.train.gradient_checkpointing
     fits = default_row_tokens(model.shape, model.dtype, model.device, gradient_checkpointing=checkpointing)
     return recipe.model_copy(update={"train": recipe.train.model_copy(update={"row_tokens": fits})})
+
+
+def _map_large(recipe: Recipe, model: CausalLM) -> None:
+    """Keep the holes that a row's large tensors leave from growing the process."""
+    assert recipe.train.row_tokens is not None
+    states = recipe.train.row_tokens * model.shape.width * model.dtype.itemsize
+    if model.device.type == "cpu" and states >= LARGE_STATES:
+        map_large(LARGE_STATES)
 
 
 def run_steps(recipe: Recipe, prepared: Prepared) -> int:
