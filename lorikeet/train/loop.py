@@ -6,6 +6,7 @@ counting from there.
 
 from __future__ import annotations
 
+import math
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -260,6 +261,6 @@ def summarise(outcome: Outcome, run: Run, *, wall_seconds: float) -> dict[str, A
         "peak_rss_bytes": outcome.peak_rss_bytes,
         "peak_device_bytes": outcome.peak_device_bytes,
         "trainable_parameters": sum(parameter.numel() for parameter in run.parameters.values()),
-        "parameters": sum(tensor.numel() for _, tensor in run.model.tensors()),
+        "parameters": sum(math.prod(slot.shape) for slot in run.model.slots()),
     }
     return {name: value for name, value in found.items() if value is not None}

@@ -31,6 +31,7 @@ def test_training_lowers_the_loss_and_says_so(tmp_path: Path) -> None:
     rows = Metrics(tmp_path / "metrics.jsonl").rows()
     assert summary["tokens"] == sum(row["tokens"] for row in rows if row["kind"] == "train")
     assert summary["trainable_parameters"] == sum(parameter.numel() for parameter in run.parameters.values())
+    assert summary["parameters"] == sum(tensor.numel() for _, tensor in run.model.tensors())
 
 
 def test_frozen_weights_do_not_move(tmp_path: Path) -> None:
