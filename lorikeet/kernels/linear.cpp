@@ -7,6 +7,7 @@
 
 static const i64 COLUMNS = 192;  // of a task: 192 x 576 pairs are 221 KB; half as many where that gives few tasks
 static const i64 DEPTH = 288;    // of a piece: 32 rows of it are 18 KB; a K of up to twice that stays whole
+static const i64 DEEP = 1024, DEEP_COLUMNS = 320;  // of a piece of a very deep product, and of its tasks
 static const i64 ROWS = 2048;    // between two packings: their x stays in the level-2 cache
 
 #if HAS_AMX
@@ -24,10 +25,33 @@ static void pack(const bf16* weight, i64 stride, i64 transposed, i64 depth, i64 
                 pairs_of_rows(weight + k * stride + n + c, stride, to + c * depth * 2);
 }
 
-// 32 rows x 32 columns: add `depth` products to the four sums
-static inline void multiply(const bf16* x, i64 stride, i64 depth, const char* pairs, i64 step) {
+// four tiles of 16 x 16 sums, 4 KB side by side
+static inline void start_sums(const float* s, bool zero) {
+    if (zero) {
+        _tile_zero(0);
+        _tile_zero(1);
+        _tile_zero(2);
+        _tile_zero(3);
+        return;
+    }
     written();
-    for (i64 k = 0; k < depth; k += 32, pairs += step) {
+    _tile_loadd(0, s, 64);
+    _tile_loadd(1, s + 256, 64);
+    _tile_loadd(2, s + 512, 64);
+    _tile_loadd(3, s + 768, 64);
+}
+
+static inline void store_sums(float* s) {
+    _tile_stored(0, s, 64);
+    _tile_stored(1, s + 256, 64);
+    _tile_stored(2, s + 512, 64);
+    _tile_stored(3, s + 768, 64);
+}
+
+// 32 rows x 32 columns: add `depth` products to the four sums
+static inline void multiply(const bf16* x, i64 stride, i64 depth, const char* pairs) {
+    written();
+    for (i64 k = 0; k < depth; k += 32, pairs += 2048) {
         _tile_loadd(6, pairs, 64);
         _tile_loadd(7, pairs + 1024, 64);
         _tile_loadd(4, x + k, stride * 2);
@@ -67,23 +91,9 @@ static void block(const Matmul* parts, int count, i64 t, i64 rows, i64 n, i64 co
             bool first = part == 0 && k == 0, last = part == count - 1 && k + depth == m.depth;
             for (i64 c = 0; c < tiles; c += 2) {
                 float* s = sums + c * 512;
-                if (first) {
-                    _tile_zero(0);
-                    _tile_zero(1);
-                    _tile_zero(2);
-                    _tile_zero(3);
-                } else {
-                    written();
-                    _tile_loadd(0, s, 64);
-                    _tile_loadd(1, s + 256, 64);
-                    _tile_loadd(2, s + 512, 64);
-                    _tile_loadd(3, s + 768, 64);
-                }
-                multiply(x + k, stride, depth, packed + (c * m.depth + k * 2) * 32, 2048);
-                _tile_stored(0, s, 64);
-                _tile_stored(1, s + 256, 64);
-                _tile_stored(2, s + 512, 64);
-                _tile_stored(3, s + 768, 64);
+                start_sums(s, first);
+                multiply(x + k, stride, depth, packed + (c * m.depth + k * 2) * 32);
+                store_sums(s);
                 if (last) {
                     bf16* to = y + t * y_stride + n + c * 16;
                     for (i64 i = 0; i < rows; i++) store_rounded(s + (i >> 4) * 512 + (i & 15) * 16, to + i * y_stride, woven);
@@ -121,6 +131,54 @@ static void matmul(const Matmul* parts, int count, i64 rows, i64 width, bf16* y,
             }
             for (i64 t = from; t < to; t += 32)
                 block(parts, count, t, to - t < 32 ? to - t : 32, n, taken, packed, sums, spare, y, y_stride);
+        }
+        std::free(packed);
+        std::free(sums);
+        std::free(spare);
+        _tile_release();
+    }
+}
+
+// The same for a depth of many thousands and few columns (the head's gradient): a piece of the depth at a time over all
+// rows, whose sums stay in the level-2 cache, so that x is read once by each task.
+static void deep_matmul(const Matmul& m, i64 rows, i64 width, bf16* y, i64 y_stride) {
+    i64 blocks = (rows + 31) / 32, tasks = omp_get_max_threads();
+    i64 each = ((width + tasks - 1) / tasks + 31) / 32 * 32;
+    if (each > DEEP_COLUMNS) each = DEEP_COLUMNS;
+#pragma omp parallel
+    {
+        configure_tiles();
+        char* packed = (char*)std::aligned_alloc(64, size_t(each * DEEP) * 2);
+        float* sums = (float*)std::aligned_alloc(64, size_t(blocks * 32 * each) * 4);
+        bf16* spare = (bf16*)std::aligned_alloc(64, size_t(32 * DEEP) * 2);
+#pragma omp for schedule(dynamic, 1)
+        for (i64 n = 0; n < width; n += each) {
+            i64 columns = width - n < each ? width - n : each;
+            for (i64 from = 0; from < m.depth; from += DEEP) {
+                i64 depth = m.depth - from < DEEP ? m.depth - from : DEEP;
+                i64 start = m.transposed ? from : from * m.weight_stride;
+                pack(m.weight + start, m.weight_stride, m.transposed, depth, n, columns, packed);
+                for (i64 t = 0; t < rows; t += 32) {
+                    i64 real = rows - t < 32 ? rows - t : 32, stride = m.x_stride;
+                    const bf16* x = m.x + t * stride + from;
+                    if (real < 32) {
+                        std::memset(spare, 0, size_t(32 * depth) * 2);
+                        for (i64 i = 0; i < real; i++) std::memcpy(spare + i * depth, x + i * stride, size_t(depth) * 2);
+                        x = spare;
+                        stride = depth;
+                    }
+                    for (i64 c = 0; c < columns; c += 32) {
+                        float* s = sums + t * each + c * 32;
+                        start_sums(s, from == 0);
+                        multiply(x, stride, depth, packed + c * depth * 2);
+                        store_sums(s);
+                        if (from + depth == m.depth)
+                            for (i64 i = 0; i < real; i++)
+                                store_rounded(s + (i >> 4) * 512 + (i & 15) * 16, y + (t + i) * y_stride + n + c,
+                                              !m.transposed);
+                    }
+                }
+            }
         }
         std::free(packed);
         std::free(sums);
@@ -177,17 +235,7 @@ static void thin_product(i64 rows, i64 width, const bf16* a, i64 a_stride, const
                     }
                     float* sum = sums + (column - n) * 32;
                     written();
-                    if (i == 0) {
-                        _tile_zero(0);
-                        _tile_zero(1);
-                        _tile_zero(2);
-                        _tile_zero(3);
-                    } else {
-                        _tile_loadd(0, sum, 64);
-                        _tile_loadd(1, sum + 256, 64);
-                        _tile_loadd(2, sum + 512, 64);
-                        _tile_loadd(3, sum + 768, 64);
-                    }
+                    start_sums(sum, i == 0);
                     for (i64 s = 0; s < steps; s++) {
                         _tile_loadd(6, pairs + s * 1024, 64);
                         _tile_loadd(7, pairs + s * 1024 + 512, 64);
@@ -198,10 +246,7 @@ static void thin_product(i64 rows, i64 width, const bf16* a, i64 a_stride, const
                         _tile_dpbf16ps(1, 4, 7);
                         _tile_dpbf16ps(2, 5, 6);
                     }
-                    _tile_stored(0, sum, 64);
-                    _tile_stored(1, sum + 256, 64);
-                    _tile_stored(2, sum + 512, 64);
-                    _tile_stored(3, sum + 768, 64);
+                    store_sums(sum);
                 }
             }
             for (i64 column = n; column < end; column += 32)
@@ -256,7 +301,10 @@ extern "C" void linear_matmul(i64 rows, i64 depth, i64 width, i64 transposed, co
 #if HAS_AMX
     Matmul parts[2] = {{x, x_stride, depth, weight, weight_stride, transposed},
                        {z, z_stride, rank, low, low_stride, transposed}};
-    matmul(parts, rank ? 2 : 1, rows, width, y, y_stride);
+    if (rank == 0 && depth > 4 * DEEP)
+        deep_matmul(parts[0], rows, width, y, y_stride);
+    else
+        matmul(parts, rank ? 2 : 1, rows, width, y, y_stride);
 #endif
 }
 

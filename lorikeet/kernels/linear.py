@@ -46,18 +46,24 @@ def serves(x: Tensor, out_features: int, in_features: int) -> bool:
     )
 
 
-def forward(x: Tensor, weight: Tensor, z: Tensor | None = None, low: Tensor | None = None) -> Tensor:
+def forward(
+    x: Tensor, weight: Tensor, z: Tensor | None = None, low: Tensor | None = None, *, out: Tensor | None = None
+) -> Tensor:
     """x [T, in] W^T + z [T, S] low^T -> [T, out], for weight [out, in] and low [out, S]."""
-    return _product(x, weight, weight.shape[0], True, z, low)
+    return _product(x, weight, weight.shape[0], True, z, low, out)
 
 
-def backward(dy: Tensor, weight: Tensor, dz: Tensor | None = None, low: Tensor | None = None) -> Tensor:
+def backward(
+    dy: Tensor, weight: Tensor, dz: Tensor | None = None, low: Tensor | None = None, *, out: Tensor | None = None
+) -> Tensor:
     """dy [T, out] W + dz [T, S] low -> [T, in], for weight [out, in] and low [S, in]."""
-    return _product(dy, weight, weight.shape[1], False, dz, low)
+    return _product(dy, weight, weight.shape[1], False, dz, low, out)
 
 
-def _product(x: Tensor, weight: Tensor, width: int, transposed: bool, z: Tensor | None, low: Tensor | None) -> Tensor:
-    y = torch.empty(len(x), width, dtype=x.dtype, device=x.device)
+def _product(
+    x: Tensor, weight: Tensor, width: int, transposed: bool, z: Tensor | None, low: Tensor | None, out: Tensor | None
+) -> Tensor:
+    y = torch.empty(len(x), width, dtype=x.dtype, device=x.device) if out is None else out
     rank, z_stride, low_stride = (0, 0, 0) if z is None or low is None else (z.shape[1], z.stride(0), low.stride(0))
     count("linear", 2.0 * len(x) * width * (x.shape[1] + rank))
     _matmul(
