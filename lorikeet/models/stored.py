@@ -1,7 +1,7 @@
 """Checkpoints whose linears are stored quantised: which kind reads them, and how they get into a network.
 
 The tensors are taken over as they are, linear by linear: nothing is made dense and rounded again. Linears that such a
-checkpoint holds dense stay dense. `quant: none`, written, makes all of them dense while they are read.
+checkpoint holds dense stay dense. `quant.dequantise` makes all of them dense while they are read.
 """
 
 from __future__ import annotations
@@ -34,19 +34,26 @@ def stored_quant(checkpoint: Checkpoint) -> Quant | None:
 
 
 def fitting(quant: Quant, checkpoint: Checkpoint) -> Quant:
-    """How the checkpoint's linears will be kept, where `quant` is asked for: as they are stored, unless somebody wrote
-    `none`. Raises RecipeError for another kind, or other options, than they are stored in."""
+    """How the checkpoint's linears will be kept, where `quant` is asked for: as they are stored, or dense. Raises
+    RecipeError for another kind, or other options, than they are stored in."""
     stored = stored_quant(checkpoint)
-    if stored is None:
+    dequantise = isinstance(quant, NoQuant) and quant.dequantise
+    if stored is None and dequantise:
+        raise RecipeError(
+            "quant.dequantise: has no effect, because the model is not stored quantised",
+            given=str(checkpoint.path),
+            try_="leave quant.dequantise out",
+        )
+    if stored is None or dequantise:
         return quant
     kind, stored_kind = (one.model_dump()["kind"] for one in (quant, stored))
     if kind == "none":
-        return quant if "kind" in quant.model_fields_set else stored
+        return stored
     if kind != stored_kind:
         raise RecipeError(
             f"quant.kind: the model is stored as {stored_kind}, and rounding it again would add a second error",
             given=kind,
-            allowed=f"{stored_kind} (or no quant at all), none to make it dense",
+            allowed=f"{stored_kind}, or none, which keeps it so, too",
             try_=f"the unquantised model, or quant.kind={stored_kind}",
         )
     for name in sorted(quant.model_fields_set):

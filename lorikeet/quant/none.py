@@ -5,15 +5,19 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from lorikeet.quant._contract import FrozenWeight, Quant
 
 
 class NoQuant(Quant):
-    """Weights stay dense in `model.dtype`."""
+    """Weights stay as they are: dense in `model.dtype`, or as a quantised model stores them."""
 
     kind: Literal["none"] = "none"
+    dequantise: bool = Field(
+        False, description="Make a model that is stored quantised dense while it is read: more memory, faster steps."
+    )
 
     def empty(self, out_features: int, in_features: int, dtype: torch.dtype, device: torch.device) -> FrozenWeight:
         return DenseWeight(torch.empty(out_features, in_features, dtype=dtype, device=device))

@@ -24,7 +24,7 @@ from lorikeet.quant.int8 import Int8
 from lorikeet.quant.none import NoQuant
 
 CPU = torch.device("cpu")
-WRITTEN_NONE = NoQuant.model_validate({"kind": "none"})
+DEQUANTISED = NoQuant(dequantise=True)
 
 
 def quantised(source: Path, folder: Path, quant: Gptq, *, dense: tuple[str, ...] = ()) -> Path:
@@ -75,8 +75,8 @@ def test_a_gptq_folder_is_kept_as_it_is_stored(folder: Path, tiny_model: Path):
         assert torch.equal(_hidden(_load(folder, quant)), _hidden(model))
 
 
-def test_none_that_somebody_wrote_makes_it_dense(folder: Path):
-    dense = _load(folder, WRITTEN_NONE)
+def test_dequantise_makes_it_dense(folder: Path):
+    dense = _load(folder, DEQUANTISED)
     assert not any(isinstance(group.weight, GptqWeight) for group in dense.groups())
     torch.testing.assert_close(_hidden(dense), _hidden(_load(folder)), rtol=0, atol=1e-5)
 
@@ -136,6 +136,11 @@ def test_a_folder_that_does_not_fit_itself_is_refused(folder: Path, change, said
     _change(folder, change)
     with pytest.raises(LorikeetError, match=said):
         _load(folder)
+
+
+def test_there_is_nothing_to_dequantise_in_a_dense_model(tiny_model: Path):
+    with pytest.raises(RecipeError, match="has no effect, because the model"):
+        _load(tiny_model, DEQUANTISED)
 
 
 @pytest.mark.parametrize(
