@@ -1,0 +1,119 @@
+"""The verb quantize: a model as a Hugging Face folder in GPTQ's format, calibrated on one's own training data."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from lorikeet.adapters import _storage as storage
+from lorikeet.api.base import prepare
+from lorikeet.base.errors import OutputError
+from lorikeet.base.files import need_space, new_folder, write_file
+from lorikeet.base.log import note, progress
+from lorikeet.checkpoints import hf
+from lorikeet.config import Recipe
+from lorikeet.data.pack import run_step
+from lorikeet.infer.engine import Engine
+from lorikeet.models.blockwise import Blockwise, LinearError
+from lorikeet.models.load import pick_device, pick_dtype
+from lorikeet.quant._gptq_solver import SolverOptions
+from lorikeet.train.metrics import peak_rss_bytes
+
+GIB = 1 << 30
+ROW_TOKENS = 2048  # of a packed calibration row
+REPORT = "quantize.json"  # in the folder: the error of each linear
+
+
+def quantize(
+    recipe: Recipe,
+    output: Path,
+    options: SolverOptions,
+    *,
+    rows: int = 128,
+    true_sequential: bool = True,
+    max_shard_bytes: int = GIB,
+) -> dict[str, Any]:
+    """Quantise the recipe's model with GPTQ on the first `rows` conversations of its training data, as training would
+    render them and in the order of its first epoch. Writes a Hugging Face folder that gptqmodel, transformers and
+    vLLM read, and this program trains on.
+
+    Raises OutputError where `output` exists, ModelError for a network that GPTQ does not walk through."""
+    started = time.time()
+    if output.exists() and any(output.iterdir() if output.is_dir() else [output]):
+        raise OutputError(f"{output} exists already", given=str(output), try_="another folder")
+    recipe, base, template, prepared = prepare(recipe)
+    device = pick_device(recipe.model.device)
+    dtype = pick_dtype(recipe.model.dtype, device)
+    seed = recipe.train.seed
+    batches = run_step(prepared.train, 0, seed=seed, examples_per_step=rows, row_tokens=ROW_TOKENS, share=False)
+    tokens = sum(len(batch.tokens) for batch in batches)
+    note(f"calibration: {min(rows, prepared.epoch_examples)} conversations, {tokens:,} tokens")
+    with progress() as bar:
+        work = bar.add_task("blocks", total=base.shape.layers)
+        walk = Blockwise(
+            base.checkpoint, options, batches, dtype, device, true_sequential, after_block=lambda: bar.advance(work)
+        )
+        size = sum(math.prod(base.checkpoint.shape(name)) for name in base.checkpoint.names())
+        need_space(output, size * dtype.itemsize, "the quantised model")
+        settings = base.shape.config | {"dtype": str(dtype).split(".")[-1]}
+        with new_folder(output) as folder:
+            hf.save(folder, settings, walk.tensors(), max_shard_bytes=max_shard_bytes)
+            settings["quantization_config"] = _settings(options, walk)
+            write_file(folder / "config.json", json.dumps(settings, indent=2, ensure_ascii=False) + "\n")
+            base.tokenizer.save(folder)
+            answers = Engine(walk.network, base.tokenizer, template).generation_config()
+            write_file(folder / "generation_config.json", json.dumps(answers, indent=2) + "\n")
+            named = {"template": recipe.data.template.model_dump(mode="json")}
+            write_file(folder / storage.IDENTITY, json.dumps(named, indent=2) + "\n")
+            told = {"linears": [asdict(error) for error in walk.errors], "kept_dense": walk.dense}
+            write_file(folder / REPORT, json.dumps(told, indent=2) + "\n")
+            written = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    if walk.dense:
+        note(f"{len(walk.dense)} linears stay dense: their sizes do not fill 32-bit words, e.g. {walk.dense[0]}")
+    return {
+        "output": str(output),
+        "bytes": written,
+        "tokens": tokens,
+        "error": _mean([error.error for error in walk.errors]),
+        "nearest_error": _mean([error.nearest_error for error in walk.errors]),
+        "seconds": time.time() - started,
+        "peak_rss_bytes": peak_rss_bytes(),
+        "linears": walk.errors,
+    }
+
+
+def by_layer(errors: list[LinearError]) -> list[tuple[str, str, str, str]]:
+    """(layer, linears, GPTQ's error, rounding to nearest's) for a table, in per cent."""
+    lines = []
+    for error in errors:
+        leaves = " ".join(name.rsplit(".", 1)[-1] for name in error.names)
+        lines.append((str(error.layer), leaves, f"{error.error:.3%}", f"{error.nearest_error:.3%}"))
+    return lines
+
+
+def _settings(options: SolverOptions, walk: Blockwise) -> dict[str, Any]:
+    """config.json's quantization_config. v1 cannot tell a zero point of 0 from others, so only symmetric models, which
+    have none, are written so; every reader knows it."""
+    return {
+        "quant_method": "gptq",
+        "bits": options.bits,
+        "group_size": options.group_size,
+        "desc_act": walk.reordered,
+        "static_groups": options.static_groups,
+        "sym": options.sym,
+        "true_sequential": walk.true_sequential,
+        "damp_percent": options.damp_percent,
+        "lm_head": False,
+        "pack_dtype": "int32",
+        "checkpoint_format": "gptq" if options.sym else "gptq_v2",
+        "meta": {"quantizer": [f"lorikeet:{version('lorikeet-llm')}"]},
+    }
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values) if values else 0.0

@@ -1,0 +1,216 @@
+"""A network quantised by GPTQ, one block at a time: what is in memory is one block and what goes in and out of it.
+
+The calibration rows go through the network as it will be: a block is rounded on what the rounded blocks before it
+give, and with `true_sequential` each of its linears on what those before it give. Weights are read from the checkpoint
+when their block's turn comes, and each finished tensor is handed out at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from lorikeet.base.errors import ModelError
+from lorikeet.base.nouns import Batch
+from lorikeet.checkpoints._contract import Checkpoint
+from lorikeet.models.build import Build
+from lorikeet.models.decoder import Block, Decoder
+from lorikeet.models.experts import Mixture
+from lorikeet.models.linear import LinearGroup
+from lorikeet.models.load import Source, Watched, fill, identify
+from lorikeet.models.slots import Slot, slots
+from lorikeet.models.stored import StoredLinears, refuse_unknown, stored_quant
+from lorikeet.ops.attention import PackedView, View
+from lorikeet.ops.lora_linear import Prologue, lora_linear
+from lorikeet.quant._gptq_layout import storable
+from lorikeet.quant._gptq_solver import Hessian, Solved, SolverOptions, solve
+from lorikeet.quant.none import NoQuant
+
+META = torch.device("meta")
+
+
+@dataclass(frozen=True)
+class LinearError:
+    """How far a linear's outputs moved, |X (W - W')^T|^2 / |X W^T|^2 on the calibration rows. q, k and v, which are
+    rounded together, are one."""
+
+    layer: int
+    names: tuple[str, ...]
+    error: float
+    nearest_error: float  # of rounding to nearest
+
+
+@dataclass
+class _Row:
+    """One packed calibration row on its way through the blocks."""
+
+    x: Tensor  # [T, D]
+    ropes: dict[bool, tuple[Tensor, Tensor]]  # cos and sin [T, 1, E], of blocks with a window and without
+    view: View
+
+
+class _Entrance(nn.Module):
+    """Stands where a block stands, and keeps what it would be given."""
+
+    def __init__(self, window: int | None):
+        super().__init__()
+        self.window = window
+        self.given: list[Tensor] = []
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, view: View) -> Tensor:
+        self.given = [x, cos, sin]
+        return x
+
+
+@dataclass
+class Blockwise:
+    """`tensors` hands out the quantised folder's tensors; `errors` fills while it runs."""
+
+    checkpoint: Checkpoint
+    options: SolverOptions
+    rows: Sequence[Batch]
+    dtype: torch.dtype
+    device: torch.device
+    true_sequential: bool = True
+    after_block: Callable[[], object] = lambda: None
+    errors: list[LinearError] = field(default_factory=list)
+    dense: list[str] = field(default_factory=list)  # linears whose sizes the format has no place for
+    reordered: bool = False  # whether some linear's groups are not in the order of its inputs
+
+    def __post_init__(self) -> None:
+        family, spec = identify(self.checkpoint)
+        stored = StoredLinears(self.checkpoint, stored_quant(self.checkpoint))
+        refuse_unknown(self.checkpoint, stored.quant)
+        if stored.quant is not None:
+            raise ModelError(
+                f"{self.checkpoint.path} is quantised already",
+                given=stored.quant.model_dump()["kind"],
+                try_="a dense model",
+            )
+        network = family.network(spec, Build(NoQuant(), self.dtype, META))
+        if not isinstance(network, Decoder) or any(isinstance(part, Mixture) for part in network.modules()):
+            raise ModelError(
+                "GPTQ walks through native networks without experts",
+                given=f"{family.kind}: {spec.shape.layers} layers",
+                try_="quant.kind=nf4 or int8, which need no calibration",
+            )
+        self.network, self._source = network, Source(family, spec, Watched(self.checkpoint, self.dtype), stored)
+
+    @property
+    def layers(self) -> int:
+        return len(self.network.blocks)
+
+    @torch.no_grad()
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """(name, tensor) of all that the folder holds."""
+        network = self.network
+        yield from self._plain(network.embedding, lambda: self._enter(network))
+        for block in network.blocks:
+            assert isinstance(block, Block)
+            self._read(block)
+            solved = self._round(block)
+            yield from self._of_block(block, solved)
+            for row in self._rows:
+                row.x = self._run(block, row)
+            block.to(META)
+            self.after_block()
+        for part in (network.norm, network.untied):
+            if part is not None:
+                yield from self._plain(part)
+
+    def _read(self, part: nn.Module) -> None:
+        part.to_empty(device=self.device)
+        fill(_slots(part), self._source, dtype=self.dtype, device=self.device)
+
+    def _plain(self, part: nn.Module, while_here: Callable[[], object] = lambda: None) -> Iterator[tuple[str, Tensor]]:
+        """The tensors of a part that is not rounded."""
+        self._read(part)
+        while_here()
+        for slot in list(_slots(part)):
+            yield slot.name, slot.read(self.dtype)
+        part.to(META)
+
+    def _enter(self, network: Decoder) -> None:
+        """What the first block is given, of each row. The network's own `hidden` makes it, with its blocks away."""
+        windows = {block.window is not None: block.window for block in network.blocks if isinstance(block, Block)}
+        entrances = {windowed: _Entrance(window) for windowed, window in windows.items()}
+        blocks, norm = network.blocks, network.norm
+        network.blocks, network.norm = nn.ModuleList(entrances.values()), nn.Identity()  # type: ignore[assignment]
+        self._rows = []
+        for batch in self.rows:
+            view = PackedView(batch.visible_until, batch.positions)
+            network.hidden(batch.tokens.to(self.device), batch.positions.to(self.device), view)
+            x = next(iter(entrances.values())).given[0]
+            ropes = {windowed: (entrance.given[1], entrance.given[2]) for windowed, entrance in entrances.items()}
+            self._rows.append(_Row(x, ropes, view))
+        network.blocks, network.norm = blocks, norm
+
+    def _run(self, block: Block, row: _Row) -> Tensor:
+        out: Tensor = block(row.x, *row.ropes[block.window is not None], row.view)
+        return out
+
+    def _round(self, block: Block) -> dict[LinearGroup, Solved]:
+        """Round the block's linears, in the order in which they compute; the block then computes with the result."""
+        groups = [part for part in block.modules() if isinstance(part, LinearGroup) and self._storable(part)]
+        stages = [[group] for group in groups] if self.true_sequential else [groups]
+        found: dict[LinearGroup, Solved] = {}
+        for stage in stages:
+            hessians = {group: Hessian(group.weight.in_features, self.device) for group in stage}
+            for group in stage:
+                group.attached = _collector(group, hessians[group], stop=len(stage) == 1)
+            for row in self._rows:
+                with suppress(_Enough):
+                    self._run(block, row)
+            for group in stage:
+                group.attached = None
+                weight, names = group.weight.dense(torch.float32), tuple(linear.name for linear in group.linears)
+                found[group] = solved = solve(weight, hessians.pop(group).matrix, self.options)
+                self.errors.append(LinearError(block.index, names, solved.error, solved.nearest_error))
+                group.weight.write(0, solved.dense().to(self.dtype))
+                del weight
+        return found
+
+    def _storable(self, group: LinearGroup) -> bool:
+        fits = all(storable(linear.out_features, linear.in_features, self.options.bits) for linear in group.linears)
+        if not fits:
+            self.dense += [linear.name for linear in group.linears]
+        return fits
+
+    def _of_block(self, block: Block, solved: dict[LinearGroup, Solved]) -> Iterator[tuple[str, Tensor]]:
+        parts: dict[str, dict[str, Tensor]] = {}
+        for group, one in solved.items():
+            self.reordered |= not torch.equal(one.g_idx, one.g_idx.sort().values)
+            for linear in group.linears:
+                parts[linear.name] = one.parts(self.options.bits, linear.rows, v1=self.options.sym)
+        for slot in list(_slots(block)):
+            linear_name = slot.name.removesuffix(".weight")
+            if linear_name in parts:
+                yield from ((f"{linear_name}.{part}", tensor) for part, tensor in parts.pop(linear_name).items())
+            else:
+                yield slot.name, slot.read(self.dtype)
+
+
+class _Enough(Exception):
+    """What the collector has seen is all that is wanted of the row."""
+
+
+def _collector(group: LinearGroup, hessian: Hessian, *, stop: bool) -> Callable[[Tensor, Prologue | None], Tensor]:
+    """Computes in the group's place, and adds what it is fed to `hessian`."""
+
+    def collect(x: Tensor, prologue: Prologue | None) -> Tensor:
+        hessian.add(x if prologue is None else prologue.forward(x)[0])
+        if stop:
+            raise _Enough
+        return lora_linear(x, group.weight, group.bias(), prologue=prologue)
+
+    return collect
+
+
+def _slots(part: nn.Module) -> Iterator[Slot]:
+    """The slots of a part, or of the parts inside it."""
+    own = getattr(part, "slots", None)
+    return own() if own is not None else slots(part)

@@ -1,0 +1,145 @@
+"""The way of a user with GPTQ: quantize, train on the result, resume, evaluate, answer; and what is refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from lorikeet.checkpoints.open import open_checkpoint
+from lorikeet.models import blockwise
+from lorikeet.models.load import load
+from lorikeet.quant.gptq import GptqWeight
+from lorikeet.quant.none import NoQuant
+
+from .conftest import Place
+
+MODEL = ("model.dtype=float32", "model.threads=1", "data.max_length=128")
+
+
+def quantise(place: Place, output: str, *words: str, data: str = "tiny.jsonl") -> int:
+    return place.run(
+        "quantize", place.model, data, "--output", output, "--group-size", "32", "--rows", "12", *words, *MODEL
+    ).code
+
+
+def test_quantize_then_train_resume_and_answer(place: Place) -> None:
+    found = place.run(
+        "quantize", place.model, "tiny.jsonl", "--output", "gptq", "--group-size", "32", "--rows", "12", *MODEL
+    )
+    assert found.code == 0, found.err
+    assert "q_proj k_proj v_proj" in found.out and "down_proj" in found.out
+    values = dict(line.split(maxsplit=1) for line in found.out.splitlines() if line.count("  ") and "proj" not in line)
+    assert float(values["error"]) < float(values["nearest_error"])
+    config = json.loads((place.folder / "gptq" / "config.json").read_text())["quantization_config"]
+    assert (config["quant_method"], config["bits"], config["group_size"]) == ("gptq", 4, 32)
+    report = json.loads((place.folder / "gptq" / "quantize.json").read_text())
+    assert len(report["linears"]) == 2 * 4 and not report["kept_dense"]
+
+    recipe = place.recipe(model={"path": "gptq"}, train={"max_steps": 2, "save_steps": 1})
+    assert place.run("train", recipe).code == 0
+    saved = (place.folder / "run" / "recipe.yaml").read_text()
+    assert "kind: gptq" in saved and "group_size: 32" in saved  # said nowhere, and known from the folder
+    whole = load_file(place.folder / "run" / "adapter" / "adapter_model.safetensors")
+    halfway = place.folder / "run"
+    (halfway / "summary.json").unlink()
+    for name in ("checkpoint-2", "adapter"):
+        shutil.rmtree(halfway / name)
+    assert "going on from" in place.run("train", recipe).err
+    again = load_file(place.folder / "run" / "adapter" / "adapter_model.safetensors")
+    assert all(torch.equal(whole[name], again[name]) for name in whole)
+    assert place.run("evaluate", "run").code == 0
+    (place.folder / "asked.jsonl").write_text('{"messages": [{"role": "user", "content": "Sort 3 1."}]}\n')
+    assert place.run("predict", "run", "asked.jsonl", "--output", "replies.jsonl").code == 0
+    assert place.run("predict", "gptq", "asked.jsonl", "--output", "plain.jsonl").code == 0
+    assert place.run("plan", recipe).code == 0
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--no-static-groups",),  # groups in the order of rounding: a g_idx that is not sorted
+        ("--no-sym", "--no-desc-act", "--bits", "3"),
+        ("--bits", "8", "--group-size", "-1", "--no-true-sequential", "--mse", "--max-shard-gib", "0.001"),
+        ("--bits", "2", "--group-size", "48"),  # a partial last group
+    ],
+)
+def test_the_folder_is_what_the_network_computed_with(
+    place: Place, flags: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    solved = []
+    monkeypatch.setattr(blockwise, "solve", lambda *given: solved.append(one := blockwise_solve(*given)) or one)
+    assert quantise(place, "out", *flags) == 0
+    model = load(open_checkpoint(place.folder / "out"), NoQuant(), dtype=torch.float32, device=torch.device("cpu"))
+    groups = list(model.groups())
+    assert len(solved) == len(groups) and all(isinstance(group.weight, GptqWeight) for group in groups)
+    for group, one in zip(groups, solved):
+        assert torch.equal(group.weight.dense(torch.float32), one.dense())
+    plain = load(open_checkpoint(place.model), NoQuant(), dtype=torch.float32, device=torch.device("cpu"))
+    for (name, ours), (_, theirs) in zip(model.tensors(), plain.tensors()):
+        assert name.endswith("_proj.weight") or torch.equal(ours, theirs)
+    settings = json.loads((place.folder / "out" / "config.json").read_text())["quantization_config"]
+    assert settings["desc_act"] == ("--no-static-groups" in flags)
+
+
+blockwise_solve = blockwise.solve
+
+
+BAD: list[tuple[str, list[str], str, list[str]]] = [
+    ("no data", [], "quantize: no data to calibrate on", ["mine.json"]),
+    ("a file that is not there", ["missing.jsonl"], "missing.jsonl", []),
+    ("no output", ["tiny.jsonl", "--output", "-"], "--output", []),
+    ("bits the format lacks", ["tiny.jsonl", "--bits", "5"], "--bits", ["5", "2 3 4 8"]),
+    ("no group", ["tiny.jsonl", "--group-size", "0"], "--group-size", ["-1"]),
+    ("damping beyond all", ["tiny.jsonl", "--damp-percent", "1.5"], "--damp-percent", ["below 1"]),
+    ("an option of no section", ["tiny.jsonl", "quant.bits=4", "data.bits=4"], "data.bits", []),
+    ("a folder in the way", ["tiny.jsonl", "--output", "taken"], "taken exists already", []),
+    ("a model that is quantised", ["tiny.jsonl"], "is quantised already", ["gptq"]),
+]
+
+
+@pytest.mark.parametrize(("words", "begins", "says"), [case[1:] for case in BAD], ids=[case[0] for case in BAD])
+def test_what_is_refused(
+    place: Place, request: pytest.FixtureRequest, words: list[str], begins: str, says: list[str]
+) -> None:
+    (place.folder / "taken").mkdir()
+    (place.folder / "taken" / "file").write_text("mine")
+    model = place.model
+    if begins == "is quantised already":
+        assert quantise(place, "once") == 0
+        model = place.folder / "once"
+    there = sorted(path.name for path in place.folder.iterdir())
+    output = [] if "--output" in words else ["--output", "out"]
+    if words[-1:] == ["-"]:
+        words, output = words[:-2], []
+    found = place.run("quantize", model, *words, *output, "model.dtype=float32", "model.threads=1")
+    assert found.code == 2, found.err
+    assert begins in found.err and all(word in found.err for word in says), found.err
+    assert sorted(path.name for path in place.folder.iterdir()) == there
+
+
+def test_an_interruption_leaves_nothing(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def interrupted(*given: object) -> object:
+        calls.append(1)
+        if len(calls) == 6:  # in the second block
+            raise KeyboardInterrupt
+        return blockwise_solve(*given)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(blockwise, "solve", interrupted)
+    there = sorted(path.name for path in place.folder.iterdir())
+    assert quantise(place, "out") == 130
+    assert sorted(path.name for path in place.folder.iterdir()) == there
+
+
+def test_an_adapter_goes_with_the_quantisation_it_was_trained_on(place: Place) -> None:
+    """Its base is named by the hash of its weights, and a quantised folder has other weights than the dense one."""
+    assert quantise(place, "gptq") == 0
+    assert place.run("train", place.recipe(model={"path": "gptq"}, train={"max_steps": 1})).code == 0
+    dense = place.recipe(output_dir="other")
+    found = place.run("evaluate", dense, "--adapter", "run/adapter")
+    assert found.code == 2 and "another base model" in found.err
