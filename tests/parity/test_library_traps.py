@@ -1,0 +1,129 @@
+"""What libraries' quantised layers do silently, as checks: ours pass, and bitsandbytes' own fail (where installed).
+
+1. Evaluating repacks the weight for decoding, for good: afterwards no gradient flows through it, and training goes on.
+2. What is saved after an evaluation is another weight.
+
+Seen with bitsandbytes 0.50 on processors with AVX512_BF16 (`python -m venv` of its own: it is no dependency).
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lorikeet.base.kinds import kind_class, kinds
+from lorikeet.base.machine import cpu_flags
+from lorikeet.ops.lora_linear import LowRank, lora_linear
+from lorikeet.quant._contract import FrozenWeight, Quant
+
+KINDS = [name for name in kinds("lorikeet.quant") if name != "none"]
+OUT, IN = 96, 128
+
+
+def a_weight() -> Tensor:
+    return torch.randn(OUT, IN, generator=torch.Generator().manual_seed(0)).bfloat16()
+
+
+def frozen(kind: str) -> FrozenWeight:
+    return kind_class("lorikeet.quant", Quant, kind)().freeze(a_weight())
+
+
+def ours(weight: FrozenWeight) -> Callable[[Tensor], Tensor]:
+    """The frozen linear with an update on some of its rows."""
+    generator = torch.Generator().manual_seed(1)
+    a, b = torch.randn(4, IN, generator=generator) / IN**0.5, torch.randn(32, 4, generator=generator)
+    return lambda x: lora_linear(x, weight, None, [LowRank(slice(0, 32), 1.0)], [a, b])
+
+
+def gradient(linear: Callable[[Tensor], Tensor]) -> Tensor | None:
+    """Of the sum of squares of its output with respect to its input: what reaches the layers below."""
+    x = torch.randn(16, IN, generator=torch.Generator().manual_seed(2)).bfloat16().requires_grad_()
+    y = linear(x)
+    if y.requires_grad:
+        y.float().square().sum().backward()
+    return x.grad
+
+
+def evaluated(linear: Callable[[Tensor], Tensor]) -> None:
+    """As in mid-training: no gradients, some sizes; one token as when answering."""
+    with torch.no_grad():
+        for tokens in (16, 1, 40):
+            linear(torch.ones(tokens, IN, dtype=torch.bfloat16))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradients_after_an_evaluation_are_those_before(kind: str) -> None:
+    weight = frozen(kind)
+    before = gradient(ours(weight))
+    weight.eval()
+    evaluated(ours(weight))
+    weight.train()
+    after = gradient(ours(weight))
+    assert before is not None and after is not None and torch.equal(before, after)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_first_pass_without_gradients_decides_nothing(kind: str) -> None:
+    """gptqmodel's layers take the decoding kernel for good if their first pass is one of evaluation."""
+    fresh, used = frozen(kind), frozen(kind)
+    evaluated(ours(used))
+    first, second = gradient(ours(fresh)), gradient(ours(used))
+    assert first is not None and second is not None and torch.equal(first, second)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_saved_after_an_evaluation_is_what_was_before(kind: str) -> None:
+    weight = frozen(kind)
+    before = copy.deepcopy(weight.state_dict())
+    dense = weight.dense(torch.float32)
+    evaluated(ours(weight))
+    after = weight.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    again = kind_class("lorikeet.quant", Quant, kind)().empty(OUT, IN, torch.bfloat16, torch.device("cpu"))
+    again.load_state_dict(after)
+    assert torch.equal(again.dense(torch.float32), dense)
+
+
+needs_bitsandbytes = pytest.mark.skipif(
+    importlib.util.find_spec("bitsandbytes") is None or "avx512_bf16" not in cpu_flags(),
+    reason="bitsandbytes with a processor that it repacks for",
+)
+
+
+def theirs() -> nn.Module:
+    import bitsandbytes as bnb
+
+    layer = bnb.nn.Linear4bit(IN, OUT, bias=False, compute_dtype=torch.bfloat16, quant_type="nf4", device="cpu")
+    params = bnb.nn.Params4bit(a_weight(), requires_grad=False, quant_type="nf4", compress_statistics=False)
+    layer.weight = params._quantize("cpu")
+    return layer
+
+
+@pytest.mark.slow
+@needs_bitsandbytes
+def test_the_library_s_own_layer_loses_its_gradient() -> None:
+    layer = theirs()
+    before = gradient(layer.train())
+    evaluated(layer.eval())
+    after = gradient(layer.train())
+    assert before is not None and before.abs().sum() > 0
+    assert after is None or not torch.allclose(before, after, rtol=0.1)
+
+
+@pytest.mark.slow
+@needs_bitsandbytes
+def test_the_library_s_own_layer_saves_another_weight() -> None:
+    layer = theirs()
+    before = copy.deepcopy(layer.state_dict())
+    evaluated(layer.eval())
+    after = layer.state_dict()
+    assert any(
+        before[name].shape != after[name].shape or not torch.equal(before[name], after[name].to(before[name].dtype))
+        for name in before
+    )
