@@ -5,16 +5,20 @@ from __future__ import annotations
 import gc
 import weakref
 from collections import Counter
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from infer.conftest import VOCAB, ByteTokenizer, LineTemplate, ids
 from lorikeet.base.kinds import kind_class, kinds
+from lorikeet.base.nouns import Example
 from lorikeet.infer import dense_copies as module
 from lorikeet.infer.dense_copies import copied_weights, dense_copies
 from lorikeet.infer.engine import Engine, Request
+from lorikeet.infer.samples import write_samples
 from lorikeet.infer.sampling import GenerateOptions
 from lorikeet.quant._contract import FrozenWeight, Quant
 from lorikeet.quant.int8 import Int8, Int8Weight
@@ -86,6 +90,12 @@ def test_replies_that_nobody_waits_for_leave_no_copies() -> None:
     assert "dense" in vars(weights[0])
     made.close()
     assert not any("dense" in vars(weight) for weight in weights)
+
+
+def test_the_samples_of_a_training_run_keep_no_copies(made: Counter[int], tmp_path: Path) -> None:
+    example = Example(np.array(ids("a question")), np.array([0.0] * 8 + [1.0] * 2, np.float32))
+    write_samples(tmp_path, engine(Int8()), [example], GenerateOptions(max_new_tokens=4), "before")
+    assert min(made.values()) >= 4, "made dense in every pass"
 
 
 def test_another_dtype_and_rows_are_answered_as_ever() -> None:
