@@ -7,8 +7,9 @@ For each way of rounding the linears of a model, in float32:
     loss      of the whole model with all linears rounded, and the change
 
 The ways are the kinds; nf4 of -W (its 16 numbers are not symmetric: as good a quantiser, with other errors) and nf4
-with a random sign for each block; noise of each kind's size in every block; and the kinds on q, k and v alone, or on
-all else. Several draws of what is random say how much of a difference between two kinds is chance.
+with a random sign for each block; noise of each kind's size in every block; and the kinds on q, k and v alone, on all
+else, and in all columns of a weight but the one that meets its largest input. Several draws of what is random say how
+much of a difference between two kinds is chance.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -73,18 +75,30 @@ def noise_of(quant: Quant) -> Way:
     return way
 
 
-def ways() -> dict[str, tuple[Way, str]]:
-    """Every way by its name in the table, and a pattern: the groups that it rounds, by their first linears' names."""
+@dataclass(frozen=True)
+class Rounding:
+    """A way, where: in the groups whose first linear's name has `pattern`, and, in each, in all columns but those that
+    meet the `spared` largest inputs."""
+
+    way: Way
+    pattern: str = ""
+    spared: int = 0
+
+
+def roundings() -> dict[str, Rounding]:
+    """All, by their names in the table."""
     nf4, fp4 = NF4.model_validate({}), FP4.model_validate({})
     found: dict[str, Way] = {"dense": lambda weight, _: weight, "int8": rounded(Int8.model_validate({}))}
     found |= {"fp4": rounded(fp4), "nf4": rounded(nf4), "nf4 of -W": flipped(nf4)}
     found |= {f"nf4, random signs, draw {draw}": randomly_flipped(nf4) for draw in (1, 2)}
     for name, quant in (("nf4", nf4), ("fp4", fp4)):
         found |= {f"noise of {name}'s size, draw {draw}": noise_of(quant) for draw in (1, 2)}
-    everywhere = {name: (way, "") for name, way in found.items()}
-    for part, pattern in (("q, k, v alone", "q_proj"), ("all but q, k, v", "(?<!q)_proj")):
-        everywhere |= {f"{name}, {part}": (found[name], pattern) for name in ("fp4", "nf4", "nf4 of -W")}
-    return everywhere
+    everything = {name: Rounding(way) for name, way in found.items()}
+    three = ("fp4", "nf4", "nf4 of -W")
+    everything |= {f"{name}, q, k, v alone": Rounding(found[name], "q_proj") for name in three}
+    everything |= {f"{name}, all but q, k, v": Rounding(found[name], "(?<!q)_proj") for name in three}
+    everything |= {f"{name}, all but the largest input's column": Rounding(found[name], spared=1) for name in three}
+    return everything
 
 
 def size_of(error: Tensor, weight: Tensor) -> tuple[float, float]:
@@ -127,11 +141,16 @@ def measured(model: CausalLM, rows: Sequence[Batch]) -> Iterator[tuple[str, dict
     dense = {name: group.weight.dense(torch.float32).clone() for name, group in groups.items()}
     inputs = inputs_of(model, rows[: max(1, len(rows) // 4)])
     base = 0.0
-    for way, (round_, pattern) in ways().items():
+    for way, chosen in roundings().items():
         sizes, outputs = [], []
         for name, group in groups.items():
             generator = torch.Generator().manual_seed(derive(0, way, name))
-            made = round_(dense[name], generator) if re.search(pattern, name) else dense[name]
+            if not re.search(chosen.pattern, name):
+                made = dense[name]
+            else:
+                made = chosen.way(dense[name], generator)
+                columns = inputs[name].diagonal().topk(chosen.spared).indices
+                made[:, columns] = dense[name][:, columns]
             sizes.append(size_of(made - dense[name], dense[name]))
             outputs.append(output_of(made - dense[name], dense[name], inputs[name]))
             group.weight.write(0, made)

@@ -197,8 +197,8 @@ def quantised_folder(asked: argparse.Namespace, kind: str) -> Path:
     if not (folder / "config.json").exists():
         recipe = folder.with_suffix(".yaml")
         recipe.write_text(yaml.safe_dump(quality_recipe(asked, folder)))
-        words = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
-        command = [sys.executable, "-m", "lorikeet.cli.main", "quantize", str(recipe), str(folder), *words]
+        words = [word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+        command = [str(Path(sys.executable).with_name("lorikeet")), "quantize", str(recipe), "-o", str(folder), *words]
         subprocess.run(command, check=True)
     return folder.resolve()
 

@@ -130,6 +130,8 @@ def test_figures_of_a_tiny_model() -> None:
     assert found["dense"] == {"size": 0, "output": 0, "loss": found["dense"]["loss"], "change": 0}
     assert found["int8"]["size"] < found["nf4"]["size"] < found["fp4"]["size"]
     assert found["int8"]["output"] < found["nf4"]["output"]
+    assert found["nf4, all but the largest input's column"]["output"] < found["nf4"]["output"]
+    assert found["nf4, q, k, v alone"]["size"] < found["nf4"]["size"]
     assert found["noise of nf4's size, draw 1"]["loss"] != found["noise of nf4's size, draw 2"]["loss"]
 
 
