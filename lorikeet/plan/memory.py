@@ -18,7 +18,8 @@ GIB = 1 << 30
 PROCESS_BYTES = int(0.36 * GIB)  # Python, torch, and the kernels that oneDNN makes for each length and keeps
 TOKENIZER_BYTES = 2300  # of a token of the vocabulary, in the tokenizer
 TRAINED_BYTES = 16  # of a trainable parameter: itself, its gradient, Adam's two averages; float32 each
-NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)  # of a weight: 4 bits, a scale per 64 in 8 bits, and a scale of the scales
+NF4_BYTES = 0.5 + 1 / 64  # of a weight in nf4 with double_quant: 4 bits, and a scale per 64 in 8 bits
+NF4_ROW_BYTES = 8  # of a row of weights: what its scales are scaled by
 # shares of the best matmul that whole training steps reached: small layers on a CPU, and what larger ones can hope for
 LEAST_USE, MOST_USE = 0.1, 0.4
 
@@ -112,7 +113,7 @@ def peak_memory(
 ) -> Memory:
     """The peak while training LoRA of rank `r` on rows of `row_tokens`; `bytes_per_value`: 2 for bfloat16.
 
-    `nf4`: the linears are kept in 4 bits (QLoRA), embedding and head as they are."""
+    `nf4`: the linears are kept in 4 bits with double_quant (QLoRA), embedding and head as they are."""
     s, qkv = sizes, (2 * sizes.heads + 2 * sizes.kv_heads) * sizes.head_dim
     ffn = s.active_ffn
     # one token in one layer: the residual stream twice, q, k and v as rotated, the output, gate and up, each z
@@ -124,7 +125,8 @@ def peak_memory(
     rows = -(-row_tokens // QUERY_BLOCK)
     scores = min(BUCKET_SCORES, rows * QUERY_BLOCK * min(row_tokens, 512)) * s.heads * bytes_per_value
     chunk = max(CHUNK_BYTES, CHUNK_ROWS * bytes_per_value * s.vocab_size)
-    weights = s.embeddings * bytes_per_value + int(s.linears * (NF4_BYTES if nf4 else bytes_per_value))
+    linear = NF4_BYTES + NF4_ROW_BYTES / s.width if nf4 else bytes_per_value
+    weights = s.embeddings * bytes_per_value + int(s.linears * linear)
     dense = max(s.width * 2 * s.ffn_width, s.attention // 2) * bytes_per_value if nf4 else 0  # one group made dense
     return Memory(
         process=PROCESS_BYTES + TOKENIZER_BYTES * s.vocab_size,

@@ -29,6 +29,8 @@ def render(
     among the data brings a split of its own."""
     lines: list[Line] = [(f"output_dir: {_yaml(output_dir)}", "the run's folder, seen from where you type the command")]
     lines += _model(network, machine, model)
+    if choice.nf4:
+        lines += [("quant: {kind: nf4, double_quant: true}", "frozen weights in 4 bits: 16 bits of each do not fit")]
     lines += _adapter(choice, network)
     lines += _data(choice, found, data, own_split=bool(validation))
     lines += _train(choice, network)

@@ -12,13 +12,11 @@ from typing import Any
 
 import yaml
 
-from lorikeet.base.kinds import kinds
 from lorikeet.plan.memory import GIB, Memory, Sizes, peak_memory
 
 MEMORIES = (8, 16, 24)  # GiB
 ROW_TOKENS, R = 1024, 16  # what a row of the table is computed for
 USED = 0.9  # of the memory; the rest is the system's, or the driver's
-QLORA = "nf4"
 _FIELDS = set(Sizes.__dataclass_fields__)
 
 
@@ -48,7 +46,7 @@ class Recommended:
         if self.memory(checkpointing=True).total <= budget:
             return "LoRA, ckpt"
         if self.memory(checkpointing=True, nf4=True).total <= budget:
-            return "QLoRA" if QLORA in kinds("lorikeet.quant") else "QLoRA (later)"
+            return "QLoRA"
         return "-"
 
 

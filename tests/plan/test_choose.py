@@ -66,14 +66,23 @@ def test_the_length_stays_within_the_context() -> None:
 def test_less_memory_means_smaller_rows_then_recomputed_layers_then_shorter_conversations() -> None:
     seen = []
     for gib in (20, 1.9, 1.6, 1.4):
-        length, rows, checkpointing = fit(SMALL, replace(MACHINE, memory_bytes=int(gib * GIB)), 16, 1024)
+        length, rows, checkpointing, nf4 = fit(SMALL, replace(MACHINE, memory_bytes=int(gib * GIB)), 16, 1024)
+        assert not nf4  # of a small model, the weights are not what takes the memory
         seen.append((checkpointing, -rows))
         assert length == 1024
     assert seen == sorted(seen)
     assert seen[0] == (False, -2048)
     assert seen[-1][0]
-    length, _, checkpointing = fit(SMALL, replace(MACHINE, memory_bytes=int(1.8 * GIB)), 16, 8192)
+    length, _, checkpointing, _ = fit(SMALL, replace(MACHINE, memory_bytes=int(1.8 * GIB)), 16, 8192)
     assert length < 8192 and checkpointing
+
+
+def test_a_large_model_is_kept_in_4_bits_before_conversations_get_shorter() -> None:
+    machine = replace(MACHINE, memory_bytes=12 * GIB)
+    length, _, checkpointing, nf4 = fit(LARGE, machine, 16, 512)
+    assert (length, checkpointing, nf4) == (512, True, True)
+    chosen = choose(a_look([100] * 100), LARGE, machine, PURPOSES["chat"])
+    assert chosen.nf4 and any("4 bits" in line for line in chosen.told)
 
 
 def test_a_model_that_cannot_fit_says_how_much_it_needs() -> None:
