@@ -26,6 +26,7 @@ from lorikeet.quant.none import NoQuant
 from lorikeet.train.loop import TrainOptions
 
 CPU = torch.device("cpu")
+NONE = NoQuant()
 MODELS: dict[str, dict[str, Any]] = {
     "tied no": {},
     "windows": {"model_type": "mistral", "architectures": ["MistralForCausalLM"], "sliding_window": 64},
@@ -38,7 +39,7 @@ def both(
     *,
     dtype: torch.dtype = torch.float32,
     r: int = 4,
-    quant: Quant = NoQuant(),
+    quant: Quant = NONE,
     **train: Any,
 ) -> tuple[Simulated, Simulated]:
     """(predicted, measured)."""
