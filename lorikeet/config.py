@@ -115,15 +115,18 @@ def tree(path: Path | str, overrides: Sequence[str] = ()) -> Tree:
 def options(section: str, overrides: Sequence[str], **fixed: Any) -> dict[str, Any]:
     """The options of one section that are set by overrides, validated: {"temperature": 0.7} for `generate`.
 
-    For commands that take a model and no recipe. `fixed` are options that the command itself says."""
+    For commands that take a model and no recipe. `fixed` are options that the command itself says, e.g. the kind."""
     made = _overridden(Tree(COMMAND_LINE, places={(): COMMAND_LINE}), overrides)
-    chosen = option_classes(Recipe.model_fields[section].annotation)[0]
+    field = Recipe.model_fields[section]
+    chosen = kinds_of(field).get(str(fixed.get("kind")), option_classes(field.annotation)[0])
     for key in made.values:
         if key != section:
             raise RecipeError(
                 f"{key}: has no effect here",
                 given=f"{key}   ({COMMAND_LINE})",
-                allowed="generate.option=value, and model.option=value about the model",
+                allowed="generate.option=value, and model.option=value about the model"
+                if section in ("generate", "model")
+                else f"{section}.option=value",
             )
     for name in fixed.keys() & made.values.get(section, {}).keys():
         raise RecipeError(f"{section}.{name}: the command says it already", given=fixed[name], allowed="one of the two")

@@ -1,31 +1,113 @@
-"""Folding an adapter into its base, and the proof that the result is base + adapter."""
+"""Folding an adapter into its base, and the proof that the result is base + adapter.
+
+The base that takes the update may be the one in memory, as it was trained on (made dense from what it is kept as), or
+the checkpoint's own numbers; the sum is written dense or quantised again. One dense tensor is in memory at a time.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from lorikeet.adapters._contract import Adapter
+from lorikeet.base.errors import CheckpointError
 from lorikeet.models.causal_lm import CausalLM
+from lorikeet.models.linear import FrozenLinear
 from lorikeet.ops.attention import PackedView
+from lorikeet.quant._contract import Quant
+from lorikeet.quant.none import DenseWeight, NoQuant
 from lorikeet.tokens._contract import Tokenizer
 
+Source = Callable[[str], Tensor]  # the checkpoint's own tensor by its name
 
-def merged_tensors(model: CausalLM, adapter: Adapter, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
-    """(checkpoint name, tensor in `dtype`) of the merged network, one at a time. Each sum is rounded once."""
-    linears = dict(model.linears())
-    for name, tensor in model.tensors():
-        stem, _, suffix = name.rpartition(".")  # a parameter of the network itself has no stem
+
+def merged_tensors(
+    model: CausalLM, adapter: Adapter, dtype: torch.dtype, *, source: Source | None = None, into: Quant | None = None
+) -> Iterator[tuple[str, Tensor]]:
+    """(checkpoint name, tensor) of the merged network, one at a time: floats in `dtype`, each sum rounded once.
+
+    source: the weights that take the update, where they are not the model's own. into: how linears are stored."""
+    linears, kept = dict(model.linears()), _kept(model, into or NoQuant())
+    for slot in model.slots():
+        stem, _, suffix = slot.name.rpartition(".")  # a parameter of the network itself has no stem
         linear = linears.get(stem)
-        if linear is not None:
+        tensor = slot.read(model.dtype) if source is None else source(slot.name)
+        if linear is not None and suffix == "weight":
+            tensor = adapter.merged(linear if source is None else _with_weight(linear, tensor))
+            if stem in kept:
+                yield from _stored(stem, kept[stem], tensor, dtype)
+                continue
+        elif linear is not None:
             bias = adapter.merged_bias(linear)
-            merged = adapter.merged(linear) if suffix == "weight" else bias
-            assert merged is not None
-            tensor = merged
-        yield name, (tensor.detach().to(dtype) if tensor.is_floating_point() else tensor).cpu()
+            assert bias is not None
+            tensor = bias
+        yield slot.name, _plain(tensor, dtype)
+
+
+def base_tensors(
+    model: CausalLM, dtype: torch.dtype, *, source: Source | None = None, into: Quant | None = None
+) -> Iterator[tuple[str, Tensor]]:
+    """(checkpoint name, tensor) of the base alone. into: None writes linears as the model keeps them, byte for byte;
+    a kind stores them so, from the numbers of `source` or else from the model's own."""
+    linears, kept = dict(model.linears()), _kept(model, into or NoQuant())
+    for slot in model.slots():
+        stem, _, suffix = slot.name.rpartition(".")
+        linear = linears.get(stem) if suffix == "weight" else None
+        parts = linear.give() if linear is not None and into is None else None
+        if parts is not None:
+            yield from ((f"{stem}.{part}", tensor) for part, tensor in parts.items())
+            continue
+        tensor = slot.read(model.dtype) if source is None else source(slot.name)
+        if linear is not None and stem in kept:
+            yield from _stored(stem, kept[stem], tensor.to(dtype), dtype)
+        else:
+            yield slot.name, _plain(tensor, dtype)
+
+
+def dense_linears(model: CausalLM, into: Quant) -> list[str]:
+    """The linears that `into` leaves dense."""
+    kept = _kept(model, into)
+    return [name for name, _ in model.linears() if name not in kept]
+
+
+def _kept(model: CausalLM, into: Quant) -> dict[str, Quant]:
+    """How `into` keeps each linear that it quantises. Linears of one group go together, as they do in memory."""
+    found: dict[str, Quant] = {}
+    for group in model.groups():
+        names = [linear.name for linear in group.linears]
+        quant = NoQuant() if group.routes else into.keeps(names)
+        if not isinstance(quant, NoQuant):
+            found |= dict.fromkeys(names, quant)
+    return found
+
+
+def _stored(name: str, quant: Quant, weight: Tensor, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
+    """A dense weight [out, in], rounded to the nearest of `quant`, as a folder holds it. Raises CheckpointError."""
+    kept = quant.empty(weight.shape[0], weight.shape[1], dtype, weight.device)
+    kept.write(0, weight)
+    parts = kept.give(0, len(weight))
+    if parts is None:
+        raise CheckpointError(
+            f"{name}: a folder has no form for this weight in {quant.model_dump()['kind']}",
+            given=f"{weight.shape[0]} rows of {weight.shape[1]} inputs, {quant!r}",
+            allowed="inputs that are a multiple of the block",
+            try_="another block_size (or group_size), or --into none",
+        )
+    yield from ((f"{name}.{part}", tensor) for part, tensor in parts.items())
+
+
+def _plain(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    return (tensor.detach().to(dtype) if tensor.is_floating_point() else tensor).cpu()
+
+
+def _with_weight(linear: FrozenLinear, weight: Tensor) -> FrozenLinear:
+    """The same linear, with its adapter, over another weight [out, in]."""
+    other = FrozenLinear(linear.name, slice(0, len(weight)), DenseWeight(weight.to(linear.device)), None)
+    other.bias, other.adapter = linear.bias, linear.adapter
+    return other
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from lorikeet.api.base import Base, attach, open_base
 from lorikeet.base.errors import CheckpointError
 from lorikeet.base.files import sha256_file
 from lorikeet.base.kinds import kind_field
+from lorikeet.config import Recipe
 from lorikeet.data.formats.auto import Auto
 from lorikeet.data.rows import conversations
 from lorikeet.data.templates._contract import TemplateOptions
@@ -25,7 +27,9 @@ from lorikeet.infer.engine import Engine
 from lorikeet.infer.predict import check_output
 from lorikeet.infer.predict import predict as predict_file
 from lorikeet.infer.sampling import GenerateOptions
+from lorikeet.models.causal_lm import CausalLM
 from lorikeet.models.load import ModelOptions
+from lorikeet.quant._contract import Quant
 from lorikeet.quant.none import NoQuant
 from lorikeet.train import state as run_state
 from lorikeet.train.metrics import peak_rss_bytes
@@ -59,36 +63,50 @@ def chat(path: str | Path, model: Mapping[str, Any] | None = None, **options: An
     Chat(engine(path, model), GenerateOptions(**options)).run()
 
 
+@dataclass(frozen=True)
+class Located:
+    """What can answer, before any weight is read: the model, how its weights are kept, the adapter on it."""
+
+    base: Base
+    quant: Quant
+    adapter_folder: Path | None
+    template: TemplateOptions
+    recipe: Recipe | None  # of a run
+
+    def load(self) -> tuple[CausalLM, Adapter | None, dict[str, Any]]:
+        """(model, the adapter on it, the adapter's identity)."""
+        model = self.base.load(self.quant)
+        if self.adapter_folder is None:
+            return model, None, {}
+        adapter, identity = attach(model, self.base, self.adapter_folder)
+        return model, adapter, identity
+
+
+def locate(path: str | Path, changed: Mapping[str, Any] | None = None) -> Located:
+    """Find a run, an adapter folder or a model. `changed`: options of the recipe's section `model`."""
+    folder = Path(path)
+    quant: Quant = NoQuant()
+    where, recipe = None, None
+    if (folder / "recipe.yaml").is_file():
+        recipe = config.load(folder / "recipe.yaml")
+        options, quant, template = recipe.model, recipe.quant, recipe.data.template
+        where = run_state.trained_adapter(folder)
+    elif (folder / storage.CONFIG).is_file():
+        where, options, template = folder, ModelOptions(path=_base_of(folder)), _template(folder)
+        quant = _quant(folder)
+    else:
+        options, template = ModelOptions(path=str(path)), _template(folder)
+    return Located(open_base(options.model_copy(update=dict(changed or {}))), quant, where, template, recipe)
+
+
 def open_any(
     path: str | Path, changed: Mapping[str, Any] | None = None
 ) -> tuple[Engine, Base, Adapter | None, dict[str, Any]]:
     """(engine, base, adapter, identity) of whatever can answer."""
-    folder = Path(path)
-    quant, adapter = NoQuant(), None
-    if (folder / "recipe.yaml").is_file():
-        recipe = config.load(folder / "recipe.yaml")
-        options, quant = recipe.model, recipe.quant
-        where = run_state.trained_adapter(folder)
-        template_options: TemplateOptions = recipe.data.template
-    elif (folder / storage.CONFIG).is_file():
-        where = folder
-        base_name = storage.read_json(folder / storage.CONFIG).get("base_model_name_or_path")
-        if not base_name:
-            raise CheckpointError(
-                f"the adapter in {folder} does not say which model it belongs to",
-                given=f"no base_model_name_or_path in {storage.CONFIG}",
-                try_="write the model's path there",
-            )
-        options = ModelOptions(path=str(base_name))
-        template_options = _template(folder)
-    else:
-        where, options, template_options = None, ModelOptions(path=str(path)), _template(folder)
-    base = open_base(options.model_copy(update=dict(changed or {})))
-    template = template_options.bind(base.tokenizer)
-    model = base.load(quant)
-    identity: dict[str, Any] = {}
-    if where is not None:
-        adapter, identity = attach(model, base, where)
+    located = locate(path, changed)
+    base, where = located.base, located.adapter_folder
+    template = located.template.bind(base.tokenizer)
+    model, adapter, identity = located.load()
     if identity and identity.get("template_fingerprint") not in (None, template.fingerprint):
         raise CheckpointError(
             "the template differs from the one the adapter was trained with",
@@ -97,6 +115,26 @@ def open_any(
         )
     weights = base.checkpoint.fingerprint() + (sha256_file(where / storage.WEIGHTS) if where else "")
     return Engine(model, base.tokenizer, template, f"{weights} {model.dtype}"), base, adapter, identity
+
+
+def _base_of(folder: Path) -> str:
+    """The model that an adapter folder names: a folder inside it, or whatever `resolve` finds."""
+    named = storage.read_json(folder / storage.CONFIG).get("base_model_name_or_path")
+    if not named:
+        raise CheckpointError(
+            f"the adapter in {folder} does not say which model it belongs to",
+            given=f"no base_model_name_or_path in {storage.CONFIG}",
+            try_="write the model's path there",
+        )
+    inside = folder / str(named)
+    return str(inside) if not Path(str(named)).is_absolute() and inside.is_dir() else str(named)
+
+
+def _quant(folder: Path) -> Quant:
+    """How the weights were kept under an adapter in training, as its lorikeet.json says; dense where it does not."""
+    named = storage.read_json(folder / storage.IDENTITY).get("quant") or {"kind": "none"}
+    read: Quant = TypeAdapter(kind_field("lorikeet.quant", Quant)).validate_python(named)
+    return read
 
 
 def _template(folder: Path) -> TemplateOptions:

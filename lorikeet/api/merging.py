@@ -1,61 +1,337 @@
-"""The verb merge: base and adapter as one Hugging Face folder, and the comparison that proves it."""
+"""The verb merge: base and adapter as one Hugging Face folder, and the comparison that says how near it is to them.
+
+The base that takes the update is the one in memory, as quantised as it was in training, or the checkpoint's own; the
+sum is dense or quantised again; or nothing is summed, and the adapter lies beside the quantised base.
+"""
 
 from __future__ import annotations
 
 import json
+import math
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from lorikeet.adapters import _storage as storage
-from lorikeet.adapters._merge import compare, merged_tensors, probes
-from lorikeet.api.answering import open_any
+from lorikeet.adapters._contract import Adapter
+from lorikeet.adapters._merge import Source, base_tensors, compare, dense_linears, merged_tensors, probes
+from lorikeet.api.answering import Located, locate
+from lorikeet.api.quantizing import quantize
+from lorikeet.api.verifying import CERTIFICATE, MERGED, refuse_failed, verify_merge
 from lorikeet.base.errors import CheckFailed, CheckpointError, OutputError, RecipeError
-from lorikeet.base.files import need_space, new_folder, write_file
+from lorikeet.base.files import need_space, new_folder, sha256_file, write_file
+from lorikeet.base.heap import give_back
 from lorikeet.base.log import note
 from lorikeet.checkpoints import hf
 from lorikeet.checkpoints.open import open_checkpoint
-from lorikeet.models.load import load
+from lorikeet.data.sources import validation_of
+from lorikeet.infer.engine import Engine
+from lorikeet.models.causal_lm import CausalLM
+from lorikeet.models.load import identify, load
+from lorikeet.models.stored import stored_quant
+from lorikeet.quant._contract import Quant
+from lorikeet.quant._gptq_solver import SolverOptions
+from lorikeet.quant.gptq import Gptq
 from lorikeet.quant.none import NoQuant
 
 GIB = 1 << 30
 MERGED_DTYPES = ("float32", "bfloat16", "float16")
+CALIBRATE = 128  # conversations
+BASE = "base"  # the folder of the base inside one with the adapter beside it
 
 
-def merge(path: Path, output: Path, *, dtype: str | None = None, max_shard_bytes: int = 4 * GIB) -> dict[str, Any]:
-    """Fold a run's adapter into its base: a Hugging Face folder. Then load it and compare it with base + adapter.
+@dataclass(frozen=True)
+class How:
+    """The way to merge."""
 
-    Raises CheckFailed if the two say different things."""
-    if dtype not in (None, *MERGED_DTYPES):
-        raise RecipeError(
-            f"--dtype: there is no '{dtype}'", given=dtype, allowed=" ".join(MERGED_DTYPES), try_="--dtype bfloat16"
-        )
+    into: Quant | None  # None: dense, or with `keep_adapter` as the base was kept in training
+    base: str  # which weights take the update: quantised, as in training, or full
+    keep_adapter: bool  # beside the base, instead of adding it
+    dtype: str | None  # of what is not quantised; None: the one the model runs in here
+    max_shard_bytes: int
+    verify: bool | None  # None: where something is quantised and the run has held-out conversations
+    calibrate: int | None = None  # conversations that GPTQ rounds by; 0: to the nearest; None: CALIBRATE
+
+    def check(self) -> None:
+        """Raise RecipeError for a way that does not exist."""
+        if self.dtype not in (None, *MERGED_DTYPES):
+            allowed = " ".join(MERGED_DTYPES)
+            raise RecipeError(
+                f"--dtype: there is no '{self.dtype}'", given=self.dtype, allowed=allowed, try_="--dtype bfloat16"
+            )
+        if self.base not in ("quantised", "full"):
+            raise RecipeError(f"--base: there is no '{self.base}'", given=self.base, allowed="quantised full")
+        if self.keep_adapter and self.base == "full" and self.into is None:
+            raise RecipeError(
+                "--base full: the adapter stays beside the base, so nothing is added to it",
+                given="--keep-adapter --base full",
+                allowed="one of them, or both with --into",
+                try_="--keep-adapter alone",
+            )
+        if self.calibrate is not None and not self.calibrates:
+            raise RecipeError(
+                "--calibrate: has no effect, only a merge into gptq is calibrated",
+                given=f"--calibrate {self.calibrate}",
+                allowed="with --into gptq, without --keep-adapter",
+                try_="leave it out",
+            )
+        if self.into is not None and not _dense(self.into) and self.into.stored_settings(torch.float32) is None:
+            raise RecipeError(
+                f"--into: no folder holds weights of the kind {self.into.model_dump()['kind']}",
+                given=self.into.model_dump()["kind"],
+                allowed="none, or a kind that a Hugging Face folder knows",
+                try_="--into none",
+            )
+
+    @property
+    def calibrates(self) -> bool:
+        """Whether the sum may be rounded with what it is used on in view."""
+        return isinstance(self.into, Gptq) and not self.keep_adapter
+
+    @property
+    def conversations(self) -> int:
+        """How many of the training data GPTQ rounds by."""
+        return (CALIBRATE if self.calibrate is None else self.calibrate) if self.calibrates else 0
+
+
+@dataclass
+class _Work:
+    """A model with its adapter, and where it goes."""
+
+    located: Located
+    model: CausalLM
+    adapter: Adapter
+    identity: dict[str, Any]
+    how: How
+    dtype: torch.dtype = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.dtype = getattr(torch, self.how.dtype) if self.how.dtype else self.model.dtype
+
+    @property
+    def source(self) -> Source | None:
+        """The checkpoint's own tensors, where they take the update."""
+        if self.how.base == "quantised":
+            return None
+        checkpoint = self.located.base.checkpoint
+        family, spec = identify(checkpoint, self.located.base.options.family)
+        return lambda name: family.read(checkpoint, name, spec)
+
+    @property
+    def stored(self) -> Quant:
+        """How the written linears are kept."""
+        return self.how.into or (self.located.quant if self.how.keep_adapter else NoQuant())
+
+    def tensors(self, into: Quant | None) -> Iterator[tuple[str, Tensor]]:
+        """(name, tensor) of the folder, one at a time."""
+        if self.how.keep_adapter:
+            return base_tensors(self.model, self.dtype, source=self.source, into=into)
+        return merged_tensors(self.model, self.adapter, self.dtype, source=self.source, into=into)
+
+
+def merge(
+    path: Path,
+    output: Path,
+    *,
+    into: Quant | None = None,
+    base: str = "quantised",
+    keep_adapter: bool = False,
+    dtype: str | None = None,
+    max_shard_bytes: int = 4 * GIB,
+    verify: bool | None = None,
+    calibrate: int | None = None,
+    model: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Fold a run's adapter into its base: a Hugging Face folder. Then compare it with base + adapter.
+
+    Where nothing is quantised, the folder has to say the same as base + adapter within rounding; else the certificate
+    of `lorikeet verify merge` is written into it. Raises CheckFailed if the two are too far apart. The arguments are
+    those of `How`; `model`: options of the recipe's section, for what the folder does not say (or says otherwise)."""
+    how = How(into, base, keep_adapter, dtype, max_shard_bytes, verify, calibrate)
+    how.check()
     if output.exists() and any(output.iterdir() if output.is_dir() else [output]):
         raise OutputError(f"{output} exists already", given=str(output), try_="another folder")
-    engine_, base, adapter, identity = open_any(path)
-    if adapter is None:
+    located = locate(path, model)
+    if located.adapter_folder is None:
         raise CheckpointError(f"{path} has no adapter to merge", given=str(path), allowed="a run or an adapter folder")
-    model, target = engine_.model, getattr(torch, dtype) if dtype else engine_.model.dtype
-    size = sum(tensor.numel() for _, tensor in model.tensors()) * torch.empty(0, dtype=target).element_size()
+    _refuse_full_of_quantised(located, how)
+    _need_calibration(located, how, path)
+    plain = _dense(located.quant) and _dense(how.into) and not how.keep_adapter and how.base == "quantised"
+    certify = _certifies(located, how, plain, path)
+    work = _load(located, how)
+    size = sum(math.prod(slot.shape) for slot in work.model.slots()) * torch.empty(0, dtype=work.dtype).element_size()
     need_space(output, size + GIB // 8, "the merged model")
-    settings = model.shape.config | {"dtype": str(target).split(".")[-1]}
+    _write(work, path, output)
+    size = sum(file.stat().st_size for file in output.rglob("*.safetensors"))
+    found: dict[str, Any] = {"output": str(output), "bytes": size}
+    if plain and not certify:
+        return found | _compared(work, output)
+    if not certify:
+        note(f"not measured yet: lorikeet verify merge {output} --run {path}")
+        return found
+    del work
+    give_back()
+    certificate = verify_merge(output, path, model=model)
+    refuse_failed(certificate)
+    return found | certificate["measured"] | {"certificate": str(output / CERTIFICATE)}
+
+
+def _load(located: Located, how: How) -> _Work:
+    model, adapter, identity = located.load()
+    assert adapter is not None
+    return _Work(located, model, adapter, identity, how)
+
+
+def _dense(quant: Quant | None) -> bool:
+    return quant is None or isinstance(quant, NoQuant)
+
+
+def _refuse_full_of_quantised(located: Located, how: How) -> None:
+    if how.base == "full" and stored_quant(located.base.checkpoint) is not None:
+        raise CheckpointError(
+            f"{located.base.checkpoint.path} has no full-precision weights: it is stored quantised",
+            given="--base full",
+            allowed="--base quantised",
+            try_="--base quantised",
+        )
+
+
+def _need_calibration(located: Located, how: How, path: Path) -> None:
+    if how.conversations and located.recipe is None:
+        raise RecipeError(
+            "--into gptq: an adapter alone has no training data to round by",
+            given=str(path),
+            allowed="a run, or --calibrate 0",
+            try_="--calibrate 0, which rounds to the nearest",
+        )
+
+
+def _certifies(located: Located, how: How, plain: bool, path: Path) -> bool:
+    """Whether to measure with held-out conversations. Raises RecipeError where that is asked for without any."""
+    held_out = located.recipe is not None and validation_of(located.recipe.data) is not None
+    if how.verify and not held_out:
+        raise RecipeError(
+            "--verify: the run has no held-out conversations",
+            given=str(path),
+            allowed="a run with data.validation",
+            try_="merge without it, then: lorikeet verify merge MERGED --run RUN --data FILE",
+        )
+    return held_out and not plain if how.verify is None else how.verify
+
+
+def _write(work: _Work, path: Path, output: Path) -> None:
+    """The folder: whole, or not there."""
+    said = _said(work, path)
     with new_folder(output) as folder:
-        hf.save(folder, settings, merged_tensors(model, adapter, target), max_shard_bytes=max_shard_bytes)
-        engine_.tokenizer.save(folder)
-        write_file(folder / "generation_config.json", json.dumps(engine_.generation_config(), indent=2) + "\n")
-        write_file(folder / storage.IDENTITY, json.dumps({"template": identity.get("template")}, indent=2) + "\n")
-    note("comparing the merged model with base + adapter")
-    made = open_checkpoint(output)
-    merged = load(made, NoQuant(), dtype=model.dtype, device=model.device, family=base.options.family)
-    check = compare(model, merged, probes(engine_.tokenizer), 1e-6 if target == torch.float32 == model.dtype else 0.02)
-    found = {
-        "output": str(output),
-        "bytes": size,
-        "same_top_token": check.agreement,
-        "mean_kl": check.kl,
-        "max_logit_difference": check.max_difference,
+        weights = folder / BASE if work.how.keep_adapter else folder
+        weights.mkdir(exist_ok=True)
+        if work.how.conversations:
+            _calibrated(work, folder)
+        else:
+            _fill(work, weights, work.stored, work.how.into)
+        made = open_checkpoint(weights)
+        identity: dict[str, Any] = {"template": work.identity.get("template")}
+        if work.how.keep_adapter:
+            identity = _beside(work, folder, made.fingerprint(), stored_quant(made) or NoQuant())
+        identity[MERGED] = said | {"weights": made.fingerprint()}
+        write_file(folder / storage.IDENTITY, json.dumps(identity, indent=2) + "\n")
+
+
+def _fill(work: _Work, folder: Path, stored: Quant, into: Quant | None) -> None:
+    """Weights, config.json, tokenizer and generation_config.json of the sum (or of the base alone) in `folder`."""
+    tokenizer = work.located.base.tokenizer
+    engine = Engine(work.model, tokenizer, work.located.template.bind(tokenizer))
+    _check_template(work.identity, engine)
+    hf.save(folder, _settings(work, stored), work.tensors(into), max_shard_bytes=work.how.max_shard_bytes)
+    tokenizer.save(folder)
+    write_file(folder / "generation_config.json", json.dumps(engine.generation_config(), indent=2) + "\n")
+
+
+def _calibrated(work: _Work, folder: Path) -> None:
+    """The sum, dense for a while, and rounded by GPTQ with the training data in view: block by block, from the disk."""
+    recipe, into = work.located.recipe, work.how.into
+    assert recipe is not None and isinstance(into, Gptq)
+    dense, made = folder / "dense", folder / "made"
+    dense.mkdir()
+    _fill(work, dense, NoQuant(), None)
+    write_file(dense / storage.IDENTITY, json.dumps({"template": work.identity.get("template")}) + "\n")
+    work.model = work.model.to("meta")  # its room is needed now
+    give_back()
+    options = recipe.model.model_copy(update={"path": str(dense)})
+    dense_recipe = recipe.model_copy(update={"model": options, "quant": NoQuant()})
+    solver = SolverOptions(bits=into.bits, group_size=into.group_size, sym=into.sym)
+    quantize(dense_recipe, made, solver, rows=work.how.conversations, max_shard_bytes=work.how.max_shard_bytes)
+    shutil.rmtree(dense)
+    for file in made.iterdir():
+        file.rename(folder / file.name)
+    made.rmdir()
+
+
+def _check_template(identity: dict[str, Any], engine: Engine) -> None:
+    known = identity.get("template_fingerprint")
+    if known not in (None, engine.template.fingerprint):
+        raise CheckpointError(
+            "the template differs from the one the adapter was trained with",
+            given=engine.template.fingerprint[:12],
+            allowed=known[:12],
+        )
+
+
+def _settings(work: _Work, stored: Quant) -> dict[str, Any]:
+    """config.json."""
+    made = work.model.shape.config | {"dtype": str(work.dtype).removeprefix("torch.")}
+    made.pop("quantization_config", None)
+    if _dense(stored):
+        return made
+    settings = stored.stored_settings(work.dtype)
+    assert settings is not None, "`How.check` has asked"
+    if "llm_int8_skip_modules" in settings:  # bitsandbytes' word for what stays dense
+        settings["llm_int8_skip_modules"] += dense_linears(work.model, stored)
+    return made | {"quantization_config": settings}
+
+
+def _said(work: _Work, path: Path) -> dict[str, Any]:
+    """What lorikeet.json says of how the folder was made, which `lorikeet verify merge` reads."""
+    folder, base = work.located.adapter_folder, work.located.base
+    assert folder is not None
+    return {
+        "run": str(path),
+        "model": base.options.path,
+        "base_fingerprint": base.checkpoint.fingerprint(),
+        "adapter_sha256": sha256_file(folder / storage.WEIGHTS),
+        "trained": work.located.quant.model_dump(mode="json"),
+        "into": work.stored.model_dump(mode="json"),
+        "base": work.how.base,
+        "kept": work.how.keep_adapter,
+        "calibrated_on": work.how.conversations,
     }
+
+
+def _beside(work: _Work, folder: Path, fingerprint: str, stored: Quant) -> dict[str, Any]:
+    """Copy the adapter into `folder`, over the base that lies in it. Returns its lorikeet.json."""
+    adapter = work.located.adapter_folder
+    assert adapter is not None
+    shutil.copyfile(adapter / storage.WEIGHTS, folder / storage.WEIGHTS)
+    config = storage.read_json(adapter / storage.CONFIG) | {"base_model_name_or_path": BASE}
+    write_file(folder / storage.CONFIG, json.dumps(config, indent=2) + "\n")
+    named = {"base": BASE, "base_fingerprint": fingerprint, "quant": stored.model_dump(mode="json")}
+    return storage.read_json(adapter / storage.IDENTITY) | named
+
+
+def _compared(work: _Work, output: Path) -> dict[str, Any]:
+    """The dense folder, loaded, against base + adapter on the beginnings of some texts. Raises CheckFailed."""
+    model, base = work.model, work.located.base
+    note("comparing the merged model with base + adapter")
+    merged = load(
+        open_checkpoint(output), NoQuant(), dtype=model.dtype, device=model.device, family=base.options.family
+    )
+    tolerance = 1e-6 if work.dtype == torch.float32 == model.dtype else 0.02
+    check = compare(model, merged, probes(base.tokenizer), tolerance)
     if not check.passed:
         raise CheckFailed(
             f"the merged model in {output} does not equal base + adapter",
@@ -64,4 +340,4 @@ def merge(path: Path, output: Path, *, dtype: str | None = None, max_shard_bytes
         )
     told = f"mean KL {check.kl:.2e}, same most likely token {check.agreement:.0%}"
     note(f"merged = base + adapter within rounding: {told}")
-    return found
+    return {"same_top_token": check.agreement, "mean_kl": check.kl, "max_logit_difference": check.max_difference}

@@ -13,6 +13,7 @@ import typer
 
 if TYPE_CHECKING:
     from lorikeet.config import Recipe
+    from lorikeet.quant._contract import Quant
 
 
 class Stopped(Exception):
@@ -52,6 +53,26 @@ def of_model_and_replies(model: Path, overrides: Sequence[str]) -> tuple[dict[st
     about = [word for word in overrides if word.startswith("model.")]
     replies = [word for word in overrides if word not in about]
     return config.options("model", about, path=str(model)), config.options("generate", replies)
+
+
+def quantisation(kind: str | None, overrides: Sequence[str]) -> Quant | None:
+    """The kind that `--into` names, with its options `quant.option=value`; None where it names none."""
+    from lorikeet import config
+    from lorikeet.base.errors import RecipeError
+    from lorikeet.base.kinds import kind_class
+    from lorikeet.quant._contract import Quant
+
+    if kind is not None:
+        chosen = kind_class("lorikeet.quant", Quant, kind)
+        return chosen.model_validate(config.options("quant", overrides, kind=kind))
+    if overrides:
+        raise RecipeError(
+            f"{overrides[0].partition('=')[0]}: has no effect without --into",
+            given=overrides[0],
+            allowed="options of the kind that --into names",
+            try_="--into nf4",
+        )
+    return None
 
 
 @contextmanager

@@ -29,7 +29,7 @@ def register(app: typer.Typer) -> None:
     """Add this file's commands to `app`."""
     _command.add(app, chat, "chat", "lorikeet chat runs/first generate.temperature=0.7")
     _command.add(app, predict, "predict", "lorikeet predict runs/first prompts.jsonl --output replies.jsonl")
-    _command.add(app, merge, "merge", "lorikeet merge runs/first merged --dtype bfloat16")
+    _command.add(app, merge, "merge", "lorikeet merge runs/first merged --into nf4")
     _command.add(app, download, "download", "lorikeet download smollm2-135m")
 
 
@@ -70,16 +70,63 @@ def predict(
 def merge(
     run: Annotated[Path, typer.Argument(metavar="RUN|ADAPTER", help="A run or adapter folder.", show_default=False)],
     output: Annotated[Path, typer.Argument(metavar="FOLDER", help="The folder to write.", show_default=False)],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="quant.OPTION=VALUE",
+            help="Of --into, e.g. quant.block_size=32; also model.dtype, model.device, model.family.",
+            show_default=False,
+        ),
+    ] = None,
+    into: Annotated[
+        str | None,
+        typer.Option(
+            help="How the merged linears are stored: none (dense, the default), int8, nf4, fp4 or gptq.",
+            show_default=False,
+        ),
+    ] = None,
+    base: Annotated[
+        str, typer.Option(help="What takes the update: quantised (the base as it was trained on), or full.")
+    ] = "quantised",
+    keep_adapter: Annotated[
+        bool, typer.Option("--keep-adapter", help="Add nothing: the adapter beside the base, as one folder.")
+    ] = False,
+    calibrate: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help="Conversations of the training data that --into gptq rounds by (128); 0 rounds to the nearest.",
+            show_default=False,
+        ),
+    ] = None,
     dtype: Annotated[
         str, typer.Option(help="auto (the one the model runs in here), float32, bfloat16 or float16.")
     ] = "auto",
+    verify: Annotated[
+        bool | None,
+        typer.Option(
+            "--verify/--no-verify",
+            help="Measure on held-out conversations; by default where something is quantised.",
+            show_default=False,
+        ),
+    ] = None,
     max_shard_gib: Annotated[float, typer.Option(min=0.001, help="Largest safetensors file, in GiB.")] = 5.0,
 ) -> None:
-    """Fold an adapter into its base model. Checks that the result is their sum."""
-    from lorikeet import api
+    """Fold an adapter into its base model. Measures how near the result is to what was trained."""
+    from lorikeet import api, config
 
+    about = [word for word in overrides or [] if word.startswith("model.")]
     found = api.merge(
-        run, output, dtype=None if dtype == "auto" else dtype, max_shard_bytes=int(max_shard_gib * (1 << 30))
+        run,
+        output,
+        into=_command.quantisation(into, [word for word in overrides or [] if word not in about]),
+        model=config.options("model", about, path=str(run)),
+        base=base,
+        keep_adapter=keep_adapter,
+        dtype=None if dtype == "auto" else dtype,
+        max_shard_bytes=int(max_shard_gib * (1 << 30)),
+        verify=verify,
+        calibrate=calibrate,
     )
     _command.print_values(found)
 

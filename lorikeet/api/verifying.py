@@ -1,0 +1,259 @@
+"""The verb verify merge: a merged model against the run it came from, and the certificate that says how near it is."""
+
+from __future__ import annotations
+
+import json
+import platform
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lorikeet import kernels
+from lorikeet.adapters import _storage as storage
+from lorikeet.api.answering import Located, locate
+from lorikeet.base.errors import CheckFailed, CheckpointError, DataError, RecipeError
+from lorikeet.base.files import need_space, sha256_file, write_file
+from lorikeet.base.heap import give_back
+from lorikeet.base.log import note
+from lorikeet.base.nouns import Example
+from lorikeet.data import pipeline
+from lorikeet.data.formats.auto import Auto
+from lorikeet.data.pipeline import DataOptions
+from lorikeet.data.sources import validation_of
+from lorikeet.data.templates._contract import Template
+from lorikeet.infer.engine import Engine
+from lorikeet.infer.sampling import GenerateOptions
+from lorikeet.models.load import pick_device, pick_dtype
+from lorikeet.verify import merge as check
+from lorikeet.verify.limits import Limits, default_limits
+from lorikeet.verify.merge import HeldOut, Measured, Said
+
+CERTIFICATE = "certificate.json"
+MERGED = "merged"  # the key of a merged folder's lorikeet.json that says what was merged
+
+
+@dataclass(frozen=True)
+class Asked:
+    """How much is measured."""
+
+    conversations: int = 256  # of the held-out ones, the first so many
+    prompts: int = 50
+    max_new_tokens: int = 64
+
+    @property
+    def replies(self) -> GenerateOptions:
+        return GenerateOptions(max_new_tokens=self.max_new_tokens)
+
+
+def verify_merge(
+    merged: Path,
+    run: Path,
+    *,
+    data: Sequence[str | Path] = (),
+    limits: Mapping[str, float] | None = None,
+    output: Path | None = None,
+    asked: Asked | None = None,
+    model: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Measure `merged` against `run` (a run or an adapter folder) on the run's validation data, or on `data`.
+
+    Writes the certificate, by default certificate.json in `merged`, and returns it. `limits` replace the defaults of
+    the way it was merged; `model`: options of the recipe's section, for both. Raises CheckpointError for a folder that
+    was made from another adapter, CheckFailed for one whose weights have changed since."""
+    asked, output = asked or Asked(), output or merged / CERTIFICATE
+    need_space(output.parent, 1 << 20, "the certificate")
+    if merged.resolve() == run.resolve():
+        raise CheckpointError(f"{merged} cannot be compared with itself", given=f"{merged} twice", try_="--run RUN")
+    said = storage.read_json(merged / storage.IDENTITY).get(MERGED) if merged.is_dir() else None
+    trained = settled(locate(run, model))
+    if trained.adapter_folder is None:
+        raise CheckpointError(f"{run} has no adapter", given=str(run), allowed="the run, or its adapter folder")
+    other = locate(merged, as_trained(trained))
+    _same_adapter(said, trained.adapter_folder, merged, run)
+    _same_vocabulary(trained, other)
+    hashes = identity_of(other)
+    if said is not None and said.get("weights") not in (None, hashes["weights"]):
+        raise CheckFailed(
+            f"the weights in {merged} are not those that were written when it was merged",
+            given=hashes["weights"][:16],
+            allowed=said["weights"][:16],
+        )
+    template = trained.template.bind(trained.base.tokenizer)
+    examples, of_what = examples_of(trained, template, data, asked.conversations)
+    found = _measure(trained, other, template, examples, asked)
+    chosen = replace(default_limits(said or _unsaid(other)), **(limits or {}))
+    made = _certificate(trained, run, other, merged, hashes, said, of_what, asked, found, chosen)
+    write_file(output, json.dumps(made, indent=2) + "\n")
+    for line in check.table(found, chosen):
+        note(line)
+    return made | {"certificate": str(output)}
+
+
+def refuse_failed(certificate: Mapping[str, Any]) -> None:
+    """Raise CheckFailed, which names the limits, for a certificate that did not pass."""
+    if certificate["passed"]:
+        return
+    measured, limits, broken = (certificate[name] for name in ("measured", "limits", "broken"))
+    raise CheckFailed(
+        f"the merged model in {certificate['merged']['path']} is not near enough to what was trained",
+        given=", ".join(f"{name} {measured[name]:.4g}" for name in broken),
+        allowed=", ".join(f"{name} {'>=' if name in Limits.AT_LEAST else '<='} {limits[name]:g}" for name in broken),
+        try_=f"another way to merge, or limits of your own; {certificate['certificate']} has all numbers",
+    )
+
+
+def identity_of(located: Located) -> dict[str, Any]:
+    """The hash of what answers: `weights`, and the adapter's own where one lies on them."""
+    weights, folder = located.base.checkpoint.fingerprint(), located.adapter_folder
+    return {"weights": weights} | ({} if folder is None else {"adapter_sha256": sha256_file(folder / storage.WEIGHTS)})
+
+
+def _same_adapter(said: Mapping[str, Any] | None, adapter: Path, merged: Path, run: Path) -> None:
+    """Raise CheckpointError where the merged folder says that it was made from another adapter."""
+    if said is None:
+        note(f"{merged} does not say what it was merged from: measured as it is")
+        return
+    given = sha256_file(adapter / storage.WEIGHTS)
+    if said.get("adapter_sha256") != given:
+        raise CheckpointError(
+            f"{merged} was not merged from the adapter of {run}",
+            given=f"adapter {given[:16]} in {adapter}",
+            allowed=f"adapter {str(said.get('adapter_sha256'))[:16]}, once in {said.get('run')}",
+            try_="the run it was merged from; after more training, merge again",
+        )
+
+
+def settled(located: Located) -> Located:
+    """With the device and dtype decided: `auto` times a matmul, and the next one may decide otherwise."""
+    options = located.base.options
+    device = pick_device(options.device)
+    dtype = str(pick_dtype(options.dtype, device)).removeprefix("torch.")
+    settled = options.model_copy(update={"device": str(device), "dtype": dtype})
+    return replace(located, base=replace(located.base, options=settled))
+
+
+def as_trained(trained: Located) -> dict[str, Any]:
+    """The options of the model under which the merged one computes as the trained one does."""
+    options = trained.base.options
+    names = ("dtype", "device", "threads", "kernels", "family")
+    return {name: getattr(options, name) for name in names}
+
+
+def _same_vocabulary(trained: Located, other: Located) -> None:
+    sizes = trained.base.shape.vocab_size, other.base.shape.vocab_size
+    if sizes[0] != sizes[1]:
+        raise CheckpointError(
+            "the merged model has another vocabulary than the trained one",
+            given=f"{sizes[1]} tokens",
+            allowed=f"{sizes[0]} tokens",
+            try_="the model that was merged from this run",
+        )
+
+
+def _unsaid(other: Located) -> dict[str, Any]:
+    """What is known of a folder that some other program has merged."""
+    return {"into": other.quant.model_dump(mode="json"), "base": "quantised"}
+
+
+def examples_of(
+    trained: Located, template: Template, data: Sequence[str | Path], count: int
+) -> tuple[list[Example], dict[str, Any]]:
+    """The first `count` held-out conversations, and what they are."""
+    base, recipe = trained.base, trained.recipe
+    longest = min(recipe.data.max_length if recipe else 2048, base.shape.max_position)
+    seed = 0 if recipe is None else recipe.train.seed
+    if data:
+        files = {"train": [str(file) for file in data], "validation": None, "format": Auto.model_validate({})}
+        options = DataOptions.model_validate({**files, "template": trained.template, "max_length": longest})
+        chosen: Any = pipeline.prepare(options, base.tokenizer, template, seed=seed).train
+    elif recipe is None or validation_of(recipe.data) is None:
+        raise RecipeError(
+            "there are no held-out conversations to measure on",
+            given="an adapter folder without its run" if recipe is None else "a run without data.validation",
+            allowed="a run with data.validation, or files",
+            try_="--data FILE",
+        )
+    else:
+        options = recipe.data.model_copy(update={"max_length": longest})
+        chosen = pipeline.prepare(options, base.tokenizer, template, seed=seed).validation
+    examples = [chosen[i] for i in range(min(count, len(chosen)))]
+    if not examples:
+        raise DataError("no held-out conversation is left to measure on", try_="--data FILE")
+    where = [str(file) for file in data] or "the run's data.validation"
+    return examples, {"from": where, "conversations": len(examples), "sha256": chosen.fingerprint}
+
+
+def _measure(trained: Located, other: Located, template: Template, examples: list[Example], asked: Asked) -> Measured:
+    """One model after the other: the first is gone, but for its head, when the second is read."""
+    note(f"the trained model on {len(examples)} held-out conversations")
+    said, held_out = listen(trained, template, None, examples, asked)
+    give_back()
+    note("the merged model on the same")
+    again, _ = listen(other, template, held_out, examples, asked, trained)
+    return check.compare(said, again, held_out, trained.base.tokenizer)
+
+
+def listen(
+    located: Located,
+    template: Template,
+    held_out: HeldOut | None,
+    examples: list[Example],
+    asked: Asked,
+    voice: Located | None = None,
+) -> tuple[Said, HeldOut]:
+    """Load a model and listen to it. Both speak with the trained one's template and tokenizer: `voice`."""
+    model, _, _ = located.load()
+    held_out = held_out or check.held_out(examples, model, prompts=asked.prompts)
+    engine = Engine(model, (voice or located).base.tokenizer, template)
+    return check.listen(engine, held_out, asked.replies), held_out
+
+
+def _certificate(
+    trained: Located,
+    run: Path,
+    other: Located,
+    merged: Path,
+    hashes: dict[str, Any],
+    said: Mapping[str, Any] | None,
+    of_what: dict[str, Any],
+    asked: Asked,
+    found: Measured,
+    limits: Limits,
+) -> dict[str, Any]:
+    """certificate.json: both sides by hash, what was asked, what was found, what was allowed."""
+    base, broken = trained.base, limits.broken(found)
+    return {
+        "certificate_version": 1,
+        "passed": not broken,
+        "broken": broken,
+        "trained": {
+            "path": str(run),
+            "base": base.options.path,
+            "base_fingerprint": base.checkpoint.fingerprint(),
+            "tokenizer_fingerprint": base.tokenizer.fingerprint,
+            "quant": trained.quant.model_dump(mode="json"),
+            **{key: value for key, value in identity_of(trained).items() if key == "adapter_sha256"},
+        },
+        "merged": {"path": str(merged), **hashes, "how": None if said is None else dict(said)},
+        "data": of_what,
+        "asked": vars(asked),
+        "measured": check.named(found),
+        "limits": check.named(limits),
+        "computed": {
+            "dtype": base.options.dtype,
+            "device": base.options.device,
+            "threads": torch.get_num_threads(),
+            "kernels": kernels.identity() if base.options.device == "cpu" else "torch",
+        },
+        "versions": {
+            "lorikeet": version("lorikeet-llm"),
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
+        "written": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }

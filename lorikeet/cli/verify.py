@@ -1,0 +1,72 @@
+"""Commands that check: verify merge."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lorikeet.cli import _command
+
+
+def register(app: typer.Typer) -> None:
+    """Add this file's commands to `app`."""
+    group = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Measure whether something is right.")
+    group.callback()(_verify)  # keeps `merge` a word of its own while it is the only command
+    _command.add(group, merge, "merge", "lorikeet verify merge merged --run runs/first")
+    app.add_typer(group, name="verify")
+
+
+def _verify() -> None:
+    pass
+
+
+def merge(
+    merged: Annotated[Path, typer.Argument(metavar="MERGED", help="A merged folder.", show_default=False)],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="model.OPTION=VALUE", help="Of both, e.g. model.dtype=float32", show_default=False),
+    ] = None,
+    *,
+    run: Annotated[Path, typer.Option("--run", help="The run or adapter it was merged from.", show_default=False)],
+    data: Annotated[
+        list[str] | None,
+        typer.Option("--data", help="Conversations neither has seen; by default the run's validation data."),
+    ] = None,
+    max_mean_kl: Annotated[float | None, typer.Option(min=0, help="Mean KL per trained token, nats.")] = None,
+    max_kl: Annotated[float | None, typer.Option(min=0, help="KL at any trained token, nats.")] = None,
+    max_loss_increase: Annotated[float | None, typer.Option(help="Held-out loss above the trained model's.")] = None,
+    min_top1: Annotated[float | None, typer.Option(min=0, max=1, help="Same most likely token, share.")] = None,
+    min_same_replies: Annotated[float | None, typer.Option(min=0, max=1, help="Same greedy replies, share.")] = None,
+    conversations: Annotated[int, typer.Option(min=1, help="Measure on the first so many.")] = 256,
+    prompts: Annotated[int, typer.Option(min=0, help="Of them, so many are answered by both.")] = 50,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Of each reply.")] = 64,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The certificate; by default MERGED/certificate.json.")
+    ] = None,
+) -> None:
+    """Measure a merged model against what was trained. Writes a certificate; exit code 1 past a limit.
+
+    Limits that are not given are those of the way it was merged."""
+    from lorikeet import config
+    from lorikeet.api import verifying
+
+    given = {
+        "mean_kl": max_mean_kl,
+        "max_kl": max_kl,
+        "loss_increase": max_loss_increase,
+        "top1_agreement": min_top1,
+        "same_replies": min_same_replies,
+    }
+    certificate = verifying.verify_merge(
+        merged,
+        run,
+        data=data or [],
+        limits={name: limit for name, limit in given.items() if limit is not None},
+        output=output,
+        asked=verifying.Asked(conversations, prompts, max_new_tokens),
+        model=config.options("model", overrides or [], path=str(run)),
+    )
+    _command.print_values(certificate["measured"] | {"certificate": certificate["certificate"]})
+    verifying.refuse_failed(certificate)

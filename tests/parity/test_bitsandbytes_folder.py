@@ -1,0 +1,66 @@
+"""A merged folder in int8 and nf4 loads in transformers with bitsandbytes, and says there what it says here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from lorikeet.adapters._merge import base_tensors
+from lorikeet.api.base import open_base
+from lorikeet.checkpoints import hf
+from lorikeet.models.load import ModelOptions
+from lorikeet.ops.attention import PackedView
+from lorikeet.quant._contract import Quant
+from lorikeet.quant.fp4 import FP4
+from lorikeet.quant.int8 import Int8
+from lorikeet.quant.nf4 import NF4
+from lorikeet.quant.none import NoQuant
+
+OPTIONS = {"dtype": "float32", "device": "cpu", "threads": 1, "kernels": "eager"}
+IDS = [5, 17, 240, 3, 99, 123, 8, 64]
+
+
+@pytest.fixture
+def transformers():  # type: ignore[no-untyped-def]
+    pytest.importorskip("bitsandbytes")
+    pytest.importorskip("accelerate")
+    return pytest.importorskip("transformers")
+
+
+def folder_of(quant: Quant, source: Path, folder: Path) -> torch.Tensor:
+    """Write `source` in `quant`; our logits of that folder [T, V]."""
+    model = open_base(ModelOptions(path=str(source), **OPTIONS)).load(NoQuant())
+    folder.mkdir()
+    config = model.shape.config | {"quantization_config": quant.stored_settings(torch.float32), "dtype": "float32"}
+    hf.save(folder, config, base_tensors(model, torch.float32, into=quant))
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / name).write_bytes((source / name).read_bytes())
+    again = open_base(ModelOptions(path=str(folder), **OPTIONS)).load(NoQuant())
+    ids, positions = torch.tensor(IDS), torch.arange(len(IDS))
+    view = PackedView(torch.full((len(IDS),), len(IDS), dtype=torch.int32), positions)
+    with torch.no_grad():
+        return again.head.logits(again.hidden(ids, positions, view))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("quant, tolerance", [(NF4(), 1e-4), (FP4(), 1e-4), (Int8(), 0.1)], ids=["nf4", "fp4", "int8"])
+def test_the_folder_in_transformers(
+    quant: Quant, tolerance: float, tiny_model: Path, tmp_path: Path, transformers
+) -> None:  # type: ignore[no-untyped-def]
+    """bitsandbytes rounds the activations of int8, too: there the weights are compared exactly, the logits roughly."""
+    ours = folder_of(quant, tiny_model, tmp_path / "folder")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "folder", device_map="cpu")
+    for module in theirs.modules():
+        module.support_avx512bf16_for_cpu = False  # the packed weights of its CPU kernel are rounded once more
+    layer = theirs.model.layers[0].self_attn.q_proj
+    assert type(layer).__name__ == ("Linear8bitLt" if quant.model_dump()["kind"] == "int8" else "Linear4bit")
+    with torch.no_grad():
+        found = theirs(torch.tensor([IDS])).logits[0].float()
+    assert (found - ours).abs().max() < tolerance * ours.abs().max()
+    if isinstance(quant, Int8):
+        model = open_base(ModelOptions(path=str(tmp_path / "folder"), **OPTIONS)).load(NoQuant())
+        weight = dict(model.linears())["model.layers.0.self_attn.q_proj"].dense(torch.float32)
+        state = layer.weight
+        assert torch.equal(state.data.float() * state.SCB[:, None] * 0.007874015718698502, weight)
