@@ -10,15 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lorikeet.adapters._contract import Adapter
 from lorikeet.base.errors import CheckpointError
-from lorikeet.base.kinds import kind_class, kinds
+from lorikeet.base.kinds import kind_class, kind_field, kinds
 from lorikeet.checkpoints._contract import Checkpoint
 from lorikeet.models.causal_lm import CausalLM
+from lorikeet.quant._contract import Quant
 
 WEIGHTS, CONFIG, IDENTITY = "adapter_model.safetensors", "adapter_config.json", "lorikeet.json"
 
@@ -82,15 +84,31 @@ def _options(config: dict[str, Any], folder: Path) -> Adapter:
     raise CheckpointError("an adapter of a kind that is not supported", given=config.get("peft_type"), allowed=known)
 
 
-def check_base(identity: dict[str, Any], base: Checkpoint, folder: Path) -> None:
-    """Raise CheckpointError where lorikeet.json says that the adapter was trained on other weights."""
+def check_base(identity: dict[str, Any], base: Checkpoint, quant: Quant | None, folder: Path) -> None:
+    """Raise CheckpointError where lorikeet.json says that the adapter was trained on other weights, or on the same
+    ones rounded otherwise than `quant` keeps them (None: it comes from the adapter itself)."""
     if identity.get("base_fingerprint") not in (None, base.fingerprint()):
         raise CheckpointError(
             f"the adapter in {folder} was trained on another base model",
             given=str(base.path),
             allowed=identity.get("base"),
-            try_="the base it was trained on",
+            try_="the base it was trained on; evaluate --allow-other-base measures it on this one",
         )
+    if quant is None or identity.get("quant") is None:
+        return
+    read: Quant = TypeAdapter(kind_field("lorikeet.quant", Quant)).validate_python(identity["quant"])
+    given, trained = quant.model_dump(), read.model_dump()
+    if given != trained:
+        raise CheckpointError(
+            f"the adapter in {folder} was trained on weights that were kept in another way",
+            given=f"quant={_said(given)}",
+            allowed=f"quant={_said(trained)}",
+            try_="the quant it was trained with; evaluate --allow-other-base measures it on this one",
+        )
+
+
+def _said(quant: dict[str, Any]) -> str:
+    return "{" + ", ".join(f"{name}: {value}" for name, value in quant.items()) + "}"
 
 
 @torch.no_grad()

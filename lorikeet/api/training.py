@@ -99,9 +99,10 @@ def train(recipe: Recipe, *, overwrite: bool = False) -> dict[str, Any]:
     return summary
 
 
-def evaluate(target: Recipe | Path, *, adapter: Path | None = None) -> dict[str, Any]:
+def evaluate(target: Recipe | Path, *, adapter: Path | None = None, allow_other_base: bool = False) -> dict[str, Any]:
     """Loss, perplexity and token accuracy on a recipe's validation data, with the run's adapter (or `adapter`).
 
+    An adapter of another base or quantisation is refused unless `allow_other_base` (its shapes must fit all the same).
     A bare recipe is evaluated with its run's adapter where there is one, else the base alone."""
     recipe = config.load(target / "recipe.yaml") if isinstance(target, Path) else target
     if sources.validation_of(recipe.data) is None:
@@ -114,7 +115,7 @@ def evaluate(target: Recipe | Path, *, adapter: Path | None = None) -> dict[str,
     recipe = _with_row_tokens(recipe, model)
     chosen = adapter or recipe.output_dir / "adapter"
     if used := adapter is not None or chosen.exists():
-        attach(model, base, chosen)
+        attach(model, base, chosen, recipe.quant, allow_other_base=allow_other_base)
     rows = _validation_rows(recipe, prepared, model)
     assert rows is not None
     result = evaluate_batches(model, rows)

@@ -57,6 +57,10 @@ def evaluate(
     adapter: Annotated[
         Path | None, typer.Option(help="Evaluate this adapter folder on top of the recipe's model.")
     ] = None,
+    allow_other_base: Annotated[
+        bool,
+        typer.Option("--allow-other-base", help="Measure an adapter on a base or quantisation it was not trained on."),
+    ] = False,
 ) -> None:
     """Measure a model on held-out conversations: loss, perplexity, token accuracy."""
     path = recipe_or_run / "recipe.yaml" if recipe_or_run.is_dir() else recipe_or_run
@@ -64,7 +68,8 @@ def evaluate(
         from lorikeet import api
 
         plain_run = recipe_or_run.is_dir() and not overrides
-        found = api.evaluate(recipe_or_run if plain_run else loaded, adapter=adapter)
+        target = recipe_or_run if plain_run else loaded
+        found = api.evaluate(target, adapter=adapter, allow_other_base=allow_other_base)
     _command.print_values(found)
 
 

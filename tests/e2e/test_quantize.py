@@ -95,7 +95,7 @@ BAD: list[tuple[str, list[str], str, list[str]]] = [
     ("bits the format lacks", ["tiny.jsonl", "--bits", "5"], "--bits", ["5", "2 3 4 8"]),
     ("no group", ["tiny.jsonl", "--group-size", "0"], "--group-size", ["-1"]),
     ("damping beyond all", ["tiny.jsonl", "--damp-percent", "1.5"], "--damp-percent", ["below 1"]),
-    ("an option of no section", ["tiny.jsonl", "quant.bits=4", "data.bits=4"], "data.bits", []),
+    ("an option of no section", ["tiny.jsonl", "data.bits=4"], "data.bits", []),
     ("a folder in the way", ["tiny.jsonl", "--output", "taken"], "taken exists already", []),
     ("a model that is quantised", ["tiny.jsonl"], "is quantised already", ["gptq"]),
 ]
@@ -142,4 +142,17 @@ def test_an_adapter_goes_with_the_quantisation_it_was_trained_on(place: Place) -
     assert place.run("train", place.recipe(model={"path": "gptq"}, train={"max_steps": 1})).code == 0
     dense = place.recipe(output_dir="other")
     found = place.run("evaluate", dense, "--adapter", "run/adapter")
-    assert found.code == 2 and "another base model" in found.err
+    assert found.code == 2 and "another base model" in found.err and "--allow-other-base" in found.err
+    assert place.run("evaluate", dense, "--adapter", "run/adapter", "--allow-other-base").code == 0
+
+
+def test_an_adapter_of_rounded_weights_is_refused_on_others(place: Place) -> None:
+    """The same folder, whose weights were rounded in memory."""
+    recipe = place.recipe(quant={"kind": "gptq", "group_size": 32}, train={"max_steps": 1})
+    assert place.run("train", recipe).code == 0
+    for other in ({"kind": "none"}, {"kind": "gptq", "group_size": 64}):
+        found = place.run("evaluate", place.recipe(output_dir="other", quant=other), "--adapter", "run/adapter")
+        assert found.code == 2 and "kept in another way" in found.err and "group_size: 32" in found.err
+    assert place.run("evaluate", "run").code == 0
+    dense = place.recipe(output_dir="other")
+    assert place.run("evaluate", dense, "--adapter", "run/adapter", "--allow-other-base").code == 0
