@@ -24,6 +24,15 @@ GenerateOverrides = Annotated[
     ),
 ]
 
+Verify = Annotated[
+    bool | None,
+    typer.Option(
+        "--verify/--no-verify",
+        help="Measure on held-out conversations; by default where something is quantised.",
+        show_default=False,
+    ),
+]
+
 
 def register(app: typer.Typer) -> None:
     """Add this file's commands to `app`."""
@@ -102,14 +111,7 @@ def merge(
     dtype: Annotated[
         str, typer.Option(help="auto (the one the model runs in here), float32, bfloat16 or float16.")
     ] = "auto",
-    verify: Annotated[
-        bool | None,
-        typer.Option(
-            "--verify/--no-verify",
-            help="Measure on held-out conversations; by default where something is quantised.",
-            show_default=False,
-        ),
-    ] = None,
+    verify: Verify = None,
     max_shard_gib: Annotated[float, typer.Option(min=0.001, help="Largest safetensors file, in GiB.")] = 5.0,
 ) -> None:
     """Fold an adapter into its base model. Measures how near the result is to what was trained."""
