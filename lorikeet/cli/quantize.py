@@ -25,6 +25,7 @@ def quantize(
         str,
         typer.Argument(metavar="MODEL|RECIPE", help="A dense model, or a recipe that names one.", show_default=False),
     ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The folder to write.", show_default=False)],
     words: Annotated[
         list[str] | None,
         typer.Argument(
@@ -33,9 +34,6 @@ def quantize(
             "may stand among them.",
             show_default=False,
         ),
-    ] = None,
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="The folder to write.", show_default=False)
     ] = None,
     bits: Annotated[int, typer.Option(help="Bits of a weight: 2, 3, 4 or 8.")] = 4,
     group_size: Annotated[int, typer.Option(help="Inputs that share a scale; -1: all of a row.")] = 128,
@@ -65,10 +63,6 @@ def quantize(
 ) -> None:
     """Quantise a model with GPTQ on your training data. Writes a folder that trains here and loads in gptqmodel,
     transformers and vLLM."""
-    from lorikeet.base.errors import RecipeError
-
-    if output is None:
-        raise RecipeError("--output: the folder to write is not named", try_="--output quantised")
     options = {name: value for name, value in locals().items() if name in _SOLVER}
     from lorikeet.api.quantizing import by_layer
     from lorikeet.api.quantizing import quantize as run
