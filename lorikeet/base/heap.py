@@ -27,7 +27,7 @@ def give_back() -> None:
 def map_large(size: int) -> None:
     """From now on, blocks of `size` bytes and more are mapped and unmapped one by one, for the whole process.
 
-    Their pages are made anew each time, a quarter of a millisecond for each MiB: worth it for few large blocks."""
+    Their pages are made anew each time, up to half a millisecond for each MiB: worth it for few large blocks."""
     choose = _glibc("mallopt")
     if choose is not None:
         choose(M_MMAP_THRESHOLD, size)
