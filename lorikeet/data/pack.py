@@ -94,23 +94,37 @@ def run_step(
 
 
 def plan_rows(examples: Sequence[Example], *, row_tokens: int, share: bool = True) -> list[list[Example]]:
-    """Split a step into rows of about equal size, none above `row_tokens` unless one conversation alone is."""
+    """Split a step into as few rows as their order allows, the longest as short as it can be; none is above
+    `row_tokens` unless one conversation alone is. Neighbours in the order share their prefixes."""
     ordered = [examples[i] for i in sorted_order([example.tokens for example in examples])]
-    costs = [len(example.tokens) for example in ordered]
+    whole = [len(example.tokens) for example in ordered]
+    alone = list(whole)  # what an example adds to the row of the one before it
     if share:
         for i in range(1, len(ordered)):
-            costs[i] -= shared_prefix(ordered[i - 1].tokens, ordered[i].tokens)
-    target = math.ceil(sum(costs) / max(1, math.ceil(sum(costs) / row_tokens)))
-    rows: list[list[Example]] = []
+            alone[i] -= shared_prefix(ordered[i - 1].tokens, ordered[i].tokens)
+    starts = _fill(whole, alone, row_tokens)
+    low, high = max(whole, default=0), row_tokens
+    while low < high:  # the smallest limit that needs no more rows
+        middle = (low + high) // 2
+        if len(_fill(whole, alone, middle)) > len(starts):
+            low = middle + 1
+        else:
+            high = middle
+    starts = _fill(whole, alone, high)
+    return [ordered[start:stop] for start, stop in zip(starts, [*starts[1:], len(ordered)])]
+
+
+def _fill(whole: Sequence[int], alone: Sequence[int], limit: int) -> list[int]:
+    """Where rows start if each is filled to `limit`; the first of a row pays for its whole prefix."""
+    starts: list[int] = []
     used = 0
-    for example, cost in zip(ordered, costs):
-        if rows and used + cost <= row_tokens and (used < target or cost == 0):  # a duplicate costs nothing
-            rows[-1].append(example)
-            used += cost
-        else:  # the first of a row pays for its whole prefix
-            rows.append([example])
-            used = len(example.tokens)
-    return rows
+    for i in range(len(whole)):
+        if starts and used + alone[i] <= limit:
+            used += alone[i]
+        else:
+            starts.append(i)
+            used = whole[i]
+    return starts
 
 
 def pack_row(examples: Sequence[Example], *, share: bool = True) -> Batch:

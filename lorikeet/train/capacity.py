@@ -13,7 +13,7 @@ from lorikeet.base.machine import memory
 from lorikeet.models.causal_lm import Shape
 
 SHARE = 0.25  # of all memory, for what a row keeps for its backward pass
-LEAST, MOST, MOST_ON_CPU = 256, 2048, 1280
+LEAST, MOST, MOST_ON_CPU = 256, 2048, 1536
 
 
 def total_memory_bytes(device: torch.device) -> int:
