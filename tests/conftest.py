@@ -16,7 +16,10 @@ import torch
 from safetensors.torch import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from lorikeet.kernels import build
+
 torch.set_num_threads(1)
+build.build()  # once, in the user's own cache: in a cache of each test's own every process would compile them again
 
 CONTROL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 CORPUS = [
