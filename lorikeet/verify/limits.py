@@ -39,7 +39,7 @@ class Limits:
 
 SAME = Limits(mean_kl=0.01, top1_agreement=0.97, loss_increase=0.01)  # what rounding to 16 bits leaves
 NEAR = Limits(mean_kl=0.05, top1_agreement=0.9, loss_increase=0.02)  # 8 bits
-OTHER = Limits(loss_increase=0.1)  # a base that was not the one in training, or 4 bits and fewer
+OTHER = Limits(loss_increase=0.05)  # a base that was not the one in training, or 4 bits and fewer
 
 
 def default_limits(how: Mapping[str, Any]) -> Limits:
