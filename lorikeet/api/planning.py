@@ -21,6 +21,7 @@ from lorikeet.data.pack import steps_per_epoch
 from lorikeet.data.pipeline import Prepared
 from lorikeet.models.causal_lm import CausalLM
 from lorikeet.models.load import identify, pick_device, pick_dtype
+from lorikeet.models.mapped_embedding import mapped_embedding
 from lorikeet.models.stored import fitting
 from lorikeet.plan import search, speed
 from lorikeet.plan.process import Process, Resident, resident
@@ -70,7 +71,9 @@ class _Planner:
         recipe = _changed(recipe, changes)
         dtype = getattr(torch, changes["model.dtype"]) if "model.dtype" in changes else self.target.dtype
         family, spec = identify(self.checkpoint, recipe.model.family)
-        network = Network(family, spec, recipe.quant, dtype)
+        device = self.target.device
+        mapped = None if recipe.model.family else mapped_embedding(self.checkpoint, family, spec, dtype, device)
+        network = Network(family, spec, recipe.quant, dtype, mapped)
         outline = network.build("meta")
         recipe = recipe.model_copy(update={"train": _with_rows(recipe.train, outline, self.target)})
         known = self.prepared if "data.max_length" not in changes else None

@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lorikeet.models.build import Build, Norm
@@ -92,7 +91,7 @@ class Decoder(CausalLM):
 
     def hidden(self, tokens: Tensor, positions: Tensor, view: View) -> Tensor:
         """See `CausalLM.hidden`."""
-        x = F.embedding(tokens, self.embedding.weight)
+        x = self.embedding(tokens)
         by_length = self.shares_within is not None
         far = near = self.spec.rope.table(positions, self.dtype, view.lengths().to(x.device) if by_length else None)
         if self.spec.local_rope is not None:

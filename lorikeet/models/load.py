@@ -25,6 +25,7 @@ from lorikeet.kernels import Kernels
 from lorikeet.models.build import Build
 from lorikeet.models.causal_lm import CausalLM
 from lorikeet.models.families._contract import Family
+from lorikeet.models.mapped_embedding import mapped_embedding
 from lorikeet.models.slots import Slot
 from lorikeet.models.spec import DecoderSpec, Spec
 from lorikeet.models.stored import StoredLinears, fitting, refuse_unknown, stored_quant
@@ -131,7 +132,8 @@ def load(
     refuse_unknown(checkpoint, stored.quant)
     # a family of someone's own may compute with the numbers: it gets them as precise as they are
     watched = Watched(checkpoint, dtype if family is None else None)
-    build = Build(stored.kept(quant), dtype, device)
+    mapped = None if family else mapped_embedding(checkpoint, found, spec, dtype, device)
+    build = Build(stored.kept(quant), dtype, device, mapped)
     model = found.network(spec, build)
     build.check(model.groups())
     fill(model.slots(), Source(found, spec, watched, stored), dtype=dtype, device=device)
