@@ -16,10 +16,12 @@ import torch
 from safetensors.torch import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from lorikeet.base.files import cache_dir
 from lorikeet.kernels import build
 
 torch.set_num_threads(1)
-build.build()  # once, in the user's own cache: in a cache of each test's own every process would compile them again
+build.build()  # once, in the user's own cache
+KERNELS = cache_dir() / "kernels"
 
 CONTROL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 CORPUS = [
@@ -129,6 +131,14 @@ def cache(
     """A cache folder of this test's own. Slow tests keep the real one: what they download is large."""
     if request.node.get_closest_marker("slow"):
         return None
-    folder = tmp_path_factory.mktemp("cache")
+    folder = own_cache(tmp_path_factory.mktemp("cache"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
+    return folder
+
+
+def own_cache(folder: Path) -> Path:
+    """An empty cache but for the compiled kernels, which every process would compile again."""
+    (folder / "lorikeet").mkdir(parents=True)
+    if KERNELS.is_dir():
+        (folder / "lorikeet" / "kernels").symlink_to(KERNELS, target_is_directory=True)
     return folder

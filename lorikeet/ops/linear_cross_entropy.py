@@ -20,8 +20,8 @@ from lorikeet.kernels import cross_entropy as compiled
 from lorikeet.kernels import linear
 
 # Logits at once. Each chunk reads the whole head, so few rows are slow: on tiles, V 49152 x D 576, logits and their
-# gradient's product take 0.19 ms a row in chunks of 330 rows and 0.18 in chunks of 522. Blocks from 32 MiB on come fresh
-# from the system each time (glibc's largest mmap threshold), at 2.7 microseconds a page here.
+# gradient's product take 0.19 ms a row in chunks of 330 rows and 0.18 in chunks of 522. Blocks from 32 MiB on come
+# fresh from the system each time (glibc's largest mmap threshold), at 2.7 microseconds a page here.
 CHUNK_BYTES, CHUNK_ROWS = 31 << 20, 128  # at most these bytes, but at least these rows
 EAGER_BYTES = 4 << 20  # of the softmax in plain PyTorch: its passes then run in cache
 

@@ -202,7 +202,7 @@ def test_each_limit_can_fail(nf4: Path, place: Place) -> None:
         result = verified(place, "merged", nf4, option, "-100" if name == "loss_increase" else "0")
         assert result.code == 1 and name in result.err
     for option in ("--min-top1", "--min-same-replies"):  # at most 1: kept by what is equal
-        assert verified(place, "merged", nf4, option, "0").code == 0
+        assert verified(place, "merged", nf4, option, "0", "--max-loss-increase", "100").code == 0
 
 
 def test_other_conversations_can_be_asked(nf4: Path, place: Place) -> None:

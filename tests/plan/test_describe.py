@@ -75,9 +75,12 @@ def test_settings_of_a_known_family_that_cannot_be_built(model):
 
 
 def test_quantised_folders(model):
+    change(model / "config.json", quantization_config={"quant_method": "awq", "bits": 4})
+    facts = describe(model)
+    assert facts["quantisation"] == "awq, 4 bits" and "quantised (awq, 4 bits)" in facts["why_not"]
     change(model / "config.json", quantization_config={"quant_method": "gptq", "bits": 4})
     facts = describe(model)
-    assert facts["quantisation"] == "gptq, 4 bits" and "quantised (gptq, 4 bits)" in facts["why_not"]
+    assert facts["quantisation"] == "gptq, 4 bits" and facts["why_not"] is None
     change(model / "config.json", quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True})
     assert describe(model)["quantisation"] == "bitsandbytes, 4 bits"
 
