@@ -8,7 +8,7 @@
 static const i64 COLUMNS = 192;  // of a task: 192 x 576 pairs are 221 KB; half as many where that gives few tasks
 static const i64 DEPTH = 288;    // of a piece: 32 rows of it are 18 KB; a K of up to twice that stays whole
 static const i64 DEEP = 1024, DEEP_COLUMNS = 320;  // of a piece of a very deep product, and of its tasks
-static const i64 ROWS = 2048;    // between two packings: their x stays in the level-2 cache
+static const i64 ROWS = 2048;    // between two packings of the same columns
 
 #if HAS_AMX
 // weights [K, N], or [N, K] if transposed, columns n.. to panels of 32 columns: [columns / 32][K / 32] pairs of tiles
@@ -63,6 +63,20 @@ static inline void multiply(const bf16* x, i64 stride, i64 depth, const char* pa
     }
 }
 
+// Tiles read 32 whole rows: x itself, or its `rows` real ones copied to `spare` [32, depth] above zeros.
+static const bf16* whole_rows(const bf16* x, i64& stride, i64 rows, i64 depth, bf16* spare) {
+    if (rows >= 32) return x;
+    std::memset(spare, 0, size_t(32 * depth) * 2);
+    for (i64 i = 0; i < rows; i++) std::memcpy(spare + i * depth, x + i * stride, size_t(depth) * 2);
+    stride = depth;
+    return spare;
+}
+
+// the first `rows` of 32 x 32 sums
+static void write_rows(const float* sums, i64 rows, bf16* to, i64 stride, bool woven) {
+    for (i64 i = 0; i < rows; i++) store_rounded(sums + (i >> 4) * 512 + (i & 15) * 16, to + i * stride, woven);
+}
+
 struct Matmul {
     const bf16* x;  // [rows, depth]
     i64 x_stride, depth;
@@ -77,14 +91,8 @@ static void block(const Matmul* parts, int count, i64 t, i64 rows, i64 n, i64 co
     bool woven = !parts[0].transposed;
     for (int part = 0; part < count; part++) {
         const Matmul& m = parts[part];
-        const bf16* x = m.x + t * m.x_stride;
         i64 stride = m.x_stride;
-        if (rows < 32) {  // tiles read whole rows
-            std::memset(spare, 0, size_t(32 * m.depth) * 2);
-            for (i64 i = 0; i < rows; i++) std::memcpy(spare + i * m.depth, x + i * stride, size_t(m.depth) * 2);
-            x = spare;
-            stride = m.depth;
-        }
+        const bf16* x = whole_rows(m.x + t * stride, stride, rows, m.depth, spare);
         i64 piece = m.depth <= 2 * DEPTH ? m.depth : DEPTH;
         for (i64 k = 0; k < m.depth; k += piece) {
             i64 depth = m.depth - k < piece ? m.depth - k : piece;
@@ -94,10 +102,7 @@ static void block(const Matmul* parts, int count, i64 t, i64 rows, i64 n, i64 co
                 start_sums(s, first);
                 multiply(x + k, stride, depth, packed + (c * m.depth + k * 2) * 32);
                 store_sums(s);
-                if (last) {
-                    bf16* to = y + t * y_stride + n + c * 16;
-                    for (i64 i = 0; i < rows; i++) store_rounded(s + (i >> 4) * 512 + (i & 15) * 16, to + i * y_stride, woven);
-                }
+                if (last) write_rows(s, rows, y + t * y_stride + n + c * 16, y_stride, woven);
             }
         }
         packed += m.depth * columns * 2;
@@ -160,22 +165,14 @@ static void deep_matmul(const Matmul& m, i64 rows, i64 width, bf16* y, i64 y_str
                 pack(m.weight + start, m.weight_stride, m.transposed, depth, n, columns, packed);
                 for (i64 t = 0; t < rows; t += 32) {
                     i64 real = rows - t < 32 ? rows - t : 32, stride = m.x_stride;
-                    const bf16* x = m.x + t * stride + from;
-                    if (real < 32) {
-                        std::memset(spare, 0, size_t(32 * depth) * 2);
-                        for (i64 i = 0; i < real; i++) std::memcpy(spare + i * depth, x + i * stride, size_t(depth) * 2);
-                        x = spare;
-                        stride = depth;
-                    }
+                    const bf16* x = whole_rows(m.x + t * stride + from, stride, real, depth, spare);
                     for (i64 c = 0; c < columns; c += 32) {
                         float* s = sums + t * each + c * 32;
                         start_sums(s, from == 0);
                         multiply(x, stride, depth, packed + c * depth * 2);
                         store_sums(s);
                         if (from + depth == m.depth)
-                            for (i64 i = 0; i < real; i++)
-                                store_rounded(s + (i >> 4) * 512 + (i & 15) * 16, y + (t + i) * y_stride + n + c,
-                                              !m.transposed);
+                            write_rows(s, real, y + t * y_stride + n + c, y_stride, !m.transposed);
                     }
                 }
             }
@@ -225,12 +222,7 @@ static void thin_product(i64 rows, i64 width, const bf16* a, i64 a_stride, const
                     for (i64 s = 0; s < steps; s++) {
                         const bf16* from = b + (i + s) * 32 * b_stride + column;
                         i64 stride = b_stride, real = rows - (i + s) * 32;
-                        if (real < 32) {
-                            std::memset(last, 0, sizeof last);
-                            for (i64 t = 0; t < real; t++) std::memcpy(last + t * 32, from + t * stride, 64);
-                            from = last;
-                            stride = 32;
-                        }
+                        from = whole_rows(from, stride, real, 32, last);
                         pairs_of_rows(from, stride, pairs + s * 1024);
                     }
                     float* sum = sums + (column - n) * 32;
