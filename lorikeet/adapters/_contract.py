@@ -13,12 +13,18 @@ from torch import Tensor, nn
 from lorikeet.base.options import Options
 from lorikeet.models.causal_lm import CausalLM
 from lorikeet.models.linear import FrozenLinear
+from lorikeet.quant._contract import Quant
 
 
 class Adapter(Options):
     """Base of the adapter kinds; fields are `adapter`'s options."""
 
     peft_type: ClassVar[str]  # adapter_config.json's peft_type
+    merge_refusal: ClassVar[str | None] = None  # one sentence: why this kind cannot be folded into the weights
+
+    def quant_refusal(self, quant: Quant) -> str | None:
+        """One sentence: why this adapter cannot train over linears that are kept as `quant`; None where it can."""
+        return None
 
     def attach(self, model: CausalLM, *, seed: int) -> None:
         """Add the trainable parts, initialised from `seed`. Raises RecipeError where a target matches nothing."""
@@ -43,6 +49,15 @@ class Adapter(Options):
     def merged_bias(self, linear: FrozenLinear) -> Tensor | None:
         """The linear's bias as trained."""
         return linear.bias
+
+    def merged_others(self, model: CausalLM) -> dict[str, Tensor]:
+        """The checkpoint's other tensors that merging changes or adds (embeddings, norms, a head), by their names
+        there, dense."""
+        return {}
+
+    def merged_settings(self, settings: dict[str, Any]) -> dict[str, Any]:
+        """What merging changes in config.json, which says `settings` of the base."""
+        return {}
 
     def peft_config(self, model: CausalLM) -> dict[str, Any]:
         """adapter_config.json, as PEFT reads it."""

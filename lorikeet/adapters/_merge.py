@@ -31,7 +31,11 @@ def merged_tensors(
 
     source: the weights that take the update, where they are not the model's own. into: how linears are stored."""
     linears, kept = dict(model.linears()), _kept(model, into or NoQuant())
+    others = adapter.merged_others(model)
     for slot in model.slots():
+        if slot.name in others:
+            yield slot.name, _plain(others.pop(slot.name), dtype)
+            continue
         stem, _, suffix = slot.name.rpartition(".")  # a parameter of the network itself has no stem
         linear = linears.get(stem)
         tensor = slot.read(model.dtype) if source is None else source(slot.name)
@@ -45,6 +49,7 @@ def merged_tensors(
             assert bias is not None
             tensor = bias
         yield slot.name, _plain(tensor, dtype)
+    yield from ((name, _plain(tensor, dtype)) for name, tensor in others.items())  # those that the base does not have
 
 
 def base_tensors(

@@ -54,6 +54,11 @@ def read_adapter(folder: Path) -> tuple[Adapter, dict[str, Tensor], dict[str, An
     return _options(config, folder), tensors, identity
 
 
+def read_options(folder: Path) -> Adapter:
+    """What `read_adapter` says of the options, without the tensors. Raises CheckpointError."""
+    return _options(read_json(folder / CONFIG), folder)
+
+
 def read_json(file: Path) -> dict[str, Any]:
     """The object in one of an adapter's JSON files; {} where there is no such file. Raises CheckpointError."""
     if not file.is_file():

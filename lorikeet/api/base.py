@@ -83,6 +83,15 @@ def prepare(recipe: Recipe, base: Base | None = None) -> tuple[Recipe, Base, Tem
     return recipe, base, template, pipeline.prepare(recipe.data, base.tokenizer, template, seed=recipe.train.seed)
 
 
+def refuse_quant(recipe: Recipe) -> None:
+    """Raise RecipeError where the recipe's adapter cannot train over weights that are kept as its `quant` says."""
+    refusal = recipe.adapter.quant_refusal(recipe.quant)
+    if refusal is not None:
+        raise RecipeError(
+            f"quant.kind: {refusal}", given=recipe.quant.model_dump()["kind"], allowed="none", try_="quant.kind=none"
+        )
+
+
 def within_context(recipe: Recipe, context: int) -> Recipe:
     """A max_length that nobody wrote is lowered to the model's context. Raises RecipeError for one that was written."""
     if recipe.data.max_length <= context:

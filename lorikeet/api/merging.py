@@ -159,6 +159,7 @@ def merge(
     located = locate(path, model)
     if located.adapter_folder is None:
         raise CheckpointError(f"{path} has no adapter to merge", given=str(path), allowed="a run or an adapter folder")
+    _refuse_unmergeable(located.adapter_folder, how)
     _refuse_full_of_quantised(located, how)
     _need_calibration(located, how, path)
     plain = _dense(located.quant) and _dense(how.into) and not how.keep_adapter and how.base == "quantised"
@@ -189,6 +190,18 @@ def _load(located: Located, how: How) -> _Work:
 
 def _dense(quant: Quant | None) -> bool:
     return quant is None or isinstance(quant, NoQuant)
+
+
+def _refuse_unmergeable(folder: Path, how: How) -> None:
+    """Raise RecipeError for a kind of adapter that is no change of the weights."""
+    adapter = storage.read_options(folder)
+    if adapter.merge_refusal is not None and not how.keep_adapter:
+        raise RecipeError(
+            f"adapter.kind: {adapter.merge_refusal}",
+            given=adapter.model_dump()["kind"],
+            allowed="an adapter that changes weights; or --keep-adapter, which lays it beside the base",
+            try_="--keep-adapter",
+        )
 
 
 def _refuse_full_of_quantised(located: Located, how: How) -> None:
@@ -286,6 +299,8 @@ def _settings(work: _Work, stored: Quant) -> dict[str, Any]:
     """config.json."""
     made = work.model.shape.config | {"dtype": str(work.dtype).removeprefix("torch.")}
     made.pop("quantization_config", None)
+    if not work.how.keep_adapter:
+        made |= work.adapter.merged_settings(made)
     if _dense(stored):
         return made
     settings = stored.stored_settings(work.dtype)

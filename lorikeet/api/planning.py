@@ -9,7 +9,7 @@ from functools import partial
 import torch
 
 from lorikeet import config, kernels
-from lorikeet.api.base import base_of, prepare, within_context
+from lorikeet.api.base import base_of, prepare, refuse_quant, within_context
 from lorikeet.api.training import run_steps, step_batches
 from lorikeet.base import machine
 from lorikeet.base.errors import DataError, DownloadError, ModelError, TokenizerError
@@ -101,6 +101,7 @@ def plan(recipe: Recipe, *, memory_bytes: int | None = None) -> Report:
     kernels.choose(recipe.model.kernels if target.device.type == "cpu" else "eager")
     checkpoint = open_settings(recipe.model.path, allow_pickle=recipe.model.allow_pickle)
     recipe = recipe.model_copy(update={"quant": fitting(recipe.quant, checkpoint)})
+    refuse_quant(recipe)
     recipe, prepared, why_unknown = _prepare(recipe, checkpoint)
     planner = _Planner(checkpoint, prepared, target, resident())
     found = planner.run(recipe, {})

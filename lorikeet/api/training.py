@@ -16,7 +16,7 @@ import torch
 
 from lorikeet import config, kernels
 from lorikeet.adapters import _storage as storage
-from lorikeet.api.base import Base, attach, prepare
+from lorikeet.api.base import Base, attach, prepare, refuse_quant
 from lorikeet.base.errors import CheckpointError, RecipeError
 from lorikeet.base.files import need_space, new_folder, sha256_file, write_file
 from lorikeet.base.heap import give_back, map_large
@@ -53,6 +53,7 @@ def train(recipe: Recipe, *, overwrite: bool = False) -> dict[str, Any]:
     run_state.check_folder(folder, overwrite=overwrite)
     need_space(folder, GIB // 4, "checkpoints and the adapter")
     recipe, base, template, prepared = prepare(recipe)
+    refuse_quant(recipe)
     with run_state.locked(folder):
         run_state.empty_folder(folder) if overwrite else run_state.clear_leftovers(folder)
         note(f"data: {prepared}")

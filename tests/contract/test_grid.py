@@ -1,7 +1,8 @@
 """Each kind of quantisation with each kind of adapter, as the folders list them: a run from end to end.
 
 It trains, is evaluated and answers on the way, resumes, merges, and is asked again; and what happens on the way changes
-no number of training (where libraries' layers lose their gradients: tests/parity/test_library_traps.py).
+no number of training (where libraries' layers lose their gradients: tests/parity/test_library_traps.py). What a kind
+does not do, its contract says, and then the command has to say it.
 """
 
 from __future__ import annotations
@@ -14,12 +15,16 @@ from typing import Any
 
 import pytest
 
-from lorikeet.base.kinds import kinds
+from lorikeet.adapters._contract import Adapter
+from lorikeet.base.kinds import kind_class, kinds
 from lorikeet.base.yaml_lines import dump
 from lorikeet.checkpoints.open import open_checkpoint
 from lorikeet.cli.main import run_command
+from lorikeet.quant._contract import Quant
 
 GRID = [(quant, adapter) for quant in kinds("lorikeet.quant") for adapter in kinds("lorikeet.adapters")]
+OPTIONS: dict[str, dict[str, Any]] = {}  # of a kind of adapter that needs more than its defaults
+RATES: dict[str, float] = {}  # of a kind of adapter that learns at another rate than 0.02
 OFTEN = {"before": True, "samples": 2}
 NEVER = {"before": False, "samples": 0}
 Make = Callable[..., Path]
@@ -37,20 +42,30 @@ def make(tiny_model: Path, rows: list[dict[str, Any]], tmp_path: Path, monkeypat
             "output_dir": name,
             "model": {"path": str(tiny_model), "dtype": "bfloat16", "device": "cpu", "threads": 1},
             "quant": {"kind": quant},
-            "adapter": {"kind": adapter},
+            "adapter": {"kind": adapter, **OPTIONS.get(adapter, {})},
             "data": {"train": ["train.jsonl"], "validation": ["held_out.jsonl"], "max_length": 128},
             "train": {
-                "examples_per_step": 4, "max_steps": 6, "learning_rate": 0.02, "row_tokens": 256,
-                "save_steps": 3, "eval_steps": every,
+                "examples_per_step": 4, "max_steps": 6, "row_tokens": 256,
+                "learning_rate": RATES.get(adapter, 0.02), "save_steps": 3, "eval_steps": every,
             },
             "evaluate": evaluate,
             "generate": {"max_new_tokens": 8, "temperature": 0.0},
         }  # fmt: skip
         Path(f"{name}.yaml").write_text(dump(recipe))
-        assert run_command(["train", f"{name}.yaml"]) == 0
+        assert run_command(["train", f"{name}.yaml"]) == (2 if refused(quant, adapter) else 0)
         return Path(name)
 
     return train
+
+
+def kind_of(adapter: str) -> type[Adapter]:
+    return kind_class("lorikeet.adapters", Adapter, adapter)
+
+
+def refused(quant: str, adapter: str) -> str | None:
+    """Why this kind of adapter does not train over this kind of weights, if it does not."""
+    chosen = kind_of(adapter).model_validate(OPTIONS.get(adapter, {}))
+    return chosen.quant_refusal(kind_class("lorikeet.quant", Quant, quant).model_validate({}))
 
 
 def curve(run: Path) -> list[tuple[int, float, float]]:
@@ -63,8 +78,18 @@ def weights(run: Path) -> bytes:
     return (run / "adapter" / "adapter_model.safetensors").read_bytes()
 
 
+def said(capsys: pytest.CaptureFixture[str]) -> str:
+    """What went to stderr, as one line."""
+    return " ".join(capsys.readouterr().err.split())
+
+
 @pytest.mark.parametrize("quant, adapter", GRID)
-def test_a_run_from_end_to_end(make: Make, quant: str, adapter: str) -> None:
+def test_a_run_from_end_to_end(make: Make, quant: str, adapter: str, capsys: pytest.CaptureFixture[str]) -> None:
+    if why := refused(quant, adapter):
+        assert not make("refused", quant, adapter, NEVER, None).exists()
+        assert why in said(capsys)
+        assert run_command(["plan", "refused.yaml"]) == 2
+        return
     watched, alone = make("watched", quant, adapter, OFTEN, 2), make("alone", quant, adapter, NEVER, None)
     assert curve(watched) == curve(alone), "evaluation and answers on the way change no number"
     assert weights(watched) == weights(alone)
@@ -81,6 +106,11 @@ def test_a_run_from_end_to_end(make: Make, quant: str, adapter: str) -> None:
     assert len(Path("replies.jsonl").read_text().splitlines()) == 4
     assert run_command(["evaluate", "watched"]) == 0
     assert run_command(["plan", "watched.yaml"]) == 0
+    if why := kind_of(adapter).merge_refusal:
+        capsys.readouterr()
+        assert run_command(["merge", "watched", "merged"]) == 2
+        assert why in said(capsys) and not Path("merged").exists()
+        return
     assert run_command(["merge", "watched", "merged"]) == 0
     merged = open_checkpoint(Path("merged"))
     assert all(merged.stored(name).startswith("BF") for name in merged.names())
