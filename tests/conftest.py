@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -19,6 +20,9 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from lorikeet.base.files import cache_dir
 from lorikeet.kernels import build
 
+# the same examples each time, so that a failure is the change's; `--hypothesis-profile=default` looks for new ones
+hypothesis.settings.register_profile("repeatable", derandomize=True)
+hypothesis.settings.load_profile("repeatable")
 torch.set_num_threads(1)
 build.build()  # once, in the user's own cache
 KERNELS = cache_dir() / "kernels"
