@@ -9,28 +9,30 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lorikeet.adapters._targets import PREFIX
 from lorikeet.base.errors import RecipeError
 from lorikeet.base.rng import torch_rng
 from lorikeet.models.causal_lm import CausalLM
 from lorikeet.models.experts import ExpertGroup
 from lorikeet.ops.lora_linear import LowRank
 
-PREFIX = "base_model.model."
+if TYPE_CHECKING:
+    from lorikeet.adapters._low_rank import LowRankAdapter
 
 
 class LoraStack(nn.Module):
     """A and B of one linear of every expert."""
 
-    def __init__(self, group: ExpertGroup, leaf: str, rank: int, dtype: torch.dtype, seed: int):
+    def __init__(self, group: ExpertGroup, leaf: str, rank: int, factor: float, dtype: torch.dtype, seed: int):
         super().__init__()
         first = group.of_leaf(leaf)[0]
-        self.rows = first.rows
+        self.low_rank = LowRank(first.rows, factor)
         bound = 1 / math.sqrt(first.in_features)
         a = torch.empty(group.count, rank, first.in_features, dtype=dtype)
         a.uniform_(-bound, bound, generator=torch_rng(seed, "lora_A", f"{group.owner}.{leaf}"))
@@ -57,10 +59,10 @@ class ExpertPair(nn.Module):
 class LoraExperts(nn.Module):
     """The updates of a group of experts; see `models.experts.ExpertUpdates`."""
 
-    def __init__(self, stacks: Mapping[str, LoraStack], factor: float, dropout: float):
+    def __init__(self, stacks: Mapping[str, LoraStack], dropout: float):
         super().__init__()
         self.stacks, self.dropout = nn.ModuleDict(stacks), dropout
-        self.members = tuple(LowRank(stack.rows, factor) for stack in stacks.values())
+        self.members = tuple(stack.low_rank for stack in stacks.values())
 
     def of_leaf(self) -> dict[str, LoraStack]:
         """By linear, in the order of the members."""
@@ -71,17 +73,9 @@ class LoraExperts(nn.Module):
         return tuple(factor for stack in self.of_leaf().values() for factor in (stack.a, stack.b))
 
 
-def attach(
-    group: ExpertGroup,
-    names: set[str],
-    *,
-    rank: int,
-    factor: float,
-    dropout: float,
-    dtype: torch.dtype,
-    seed: int,
-) -> None:
-    """Give every expert its A and B on the linears in `names`. Raises RecipeError where some experts are left out."""
+def attach(group: ExpertGroup, names: set[str], options: LowRankAdapter, *, dtype: torch.dtype, seed: int) -> None:
+    """Give every expert its A and B on the linears in `names`. Raises RecipeError where some experts are left out, or
+    differ in rank or factor."""
     stacks = {}
     for leaf in group.leaves:
         linears = group.of_leaf(leaf)
@@ -96,11 +90,19 @@ def attach(
                 allowed="all experts of a layer, or none",
                 try_=f"adapter.target_modules='[{leaf}]'",
             )
-        stacks[leaf] = LoraStack(group, leaf, rank, dtype, seed)
+        settings = {(options.rank_of(linear.name), options.factor_of(linear.name)) for linear in linears}
+        if len(settings) > 1:
+            raise RecipeError(
+                "adapter.rank_pattern, adapter.alpha_pattern: the experts of a layer have one rank and one factor",
+                given=f"{len(settings)} of them for {group.owner}.*.{leaf}",
+                allowed="the same for all experts of a layer",
+                try_=f"the name {leaf} in the pattern",
+            )
+        stacks[leaf] = LoraStack(group, leaf, *settings.pop(), dtype, seed)
         for expert, linear in enumerate(linears):
             linear.adapter = ExpertPair(stacks[leaf], expert)
     if stacks:
-        group.updates = LoraExperts(stacks, factor, dropout)
+        group.updates = LoraExperts(stacks, options.lora_dropout)
 
 
 def stacks(model: CausalLM) -> dict[str, LoraStack]:

@@ -20,8 +20,11 @@ def everything(targets: Targets) -> bool:
     return targets in (ALL, [ALL])
 
 
-def matching(option: str, targets: Targets, names: Sequence[str], stacked: Mapping[str, str] = {}) -> set[str]:
-    """Those of `names` that are meant; `stacked` has another name for some. `option` is what messages call it.
+def matching(
+    option: str, targets: Targets, names: Sequence[str], stacked: Mapping[str, str] = {}, otherwise: str = ALL
+) -> set[str]:
+    """Those of `names` that are meant; `stacked` has another name for some. `option` is what messages call it, and
+    `otherwise` the value they propose where no name is near.
 
     Raises RecipeError for a word that matches none, or a regex that is none."""
     if everything(targets):
@@ -41,7 +44,7 @@ def matching(option: str, targets: Targets, names: Sequence[str], stacked: Mappi
                 f"{option}: the model has no linear layer named '{word}'",
                 given=as_yaml(targets),
                 allowed=" ".join(leaves),
-                try_=f"{option}='[{near}]'" if near else f"{option}={ALL}",
+                try_=f"{option}='[{near}]'" if near else f"{option}={otherwise}",
             )
         chosen |= found
     return chosen

@@ -24,9 +24,20 @@ OPTIONS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "scaling given directly": ({"r": 3, "scaling": 0.7}, {}),
     "some targets": ({"r": 2, "target_modules": ["q_proj", "v_proj", "down_proj"]}, {}),
     "some layers": ({"r": 2, "target_modules": r".*layers\.1\.(self_attn\.[kv]_proj|mlp\.up_proj)"}, {}),
+    "layers by number": ({"r": 2, "target_modules": ["q_proj", "up_proj"], "layers_to_transform": [1]}, {}),
+    "all but some": ({"r": 2, "exclude_modules": ["k_proj", "layers.0.mlp.down_proj"]}, {}),
+    "ranks and alphas by name": (
+        {
+            "r": 3, "lora_alpha": 5.0, "rank_pattern": {"q_proj": 1, r"layers\.1\.mlp\..*": 4},
+            "alpha_pattern": {"v_proj": 9.0, "layers.0.mlp.up_proj": 2.0},
+        },
+        {},
+    ),
+    "ranks by name, rslora": ({"r": 3, "lora_alpha": 5.0, "use_rslora": True, "rank_pattern": {"k_proj": 6}}, {}),
+    "ranks by name, scaling given directly": ({"r": 3, "scaling": 0.7, "rank_pattern": {"k_proj": 6}}, {}),
     "biases of targets": ({"r": 2, "bias": "lora_only", "target_modules": ["k_proj", "gate_proj"]}, BIASED),
     "all biases": ({"r": 2, "bias": "all", "target_modules": ["q_proj", "down_proj"]}, BIASED),
-}
+}  # fmt: skip
 TOKENS = torch.randint(97, (30,), generator=torch.Generator().manual_seed(0))
 
 

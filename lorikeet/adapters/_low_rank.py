@@ -1,0 +1,232 @@
+"""What LoRA and its kin share: the options, each linear's rank and factor, biases, and adapter_config.json.
+
+The factor of a linear is s = lora_alpha / r, or lora_alpha / sqrt(r) with rsLoRA (Kalajdzievski 2023), or given
+directly as `scaling`. rank_pattern and alpha_pattern give linears r and lora_alpha of their own, as in PEFT.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Any, ClassVar, Literal
+
+import torch
+from pydantic import Field, field_validator, model_validator
+from torch import Tensor, nn
+from typing_extensions import Self
+
+from lorikeet.adapters import _expert_lora
+from lorikeet.adapters._targets import PREFIX, TargetedAdapter, by_leaf_or_name, from_peft_targets, leaves_or_names
+from lorikeet.base.errors import RecipeError
+from lorikeet.models.causal_lm import CausalLM
+
+# settings of PEFT's that make another model of the same A and B
+UNSUPPORTED = [
+    "use_dora",
+    "modules_to_save",
+    "lora_bias",
+    "trainable_token_indices",
+    "fan_in_fan_out",
+    "layer_replication",
+    "alora_invocation_tokens",
+    "use_qalora",
+    "use_bdlora",
+    "arrow_config",
+    "kasa_config",
+    "monteclora_config",
+    "velora_config",
+]
+SAME_FUNCTION = (True, False, None, "gaussian", "eva", "orthogonal")  # of init_lora_weights: A and B say everything
+
+
+class LowRankAdapter(TargetedAdapter):
+    """Options of an adapter that adds s B A to linears."""
+
+    r: int = Field(8, ge=1, description="Rank of the update.")
+    lora_alpha: float | None = Field(None, gt=0, description="Numerator of the scaling; by default 2 r.")
+    scaling: float | None = Field(None, gt=0, description="The update's factor, given directly instead of lora_alpha.")
+    use_rslora: bool = Field(False, description="Divide lora_alpha by sqrt(r) instead of r.")
+    rank_pattern: dict[str, int] = Field(
+        {}, description="r of some linears: the end of their names, or a regex for it.", examples=[{"down_proj": 16}]
+    )
+    alpha_pattern: dict[str, float] = Field(
+        {}, description="lora_alpha of some linears, named in the same way.", examples=[{"down_proj": 32}]
+    )
+    lora_dropout: float = Field(0.0, ge=0, lt=1, description="Probability to drop an input of the update.")
+    bias: Literal["none", "lora_only", "all"] = Field(
+        "none", description="Also train biases: none, those of the targeted linears, or all of them."
+    )
+    peft_type: ClassVar[str] = "LORA"
+
+    @field_validator("rank_pattern", "alpha_pattern")
+    @classmethod
+    def _patterns(cls, value: dict[str, float]) -> dict[str, float]:
+        for pattern, number in value.items():
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(f"'{pattern}' is not a valid regular expression: {error}") from None
+            if number <= 0:
+                raise ValueError(f"{pattern}: {number} is not above 0")
+        return value
+
+    @model_validator(mode="after")
+    def _one_scaling(self) -> Self:
+        if self.scaling is not None and (self.lora_alpha is not None or self.use_rslora or self.alpha_pattern):
+            raise ValueError(
+                "scaling is given directly, so lora_alpha, alpha_pattern and use_rslora would have no effect"
+            )
+        return self
+
+    @property
+    def alpha(self) -> float:
+        """lora_alpha of the linears that no pattern names."""
+        if self.scaling is not None:
+            return self.scaling * (math.sqrt(self.r) if self.use_rslora else self.r)
+        return self.lora_alpha if self.lora_alpha is not None else 2.0 * self.r
+
+    @property
+    def factor(self) -> float:
+        """s of the linears that no pattern names."""
+        return self.scaling if self.scaling is not None else self.alpha / self._divisor(self.r)
+
+    def _divisor(self, rank: int) -> float:
+        return math.sqrt(rank) if self.use_rslora else rank
+
+    def rank_of(self, name: str) -> int:
+        """R of a linear."""
+        return int(_by_pattern(self.rank_pattern, name, self.r))
+
+    def factor_of(self, name: str) -> float:
+        """s of a linear, what its update is multiplied with."""
+        if self.scaling is not None:
+            return self.scaling
+        return _by_pattern(self.alpha_pattern, name, self.alpha) / self._divisor(self.rank_of(name))
+
+    def _alpha_of(self, name: str, rank: int, rslora: bool) -> float:
+        """The lora_alpha that gives a linear its factor at this rank, with or without rsLoRA's divisor."""
+        if self.scaling is None and (rank, rslora) == (self.rank_of(name), self.use_rslora):
+            return _by_pattern(self.alpha_pattern, name, self.alpha)  # not by way of a division
+        return self.factor_of(name) * (math.sqrt(rank) if rslora else rank)
+
+    def check_patterns(self, names: set[str]) -> None:
+        """Raise RecipeError for a pattern that means none of the targeted linears `names`."""
+        for option in ("rank_pattern", "alpha_pattern"):
+            for pattern in getattr(self, option):
+                if not any(_matches(pattern, name) for name in names):
+                    raise RecipeError(
+                        f"adapter.{option}: '{pattern}' names no linear that trains",
+                        given=pattern,
+                        allowed=" ".join(sorted({name.rsplit(".", 1)[-1] for name in names})),
+                    )
+
+    def targeted(self, model: CausalLM) -> set[str]:
+        """See `TargetedAdapter.targeted`."""
+        if not self.target_modules:
+            if self.bias != "none":
+                return set()
+            raise RecipeError(
+                "adapter.target_modules: is empty, so nothing would train",
+                given="[]",
+                allowed="all-linear, names of linear layers, or a regex",
+                try_="adapter.target_modules=all-linear",
+            )
+        return super().targeted(model)
+
+    def free_biases(self, model: CausalLM, names: set[str]) -> None:
+        """Let the biases that `bias` means train, `names` being the targeted linears. Raises RecipeError for none."""
+        if self.bias == "none":
+            return
+        wanted = [linear for name, linear in model.linears() if self.bias == "all" or name in names]
+        biased = [linear for linear in wanted if linear.bias is not None]
+        if not biased:
+            raise RecipeError(
+                f"adapter.bias: {self.bias} has no effect, the model's linears have no biases",
+                given=self.bias,
+                allowed="none",
+                try_="adapter.bias=none",
+            )
+        for linear in biased:
+            assert linear.bias is not None
+            linear.bias = nn.Parameter(linear.bias.detach().to(master(linear.bias.dtype)), requires_grad=True)
+
+    def from_peft_tensors(self, model: CausalLM, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """See `Adapter.from_peft_tensors`."""
+        return _expert_lora.unstacked(model, tensors, self.r)
+
+    def low_rank_config(self, model: CausalLM, ranks: dict[str, int]) -> dict[str, Any]:
+        """adapter_config.json for the linears of `ranks`, each with its rank as saved. A direct `scaling`, or a factor
+        that a pattern gives, is written as the lora_alpha that gives it."""
+        # PEFT joins gate and up of experts to one of twice the rank, and then errs by sqrt 2 with use_rslora; it
+        # refuses experts with dropout, which matters only in training
+        experts = bool(_expert_lora.stacks(model))
+        rslora = self.use_rslora and not experts
+        alphas = {name: self._alpha_of(name, r, rslora) for name, r in ranks.items()}
+        rank, alpha = _most_common(ranks, self.r), _most_common(alphas, self.alpha)
+        return {
+            "peft_type": self.peft_type,
+            "task_type": "CAUSAL_LM",
+            "r": rank,
+            "lora_alpha": alpha,
+            "rank_pattern": by_leaf_or_name(ranks, rank),
+            "alpha_pattern": by_leaf_or_name(alphas, alpha),
+            "lora_dropout": 0.0 if experts else self.lora_dropout,
+            "use_rslora": rslora,
+            "target_modules": leaves_or_names(set(ranks), model),
+            "bias": self.bias,
+            "fan_in_fan_out": False,
+            "inference_mode": True,
+            "init_lora_weights": True,
+        }
+
+    @classmethod
+    def from_peft(cls, config: dict[str, Any]) -> Self:
+        """See `Adapter.from_peft`."""
+        unknown = [name for name in UNSUPPORTED if config.get(name)]
+        if config.get("init_lora_weights", True) not in SAME_FUNCTION:
+            unknown.append("init_lora_weights")  # PiSSA and its like move a part of the base into A and B
+        for name in unknown:
+            raise RecipeError(
+                f"this adapter uses '{name}', which is not supported", given=config[name], allowed="plain LoRA"
+            )
+        if config.get("target_parameters"):
+            return cls(bias=config.get("bias", "none"), **_expert_lora.settings_of_stacked(config))
+        return cls(
+            r=config["r"],
+            lora_alpha=config["lora_alpha"],
+            lora_dropout=config.get("lora_dropout", 0.0),
+            use_rslora=config.get("use_rslora", False),
+            rank_pattern=config.get("rank_pattern") or {},
+            alpha_pattern=config.get("alpha_pattern") or {},
+            bias=config.get("bias", "none"),
+            **from_peft_targets(config),
+        )
+
+
+def _by_pattern(patterns: dict[str, Any], name: str, otherwise: float) -> float:
+    return next((number for pattern, number in patterns.items() if _matches(pattern, name)), otherwise)
+
+
+def _matches(pattern: str, name: str) -> bool:
+    return re.match(rf"(.*\.)?({pattern})$", name) is not None
+
+
+def _most_common(values: dict[str, Any], otherwise: Any) -> Any:
+    """What most linears have; `otherwise` where it is among the most common, or there are none."""
+    found = list(values.values())
+    return max([otherwise, *found], key=found.count)
+
+
+def master(dtype: torch.dtype) -> torch.dtype:
+    """Trainable tensors are float32, or wider where the model is."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def bias_parameters(model: CausalLM) -> dict[str, nn.Parameter]:
+    """The biases that train, under PEFT's names."""
+    found: dict[str, nn.Parameter] = {}
+    for name, linear in model.linears():
+        if linear.bias is not None and linear.bias.requires_grad:
+            owner = f"{name}.base_layer" if linear.adapter is not None else name
+            found[f"{PREFIX}{owner}.bias"] = linear.bias
+    return found
