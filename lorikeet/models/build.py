@@ -26,13 +26,13 @@ class Norm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., D] -> [..., D]."""
-        return rms_norm(x, self.weight, self.eps, self.offset)
+        return rms_norm(x, self.weight.to(x.dtype), self.eps, self.offset)
 
     def before(self, linears: LinearGroup, x: Tensor) -> Tensor:
-        """linears(norm(x)); the normed x is not kept for the backward pass."""
-        if self.weight.requires_grad:
+        """linears(norm(x)); the normed x is not kept for the backward pass, unless this norm trains alone."""
+        if self.weight.requires_grad and not getattr(linears.attached, "trains_norms", False):
             return linears(self(x))
-        return linears(x, Normed(self.weight, self.eps, self.offset))
+        return linears(x, Normed(self.weight.to(x.dtype), self.eps, self.offset))
 
     def slots(self) -> Iterator[Slot]:
         """See `Part`."""
@@ -40,7 +40,10 @@ class Norm(nn.Module):
 
 
 class Embedding(nn.Module):
-    """A table [V, D]: the embedding, or a head of its own, which its owner applies."""
+    """A table [V, D]: the embedding, or a head of its own, which its owner applies. Rows are multiplied by `scale`."""
+
+    scale: float | None = None
+    dtype: torch.dtype | None = None  # of the rows it gives, where the table is kept in another
 
     def __init__(self, name: str, weight: nn.Parameter):
         super().__init__()
@@ -48,7 +51,11 @@ class Embedding(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """tokens [T] -> their rows [T, D]."""
-        return F.embedding(tokens, self.weight)
+        return self.scaled(F.embedding(tokens, self.weight).to(self.dtype or self.weight.dtype))
+
+    def scaled(self, rows: Tensor) -> Tensor:
+        """Rows of the table as they enter the network; the scale is rounded as the model was trained."""
+        return rows if self.scale is None else rows * torch.tensor(self.scale, dtype=rows.dtype)
 
     def slots(self) -> Iterator[Slot]:
         """See `Part`."""
@@ -64,7 +71,7 @@ class MappedEmbedding(Embedding):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """tokens [T] -> their rows [T, D]."""
-        return self.rows.gather(tokens)
+        return self.scaled(self.rows.gather(tokens))
 
     def slots(self) -> Iterator[Slot]:
         """See `Part`."""

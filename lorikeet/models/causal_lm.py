@@ -63,6 +63,7 @@ class CausalLM(nn.Module):
 
     shape: Shape
     head: Head
+    activations: torch.dtype | None = None  # their dtype, where the head is kept in another
     gradient_checkpointing: bool | int = False  # layers computed twice in training: all, none, or the first so many
     shares_within: int | None = None  # longer texts must not share a prefix: their length changes what a token computes
 
@@ -101,4 +102,4 @@ class CausalLM(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         """The dtype of activations."""
-        return self.head.weight.dtype
+        return self.activations or self.head.weight.dtype

@@ -47,6 +47,10 @@ class FrozenLinear(nn.Module):
         """The frozen weight [out, in]; may alias storage."""
         return self._weight[0].rows(self.rows.start, self.rows.stop, dtype)
 
+    def keep_in(self, weight: FrozenWeight) -> None:
+        """The group's weight has been exchanged for this one."""
+        self._weight = [weight]
+
     def write(self, weight: Tensor) -> None:
         """Keep a dense weight [out, in] in the group's storage."""
         self._weight[0].write(self.rows.start, weight)

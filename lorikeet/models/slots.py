@@ -24,6 +24,8 @@ class Slot:
     write: Callable[[Tensor], None] | None
     read: Callable[[torch.dtype], Tensor]
     take: Callable[[dict[str, Tensor]], None] | None = None  # as a checkpoint stores it quantised: models/stored.py
+    transposed: bool = False  # a linear's weight that checkpoints hold as [in, out]
+    holds: Tensor | None = None  # the parameter or buffer that is this tensor, where one is
 
 
 class Part(Protocol):
@@ -46,4 +48,4 @@ def parameter_slot(name: str, parameter: Tensor) -> Slot:
         with torch.no_grad():
             parameter.copy_(tensor)
 
-    return Slot(name, tuple(parameter.shape), write, lambda dtype: parameter)
+    return Slot(name, tuple(parameter.shape), write, lambda dtype: parameter, holds=parameter)

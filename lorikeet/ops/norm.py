@@ -27,8 +27,8 @@ def reference_rms_norm(x: Tensor, weight: Tensor, eps: float, offset: float = 0.
 
 @dataclass(frozen=True)
 class Normed:
-    """A norm as what comes before a linear (`lora_linear`'s prologue): x [N, D], weight [D], without a gradient for
-    the weight. Keeps x and one number per row; the plain version keeps three copies of x in float32."""
+    """A norm as what comes before a linear (`lora_linear`'s prologue): x [N, D], weight [D]. Keeps x and one number
+    per row; the plain version keeps three copies of x in float32. Who wants the weight's gradient asks for it."""
 
     weight: Tensor
     eps: float
@@ -57,6 +57,11 @@ class Normed:
         dx = dnormal.sub_(normal * (dnormal * normal).mean(-1, keepdim=True)).mul_(scale)
         return dx.to(x.dtype), y
 
+    def weight_gradient(self, x: Tensor, scale: Tensor | None, dy: Tensor) -> Tensor:
+        """The gradient of the weight [D], for the output's dy [N, D]."""
+        assert scale is not None
+        return (dy * (x.to(scale.dtype) * scale)).sum(0).to(self.weight.dtype)
+
 
 class RmsNormFunction(torch.autograd.Function):
     """A norm that stands alone, with a gradient for its weight where that trains."""
@@ -73,9 +78,7 @@ class RmsNormFunction(torch.autograd.Function):
         (dy,) = (grad.reshape(-1, grad.shape[-1]) for grad in grads)
         saved, scale = ctx.saved_tensors
         x = saved.reshape(-1, saved.shape[-1])
-        weight, dweight = ctx.norm.weight, None
-        if ctx.needs_input_grad[1]:
-            dweight = (dy * (x.to(scale.dtype) * scale)).sum(0).to(weight.dtype)
+        dweight = ctx.norm.weight_gradient(x, scale, dy) if ctx.needs_input_grad[1] else None
         dx = ctx.norm.backward(x, scale, dy)[0].view(saved.shape) if ctx.needs_input_grad[0] else None
         return dx, dweight, None, None
 
