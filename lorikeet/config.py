@@ -130,9 +130,10 @@ def options(section: str, overrides: Sequence[str], **fixed: Any) -> dict[str, A
             )
     for name in fixed.keys() & made.values.get(section, {}).keys():
         raise RecipeError(f"{section}.{name}: the command says it already", given=fixed[name], allowed="one of the two")
+    made.values[section] = made.values.get(section, {}) | fixed  # a kind that is fixed decides which options there are
     refuse_booleans(Recipe, made)
     try:
-        read = chosen.model_validate(made.values.get(section, {}) | fixed)
+        read = chosen.model_validate(made.values[section])
     except ValidationError as error:
         raise explain(error, Recipe, made, below=(section,)) from None
     return {name: getattr(read, name) for name in read.model_fields_set - fixed.keys()}

@@ -212,6 +212,9 @@ OVERRIDES = [
     ("adapter.r=x", "adapter.r: has the wrong type", "adapter.r=8"),
     ("trian.seed=3", "trian: there is no such section", "train"),
     ("train.seeed=3", "train.seeed: there is no such option", "train.seed=3"),
+    ("quant.bits=5", "quant.bits: there is no such option in kind none", "quant.kind=gptq"),
+    ("quant.block_size=32", "quant.block_size: there is no such option in kind none", "quant.kind=fp4 or nf4"),
+    ("quant={kind: gptq, bits: 5}", "quant.bits: is not one of the choices", "quant.bits=4"),
     ("train.max_steps=None", "train.max_steps: has the wrong type", "train.max_steps=null"),
     ("data.role_weights.usr=1", "data.role_weights.usr: is not one of the choices", "data.role_weights.user=1"),
     ("output_dir.x=1", "output_dir: has no options of its own", "output_dir=1"),
@@ -255,6 +258,23 @@ def test_options_of_one_section() -> None:
         config.options("generate", ["generate.temperature=-1"])
     with pytest.raises(RecipeError, match="train: has no effect here"):
         config.options("generate", ["train.seed=1"])
+
+
+@pytest.mark.parametrize(
+    ("override", "allowed", "proposal"),
+    [
+        ("quant.bits=5", "2 3 4 8", "quant.bits=4"),
+        ("quant.group_size=0", "above 0", "quant.group_size=128"),
+        ("quant.block_size=32", "bits", "quant.kind=fp4 or nf4"),
+        ("quant.group=32", "group_size", "quant.group_size=32"),
+    ],
+)
+def test_options_of_a_kind_that_the_command_names(override: str, allowed: str, proposal: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        config.options("quant", [override], kind="gptq")
+    message = str(caught.value)
+    assert allowed in message and proposal in str(caught.value.try_)
+    assert len(message.splitlines()) == 4
 
 
 def test_late_errors_get_their_line(recipe: Path) -> None:

@@ -29,6 +29,7 @@ from lorikeet.base.option_fields import (
     holds_options,
     in_words,
     keys_below,
+    kinds_of,
     plain_types,
 )
 from lorikeet.base.options import Options
@@ -132,7 +133,11 @@ def _say(trouble: _Trouble, top: type[Options], tree: Tree) -> RecipeError:
 
 def _unknown(key: Key, top: type[Options], tree: Tree) -> RecipeError:
     *section, name = key
-    _, classes = find(top, tuple(section), tree.values)
+    holder, classes = find(top, tuple(section), tree.values)
+    others = {} if holder is None or len(classes) != 1 else kinds_of(holder)
+    others = {kind: one for kind, one in others.items() if name in one.model_fields}
+    if others:
+        return _of_another_kind(key, classes[0], others, tree)
     siblings = list(dict.fromkeys(option for one in classes or [top] for option in one.model_fields))
     value = _value(tree.values, key)
     everywhere = [known for known in keys_below(top) if isinstance(value, dict) or not _is_section(top, known)]
@@ -146,6 +151,18 @@ def _unknown(key: Key, top: type[Options], tree: Tree) -> RecipeError:
         given=f"{name}   ({tree.place(key)})",
         allowed=" ".join(siblings),
         try_=None if proposal is None else proposal if isinstance(value, dict) else f"{proposal}={_short(value)}",
+    )
+
+
+def _of_another_kind(key: Key, chosen: type[Options], others: dict[str, type[Options]], tree: Tree) -> RecipeError:
+    *section, name = map(str, key)
+    kind, field = chosen.model_fields["kind"].default, next(iter(others.values())).model_fields[name]
+    there = f"{name} is one of {' and '.join(others)}: {in_words(field)}"
+    return RecipeError(
+        f"{'.'.join(map(str, key))}: there is no such option in kind {kind}",
+        given=f"{name}: {_short(_value(tree.values, key))}   ({tree.place(key)})",
+        allowed=f"{' '.join(chosen.model_fields)}; {there}",
+        try_=f"{'.'.join(section)}.kind={' or '.join(others)}",
     )
 
 

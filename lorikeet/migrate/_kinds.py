@@ -81,6 +81,7 @@ QUANTS: dict[str, list[str]] = {
     "nf4": ["nf4"],
     "fp4": ["fp4"],
     "int8": ["int8"],
+    "int4": ["int4", "nf4"],  # ChatGLM's: integers, with a scale for each row
     "gptq": ["gptq"],
     "awq": ["awq"],
 }
@@ -142,11 +143,14 @@ def unread_by(optim: str | None) -> list[str]:
 
 def set_quant(translation: Translation, kind: str, key: str, *, double: bool = False) -> None:
     """`quant` for a format of frozen weights there, and whether a 4-bit one keeps its scales in 8 bits; where there is
-    no such format they stay dense, which needs more memory."""
-    found = first_kind("quant", QUANTS.get(kind, []))
+    no such format, nor one of as many bits, they stay dense, which needs more memory."""
+    wanted = QUANTS.get(kind, [])
+    found = first_kind("quant", wanted)
     if found:
         options = {"double_quant": True} if double and found in ("nf4", "fp4") else {}
-        translation.set("quant", {"kind": found, **options}, key)
+        translation.set("quant", {"kind": found, **options}, key, "" if found == wanted[0] else "the nearest")
+        if found != wanted[0]:
+            translation.leave("differs", key, f"no quantised base weights of kind {kind}; {found} has as many bits")
         return
     there = " ".join(kinds("lorikeet.quant"))
     why = f"no quantised base weights of kind {kind} yet (quant: {there}); they stay dense and need more memory"

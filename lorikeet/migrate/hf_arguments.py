@@ -233,7 +233,8 @@ def _quant(made: Translation) -> None:
     elif content.flag("load_in_8bit"):
         set_quant(made, "int8", "load_in_8bit")
     elif content.has("quantization_bit"):
-        set_quant(made, {4: "int4", 8: "int8"}.get(content.whole("quantization_bit"), "int4"), "quantization_bit")
+        bits = content.whole("quantization_bit")
+        set_quant(made, f"int{bits}" if bits in (4, 8) else f"{bits} bit", "quantization_bit")
     for key in ("dtype", "torch_dtype"):
         if content.has(key) and content.text(key) != "auto":
             made.set("model.dtype", content.text(key), key)

@@ -176,3 +176,20 @@ def test_any_values_give_a_recipe_or_an_error_for_people(tmp_path_factory: pytes
         assert len(str(error).split("\n")) <= 4
     else:
         assert made.recipe.model.path
+
+
+CHATGLM = "model_name_or_path: m\ntrain_file: a.json\nprompt_column: input\npre_seq_len: 128\n"
+
+
+@pytest.mark.parametrize(("bits", "kind"), [(4, "nf4"), (8, "int8")])
+def test_chatglm_s_bits_are_kinds_here(imported: Import, bits: int, kind: str) -> None:
+    """Its 4 bits are integers by rows, which are no kind here: nf4 is as small, and the difference is listed."""
+    made = imported("x.yaml", CHATGLM + f"quantization_bit: {bits}\n")
+    assert made.recipe.quant.kind == kind
+    assert ("quantization_bit" in left(made, "differs")) == (bits == 4)
+
+
+def test_bits_that_chatglm_lacks_are_listed(imported: Import) -> None:
+    made = imported("x.yaml", CHATGLM + "quantization_bit: 3\n")
+    assert made.recipe.quant.kind == "none"
+    assert "3 bit" in left(made, "differs")["quantization_bit"]
