@@ -9,11 +9,13 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from lorikeet.base.options import Options
 from lorikeet.models.causal_lm import CausalLM
 from lorikeet.models.linear import FrozenLinear
 from lorikeet.quant._contract import Quant
+from lorikeet.tokens._contract import Tokenizer
 
 
 class Adapter(Options):
@@ -26,6 +28,15 @@ class Adapter(Options):
         """One sentence: why this adapter cannot train over linears that are kept as `quant`; None where it can."""
         return None
 
+    @property
+    def context_taken(self) -> int:
+        """Positions of the model's context that the adapter fills before every text."""
+        return 0
+
+    def with_tokenizer(self, tokenizer: Tokenizer) -> Self:
+        """The options with what only the model's tokenizer can say filled in; asked before `attach`."""
+        return self
+
     def attach(self, model: CausalLM, *, seed: int) -> None:
         """Add the trainable parts, initialised from `seed`. Raises RecipeError where a target matches nothing."""
         raise NotImplementedError
@@ -37,6 +48,10 @@ class Adapter(Options):
     def tensors(self, model: CausalLM) -> dict[str, Tensor]:
         """What adapter_model.safetensors holds: the parameters, or views of them where they lie there in parts."""
         return dict(self.parameters(model))
+
+    def resumed(self, model: CausalLM) -> dict[str, Tensor]:
+        """What a run needs besides `tensors` to go on, where those do not say it. Checkpoints hold it."""
+        return {}
 
     def from_peft_tensors(self, model: CausalLM, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """A file's tensors under the names and in the shapes of `tensors`, where PEFT has another layout for them."""

@@ -23,12 +23,17 @@ from lorikeet.models.causal_lm import CausalLM
 from lorikeet.quant._contract import Quant
 
 WEIGHTS, CONFIG, IDENTITY = "adapter_model.safetensors", "adapter_config.json", "lorikeet.json"
+RESUMED = "adapter_training.safetensors"  # in checkpoints, for kinds that train something else than they save
 
 
-def save_adapter(folder: Path, adapter: Adapter, model: CausalLM, identity: dict[str, Any]) -> None:
-    """Write the adapter's files into an existing `folder`, then read them back and compare."""
-    # clone: parts of one parameter share its memory, which safetensors refuses
-    tensors = {name: value.detach().cpu().contiguous().clone() for name, value in adapter.tensors(model).items()}
+def save_adapter(
+    folder: Path, adapter: Adapter, model: CausalLM, identity: dict[str, Any], *, final: bool = True
+) -> None:
+    """Write the adapter's files into an existing `folder`, then read them back and compare. Where it is not `final`,
+    with what only going on with training needs."""
+    tensors = _copies(adapter.tensors(model))
+    if not final and (more := _copies(adapter.resumed(model))):
+        save_file(more, folder / RESUMED)
     config = adapter.peft_config(model) | {"base_model_name_or_path": identity.get("base", "")}
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
@@ -39,6 +44,18 @@ def save_adapter(folder: Path, adapter: Adapter, model: CausalLM, identity: dict
         raise CheckpointError(f"the adapter written to {folder} reads back differently", try_="check the disk")
 
 
+def _copies(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """For a file: parts of one parameter share its memory, which safetensors refuses."""
+    return {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
+
+
+def read_training(folder: Path) -> dict[str, Tensor]:
+    """The tensors of an adapter that is to be trained on. Raises CheckpointError for a broken folder."""
+    file = folder / RESUMED
+    more = _load(file) if file.is_file() else {}
+    return read_adapter(folder)[1] | more
+
+
 def read_adapter(folder: Path) -> tuple[Adapter, dict[str, Tensor], dict[str, Any]]:
     """(options, tensors, identity) of an adapter folder, ours or PEFT's. Raises CheckpointError for a broken one."""
     for name in (CONFIG, WEIGHTS):
@@ -47,11 +64,14 @@ def read_adapter(folder: Path) -> tuple[Adapter, dict[str, Tensor], dict[str, An
                 f"no {name} in {folder}", given=str(folder), allowed="a folder with an adapter in PEFT's layout"
             )
     config, identity = read_json(folder / CONFIG), read_json(folder / IDENTITY)
+    return _options(config, folder), _load(folder / WEIGHTS), identity
+
+
+def _load(file: Path) -> dict[str, Tensor]:
     try:
-        tensors = load_file(folder / WEIGHTS)
+        return load_file(file)
     except (SafetensorError, OSError) as error:
-        raise _damaged(folder / WEIGHTS, error) from error
-    return _options(config, folder), tensors, identity
+        raise _damaged(file, error) from error
 
 
 def read_options(folder: Path) -> Adapter:
@@ -119,7 +139,7 @@ def _said(quant: dict[str, Any]) -> str:
 @torch.no_grad()
 def fill(model: CausalLM, adapter: Adapter, tensors: dict[str, Tensor], *, source: object) -> None:
     """Copy saved tensors into an attached adapter. Raises CheckpointError unless names and shapes agree exactly."""
-    parameters, tensors = adapter.tensors(model), adapter.from_peft_tensors(model, tensors)
+    parameters, tensors = adapter.tensors(model) | adapter.resumed(model), adapter.from_peft_tensors(model, tensors)
     missing, extra = sorted(parameters.keys() - tensors.keys()), sorted(tensors.keys() - parameters.keys())
     if missing or extra:
         raise CheckpointError(

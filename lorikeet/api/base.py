@@ -78,8 +78,9 @@ def prepare(recipe: Recipe, base: Base | None = None) -> tuple[Recipe, Base, Tem
     `quant` that says how the model is stored, where it is quantised."""
     base = base or open_base(recipe.model)
     recipe = recipe.model_copy(update={"quant": fitting(recipe.quant, base.checkpoint)})
+    recipe = recipe.model_copy(update={"adapter": recipe.adapter.with_tokenizer(base.tokenizer)})
     template = recipe.data.template.bind(base.tokenizer)
-    recipe = within_context(recipe, base.shape.max_position)
+    recipe = within_context(recipe, base.shape.max_position - recipe.adapter.context_taken)
     return recipe, base, template, pipeline.prepare(recipe.data, base.tokenizer, template, seed=recipe.train.seed)
 
 

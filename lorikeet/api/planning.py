@@ -158,7 +158,7 @@ def _prepare(recipe: Recipe, checkpoint: Checkpoint) -> tuple[Recipe, Prepared |
         return recipe, prepared, None
     except (TokenizerError, DataError, DownloadError) as error:
         _, spec = identify(checkpoint, recipe.model.family)
-        return within_context(recipe, spec.shape.max_position), None, error.what
+        return within_context(recipe, spec.shape.max_position - recipe.adapter.context_taken), None, error.what
 
 
 def _changed(recipe: Recipe, changes: search.Changes) -> Recipe:

@@ -75,7 +75,7 @@ def train(recipe: Recipe, *, overwrite: bool = False) -> dict[str, Any]:
             parameters,
             partial(step_batches, prepared.train, recipe, model),
             run_steps(recipe, prepared),
-            saver,
+            partial(saver, final=False),
             _validation_rows(recipe, prepared, model),
             recipe.evaluate.before,
             identity,
@@ -218,7 +218,7 @@ def _resume(run: Run, recipe: Recipe) -> tuple[Progress, Stepper]:
         return Progress(), stepper
     state, optimizer = run_state.read_state(last)
     run_state.check_identity(state["identity"], json.loads(json.dumps(run.identity)), last)
-    storage.fill(run.model, recipe.adapter, storage.read_adapter(last)[1], source=last)
+    storage.fill(run.model, recipe.adapter, storage.read_training(last), source=last)
     stepper.load_state_dict(optimizer)
     done = Progress(**state["progress"])
     metrics.truncate(done.step)

@@ -5,13 +5,15 @@ The training step, the adapters and the engine know a model only through this cl
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from lorikeet.base.errors import ModelError
 from lorikeet.models.linear import FrozenLinear, LinearGroup
 from lorikeet.models.slots import Slot
 from lorikeet.ops.attention import View
@@ -70,6 +72,27 @@ class CausalLM(nn.Module):
     def hidden(self, tokens: Tensor, positions: Tensor, view: View) -> Tensor:
         """tokens [T] int64, positions [T] int64 -> the last hidden states [T, D], after the final norm."""
         raise NotImplementedError
+
+    def surround(self, around: Callable[..., Tensor]) -> None:
+        """From now on `hidden` is `around(hidden, tokens, positions, view)`, which is given the one before."""
+        self.hidden = partial(around, self.hidden)  # type: ignore[method-assign]
+
+    def embedder(self) -> nn.Module:
+        """The module that makes of ids [T] what enters the network [T, D]. Raises ModelError where none is found."""
+        sizes = self.shape.vocab_size, self.shape.width
+        found = [
+            module
+            for module in self.modules()
+            if isinstance(module, nn.Embedding) and (module.num_embeddings, module.embedding_dim) == sizes
+        ]
+        if len(found) != 1:
+            raise ModelError(
+                "the network does not show where its tokens enter",
+                given=f"{len(found)} modules nn.Embedding{sizes}",
+                allowed="one",
+                try_="adapter.kind=prefix, or lora",
+            )
+        return found[0]
 
     def computed_twice(self, layers: int) -> int:
         """How many of the first layers are recomputed for their gradients, in a pass that has gradients."""

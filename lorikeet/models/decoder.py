@@ -82,6 +82,7 @@ class Decoder(CausalLM):
         super().__init__()
         self.spec, self.shape, names = spec, spec.shape, spec.names
         self.embedding = build.embedding(names.embedding, spec.shape.vocab_size, spec.shape.width)
+        self.embedding.scale = spec.embedding_scale
         self.blocks = nn.ModuleList(Block(i, spec, build) for i in range(spec.shape.layers))
         self.norm = build.norm(names.norm, spec.shape.width, spec.norm_eps, spec.norm_offset)
         # not a second part where tied: its tensor is then the embedding's
@@ -96,8 +97,6 @@ class Decoder(CausalLM):
         far = near = self.spec.rope.table(positions, self.dtype, view.lengths().to(x.device) if by_length else None)
         if self.spec.local_rope is not None:
             near = self.spec.local_rope.table(positions, self.dtype)
-        if self.spec.embedding_scale is not None:
-            x = x * torch.tensor(self.spec.embedding_scale, dtype=x.dtype)  # rounded as the model was trained
         twice = self.computed_twice(len(self.blocks))
         if twice:
             x.requires_grad_()  # so that each block, the first too, is recomputed inside the graph
@@ -105,6 +104,10 @@ class Decoder(CausalLM):
             cos, sin = far if block.window is None else near
             x = checkpointed(block, x, cos, sin, view) if i < twice else block(x, cos, sin, view)
         return self.norm(x)
+
+    def embedder(self) -> nn.Module:
+        """See `CausalLM.embedder`."""
+        return self.embedding
 
     def slots(self) -> Iterator[Slot]:
         """See `CausalLM.slots`."""

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lorikeet.base.prefix_tree import lay_out, sorted_order
 from lorikeet.models.causal_lm import Shape
-from lorikeet.ops.attention import PackedView
+from lorikeet.ops.attention import PackedView, Prefix
 
 ROUND = 32  # keys are read in multiples of this: oneDNN makes and keeps a kernel for every shape it has not seen
 
@@ -57,6 +57,11 @@ class Prefill:
         self._packed = PackedView(torch.from_numpy(tree.visible_until), torch.from_numpy(tree.positions))
         cache.lengths.copy_(lengths)
 
+    @property
+    def visible_until(self) -> Tensor:
+        """Of the row of prompts: see `PackedView`."""
+        return self._packed.visible_until
+
     def lengths(self) -> Tensor:
         """See `View.lengths`."""
         return self._packed.lengths()
@@ -71,11 +76,12 @@ class Prefill:
         scale: float,
         window: int | None = None,
         softcap: float | None = None,
+        prefix: Prefix | None = None,
     ) -> Tensor:
         """See `View.attend`."""
         self.cache.keys[layer, self._rows, :, self._slots] = k.index_select(0, self._source)
         self.cache.values[layer, self._rows, :, self._slots] = v.index_select(0, self._source)
-        return self._packed.attend(layer, q, k, v, scale=scale, window=window, softcap=softcap)
+        return self._packed.attend(layer, q, k, v, scale=scale, window=window, softcap=softcap, prefix=prefix)
 
 
 class Decode:
@@ -106,7 +112,7 @@ class Decode:
         self._longest = min(longest + -longest % ROUND, self.cache.capacity)  # what is not written yet is masked
         index = torch.arange(self._longest, device=lengths.device)
         self._distance = lengths[:, None] - index  # [B, S], how far back each key is; negative: not written
-        self._masks: dict[int | None, Tensor] = {}
+        self._masks: dict[tuple[int | None, int], Tensor] = {}
 
     def attend(
         self,
@@ -118,17 +124,32 @@ class Decode:
         scale: float,
         window: int | None = None,
         softcap: float | None = None,
+        prefix: Prefix | None = None,
     ) -> Tensor:
-        """See `View.attend`; here T = B."""
+        """See `View.attend`; here T = B. A prefix is kept once for all rows, not in the cache."""
         cache, (rows, heads, width) = self.cache, q.shape
         cache.keys[layer, self._rows, :, cache.lengths] = k
         cache.values[layer, self._rows, :, cache.lengths] = v
         keys, values = cache.keys[layer, :, :, : self._longest], cache.values[layer, :, :, : self._longest]
-        if window not in self._masks:
-            hidden = self._distance < 0
-            self._masks[window] = (hidden if window is None else hidden | (self._distance >= window))[:, None, None]
-        scores = (q.view(rows, k.shape[1], -1, width) @ keys.mT).mul_(scale)  # [B, K, G, S]
+        q = q.view(rows, k.shape[1], -1, width)  # [B, K, G, E]
+        scores = q @ keys.mT  # [B, K, G, S]
+        size = 0 if prefix is None else len(prefix[0])
+        if prefix is not None:
+            scores = torch.cat([q @ prefix[0].permute(1, 2, 0), scores], dim=-1)
+        scores.mul_(scale)
         if softcap is not None:
             scores = softcap * torch.tanh(scores / softcap)
-        probabilities = scores.masked_fill_(self._masks[window], float("-inf")).softmax(-1)
-        return (probabilities @ values).reshape(rows, heads, width)
+        probabilities = scores.masked_fill_(self._hidden(window, size), float("-inf")).softmax(-1)
+        mixed = probabilities[..., size:] @ values
+        if prefix is not None:
+            mixed += probabilities[..., :size] @ prefix[1].transpose(0, 1)
+        return mixed.reshape(rows, heads, width)
+
+    def _hidden(self, window: int | None, prefix: int) -> Tensor:
+        """[B, 1, 1, prefix + S] bool: the keys that a row's new token does not see."""
+        if (window, prefix) not in self._masks:
+            ahead = torch.arange(prefix, 0, -1, device=self._distance.device)
+            distance = torch.cat([self.cache.lengths[:, None] + ahead, self._distance], dim=1)
+            hidden = distance < 0
+            self._masks[window, prefix] = (hidden if window is None else hidden | (distance >= window))[:, None, None]
+        return self._masks[window, prefix]

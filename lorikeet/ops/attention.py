@@ -15,11 +15,14 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from lorikeet.kernels import attention as compiled
 from lorikeet.kernels.counting import count
-from lorikeet.ops.bucketed_attention import Bucket, BucketedAttention, plan_buckets
+from lorikeet.ops import bucketed_attention as bucketed
+
+Prefix = tuple[Tensor, Tensor]  # a layer's keys and values [P, K, E] that stand before all it reads (see ops/prefix.py)
 
 
 class View(Protocol):
@@ -39,8 +42,11 @@ class View(Protocol):
         scale: float,
         window: int | None = None,
         softcap: float | None = None,
+        prefix: Prefix | None = None,
     ) -> Tensor:
-        """q [T, H, E], k and v [T, K, E] -> [T, H, E]. `window` counts positions; `softcap` is Gemma's tanh cap."""
+        """q [T, H, E], k and v [T, K, E] -> [T, H, E]. `window` counts positions; `softcap` is Gemma's tanh cap.
+
+        `prefix` is seen by every query, at the P positions before those of its text: a window can leave it behind."""
         ...
 
 
@@ -80,9 +86,18 @@ class PackedView:
 
     def __init__(self, visible_until: Tensor, positions: Tensor):
         self.visible_until, self.positions = visible_until, positions
-        self._buckets: dict[tuple[int | None, torch.device], list[Bucket]] = {}
+        self._buckets: dict[tuple[int | None, torch.device], bucketed.Plan] = {}
         self._plans: dict[tuple[int | None, int], compiled.Plan] = {}
         self._masks: dict[tuple[int | None, torch.device], Any] = {}
+        self._behind: dict[int, PackedView] = {}
+
+    def behind(self, size: int) -> PackedView:
+        """The row with `size` more tokens before it, which stand at positions 0 to size - 1 and are seen by all."""
+        if size not in self._behind:
+            ahead = torch.arange(size, dtype=self.positions.dtype, device=self.positions.device)
+            until = F.pad(self.visible_until + size, (size, 0), value=size + len(self.visible_until))
+            self._behind[size] = PackedView(until, torch.cat([ahead, self.positions + size]))
+        return self._behind[size]
 
     def attend(
         self,
@@ -94,8 +109,14 @@ class PackedView:
         scale: float,
         window: int | None = None,
         softcap: float | None = None,
+        prefix: Prefix | None = None,
     ) -> Tensor:
-        """See `View.attend`."""
+        """See `View.attend`. A prefix is more tokens of the row, whose own queries nobody asks for."""
+        if prefix is not None:
+            size = len(prefix[0])
+            q, k, v = F.pad(q, (0, 0, 0, 0, size, 0)), torch.cat([prefix[0], k]), torch.cat([prefix[1], v])
+            row = self.behind(size)
+            return row.attend(layer, q, k, v, scale=scale, window=window, softcap=softcap)[size:]
         if q.is_cuda:
             return self.flex(q, k, v, scale=scale, window=window, softcap=softcap)
         if window is not None and int(self.positions.max()) < window:
@@ -105,8 +126,8 @@ class PackedView:
             return TiledAttention.apply(*map(compiled.unit, (q, k, v)), plan, scale, softcap)
         key = (window, q.device)
         if key not in self._buckets:
-            self._buckets[key] = plan_buckets(self.visible_until, self.positions, window, q.device)
-        return BucketedAttention.apply(q, k, v, self._buckets[key], scale, softcap)
+            self._buckets[key] = bucketed.plan_buckets(self.visible_until, self.positions, window, q.device)
+        return bucketed.BucketedAttention.apply(q, k, v, self._buckets[key], scale, softcap)
 
     def _plan(self, window: int | None, kv_heads: int) -> compiled.Plan:
         if (window, kv_heads) not in self._plans:
