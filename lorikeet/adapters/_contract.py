@@ -23,6 +23,7 @@ class Adapter(Options):
 
     peft_type: ClassVar[str]  # adapter_config.json's peft_type
     merge_refusal: ClassVar[str | None] = None  # one sentence: why this kind cannot be folded into the weights
+    beside_refusal: ClassVar[str | None] = None  # one sentence: why this kind cannot be kept beside the base
 
     def quant_refusal(self, quant: Quant) -> str | None:
         """One sentence: why this adapter cannot train over linears that are kept as `quant`; None where it can."""
@@ -44,6 +45,10 @@ class Adapter(Options):
     def parameters(self, model: CausalLM) -> dict[str, nn.Parameter]:
         """What trains, under the names it has in adapter_model.safetensors (PEFT's layout), or like them."""
         raise NotImplementedError
+
+    def learning_rate_factors(self, model: CausalLM) -> dict[str, float]:
+        """The factor on the step's learning rate of parameters, by name, where it is not 1."""
+        return {}
 
     def tensors(self, model: CausalLM) -> dict[str, Tensor]:
         """What adapter_model.safetensors holds: the parameters, or views of them where they lie there in parts."""
@@ -77,6 +82,11 @@ class Adapter(Options):
     def peft_config(self, model: CausalLM) -> dict[str, Any]:
         """adapter_config.json, as PEFT reads it."""
         raise NotImplementedError
+
+    @classmethod
+    def reads(cls, config: dict[str, Any]) -> bool:
+        """Whether an adapter_config.json is one of this kind's."""
+        return config.get("peft_type") == cls.peft_type
 
     @classmethod
     def from_peft(cls, config: dict[str, Any]) -> Adapter:

@@ -119,7 +119,7 @@ class _Work:
         if self.how.base == "quantised":
             return None
         checkpoint = self.located.base.checkpoint
-        family, spec = identify(checkpoint, self.located.base.options.family)
+        family, spec = identify(checkpoint, self.located.base.options.choice)
         return lambda name: family.read(checkpoint, name, spec)
 
     @property
@@ -193,7 +193,7 @@ def _dense(quant: Quant | None) -> bool:
 
 
 def _refuse_unmergeable(folder: Path, how: How) -> None:
-    """Raise RecipeError for a kind of adapter that is no change of the weights."""
+    """Raise RecipeError for a kind of adapter that is no change of the weights, or nothing but one."""
     adapter = storage.read_options(folder)
     if adapter.merge_refusal is not None and not how.keep_adapter:
         raise RecipeError(
@@ -201,6 +201,13 @@ def _refuse_unmergeable(folder: Path, how: How) -> None:
             given=adapter.model_dump()["kind"],
             allowed="an adapter that changes weights; or --keep-adapter, which lays it beside the base",
             try_="--keep-adapter",
+        )
+    if adapter.beside_refusal is not None and how.keep_adapter:
+        raise RecipeError(
+            f"--keep-adapter: {adapter.beside_refusal}",
+            given=f"an adapter of the kind {adapter.model_dump()['kind']}",
+            allowed="merging, dense or --into a kind",
+            try_="leave it out",
         )
 
 
@@ -343,7 +350,7 @@ def _compared(work: _Work, output: Path) -> dict[str, Any]:
     model, base = work.model, work.located.base
     note("comparing the merged model with base + adapter")
     merged = load(
-        open_checkpoint(output), NoQuant(), dtype=model.dtype, device=model.device, family=base.options.family
+        open_checkpoint(output), NoQuant(), dtype=model.dtype, device=model.device, family=base.options.choice
     )
     tolerance = 1e-6 if work.dtype == torch.float32 == model.dtype else 0.02
     check = compare(model, merged, probes(base.tokenizer), tolerance)

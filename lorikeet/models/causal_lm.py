@@ -94,6 +94,10 @@ class CausalLM(nn.Module):
             )
         return found[0]
 
+    def untie(self) -> bool:
+        """Give a tied head a table of its own, a copy of the embedding. False: this network cannot have one."""
+        return False
+
     def computed_twice(self, layers: int) -> int:
         """How many of the first layers are recomputed for their gradients, in a pass that has gradients."""
         if not torch.is_grad_enabled():

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from lorikeet.models.build import Build, Norm
+from lorikeet.models.build import Build, Embedding, Norm
 from lorikeet.models.causal_lm import CausalLM, Head
 from lorikeet.models.slots import Slot, slots
 from lorikeet.models.spec import DecoderSpec
@@ -108,6 +108,14 @@ class Decoder(CausalLM):
     def embedder(self) -> nn.Module:
         """See `CausalLM.embedder`."""
         return self.embedding
+
+    def untie(self) -> bool:
+        """See `CausalLM.untie`."""
+        assert self.untied is None
+        weight = nn.Parameter(self.head.weight.detach().clone(), requires_grad=False)
+        self.untied = Embedding(self.spec.names.head, weight)
+        self.head.weight = weight
+        return True
 
     def slots(self) -> Iterator[Slot]:
         """See `CausalLM.slots`."""

@@ -23,8 +23,8 @@ from lorikeet.cli.main import run_command
 from lorikeet.quant._contract import Quant
 
 GRID = [(quant, adapter) for quant in kinds("lorikeet.quant") for adapter in kinds("lorikeet.adapters")]
-OPTIONS: dict[str, dict[str, Any]] = {}  # of a kind of adapter that needs more than its defaults
-RATES: dict[str, float] = {"full": 0.002}  # of a kind of adapter that learns at another rate than 0.02
+OPTIONS: dict[str, dict[str, Any]] = {"bias": {"norms": True}}  # where defaults are not enough
+RATES: dict[str, float] = {"full": 0.002, "head": 0.01}  # other than 0.02
 OFTEN = {"before": True, "samples": 2}
 NEVER = {"before": False, "samples": 0}
 Make = Callable[..., Path]
