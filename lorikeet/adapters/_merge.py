@@ -40,10 +40,12 @@ def merged_tensors(
         linear = linears.get(stem)
         tensor = slot.read(model.dtype) if source is None else source(slot.name)
         if linear is not None and suffix == "weight":
-            tensor = adapter.merged(linear if source is None else _with_weight(linear, tensor))
+            own = tensor.T if slot.transposed else tensor
+            tensor = adapter.merged(linear if source is None else _with_weight(linear, own))
             if stem in kept:
                 yield from _stored(stem, kept[stem], tensor, dtype)
                 continue
+            tensor = tensor.T if slot.transposed else tensor
         elif linear is not None:
             bias = adapter.merged_bias(linear)
             assert bias is not None
@@ -67,7 +69,7 @@ def base_tensors(
             continue
         tensor = slot.read(model.dtype) if source is None else source(slot.name)
         if linear is not None and stem in kept:
-            yield from _stored(stem, kept[stem], tensor.to(dtype), dtype)
+            yield from _stored(stem, kept[stem], (tensor.T if slot.transposed else tensor).to(dtype), dtype)
         else:
             yield slot.name, _plain(tensor, dtype)
 

@@ -45,7 +45,7 @@ class Base:
         """Read the weights."""
         device = pick_device(self.options.device)
         dtype = pick_dtype(self.options.dtype, device)
-        model = load(self.checkpoint, quant, dtype=dtype, device=device, family=self.options.family)
+        model = load(self.checkpoint, quant, dtype=dtype, device=device, family=self.options.choice)
         give_back()  # what the tokenizer and the tensors as read took
         return model
 
@@ -61,7 +61,7 @@ def open_base(options: ModelOptions) -> Base:
 
 def base_of(options: ModelOptions, path: Path, checkpoint: Checkpoint) -> Base:
     """The model of `checkpoint`, which is at `path` (as is its tokenizer). Raises TokenizerError for another's."""
-    _, spec = identify(checkpoint, options.family)
+    _, spec = identify(checkpoint, options.choice)
     tokenizer = open_tokenizer(path, checkpoint)
     if tokenizer.vocab_size > spec.shape.vocab_size:
         raise TokenizerError(

@@ -70,7 +70,7 @@ class _Planner:
             note(f"trying {flat(changes)}")
         recipe = _changed(recipe, changes)
         dtype = getattr(torch, changes["model.dtype"]) if "model.dtype" in changes else self.target.dtype
-        family, spec = identify(self.checkpoint, recipe.model.family)
+        family, spec = identify(self.checkpoint, recipe.model.choice)
         device = self.target.device
         mapped = None if recipe.model.family else mapped_embedding(self.checkpoint, family, spec, dtype, device)
         network = Network(family, spec, recipe.quant, dtype, mapped)
@@ -105,7 +105,7 @@ def plan(recipe: Recipe, *, memory_bytes: int | None = None) -> Report:
     recipe, prepared, why_unknown = _prepare(recipe, checkpoint)
     planner = _Planner(checkpoint, prepared, target, resident())
     found = planner.run(recipe, {})
-    layers = identify(checkpoint, recipe.model.family)[1].shape.layers
+    layers = identify(checkpoint, recipe.model.choice)[1].shape.layers
     answers: list[search.Tried] = []
     now = found.trial({})
     if memory_bytes is not None and not now.fits(memory_bytes):
@@ -157,7 +157,7 @@ def _prepare(recipe: Recipe, checkpoint: Checkpoint) -> tuple[Recipe, Prepared |
         recipe, _, _, prepared = prepare(recipe, base)
         return recipe, prepared, None
     except (TokenizerError, DataError, DownloadError) as error:
-        _, spec = identify(checkpoint, recipe.model.family)
+        _, spec = identify(checkpoint, recipe.model.choice)
         return within_context(recipe, spec.shape.max_position - recipe.adapter.context_taken), None, error.what
 
 

@@ -126,21 +126,7 @@ class Mixture(nn.Module):
     def forward(self, x: Tensor, norm: Norm | None = None) -> Tensor:
         """x [T, D] -> [T, D] of x, or of norm(x)."""
         x = x if norm is None else norm(x)
-        chosen, share = self.route(x)
-        updates = [self.gate_up.updates, self.down.updates]
-        first, second = (() if update is None else update.members for update in updates)
-        dropout = max((update.dropout for update in updates if update is not None), default=0.0)
-        experts = Experts(
-            self.sizes.count,
-            self.gate_up.weight,
-            self.down.weight,
-            self.activation,
-            gate_up_members=first,
-            down_members=second,
-            dropout=dropout if torch.is_grad_enabled() else 0.0,
-        )
-        factors = [factor for update in updates if update is not None for factor in update.factors()]
-        y = mixture(x, chosen, share, experts, factors)
+        y = run_experts(self.gate_up, self.down, self.activation, x, *self.route(x))
         if self.shared is not None:
             y = y + self.shared_gate(x).sigmoid() * self.shared(x)
         return y
@@ -153,3 +139,23 @@ class Mixture(nn.Module):
         if self.sizes.normalised:
             share = share / share.sum(-1, keepdim=True)
         return chosen, share
+
+
+def run_experts(
+    gate_up: ExpertGroup, down: ExpertGroup, activation: Activation, x: Tensor, chosen: Tensor, share: Tensor
+) -> Tensor:
+    """x [T, D] through the experts `chosen` for each token [T, k], with their shares [T, k] -> [T, D]."""
+    updates = [gate_up.updates, down.updates]
+    first, second = (() if update is None else update.members for update in updates)
+    dropout = max((update.dropout for update in updates if update is not None), default=0.0)
+    experts = Experts(
+        gate_up.count,
+        gate_up.weight,
+        down.weight,
+        activation,
+        gate_up_members=first,
+        down_members=second,
+        dropout=dropout if torch.is_grad_enabled() else 0.0,
+    )
+    factors = [factor for update in updates if update is not None for factor in update.factors()]
+    return mixture(x, chosen, share, experts, factors)

@@ -25,6 +25,7 @@ from lorikeet.kernels import Kernels
 from lorikeet.models.build import Build
 from lorikeet.models.causal_lm import CausalLM
 from lorikeet.models.families._contract import Family
+from lorikeet.models.huggingface import Transformers
 from lorikeet.models.mapped_embedding import mapped_embedding
 from lorikeet.models.slots import Slot
 from lorikeet.models.spec import DecoderSpec, Spec
@@ -34,6 +35,16 @@ from lorikeet.quant._contract import Quant
 _DERIVED = re.compile(r"inv_freq$|rope_freqs|rope_factors|^lm_head\.|^output\.weight$|\.masked_bias$|\.attn\.bias$")
 
 Dtype = Literal["auto", "bfloat16", "float16", "float32", "float64"]
+NetworkSource = Literal["auto", "native", "transformers"]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Where a checkpoint's network comes from: `family` is the path of someone's own."""
+
+    family: str | None = None
+    source: NetworkSource = "auto"
+    trust_remote_code: bool = False
 
 
 class ModelOptions(Options):
@@ -42,6 +53,14 @@ class ModelOptions(Options):
     path: str = Field(description="What to fine-tune: an alias (smollm2-135m), a folder, a .gguf file, or a hub name.")
     family: str | None = Field(
         None, description="Your own .py file that says how to build the network, for one that Lorikeet does not know."
+    )
+    source: NetworkSource = Field(
+        "auto",
+        description="Whose network: native is Lorikeet's own, transformers that package's (extra hf); auto takes the "
+        "native one where there is one.",
+    )
+    trust_remote_code: bool = Field(
+        False, description="Run code that comes with the model, for networks that transformers itself does not know."
     )
     dtype: Dtype = Field(
         "auto", description="Of frozen weights and activations; auto takes bfloat16 where it is fast, else float32."
@@ -58,6 +77,11 @@ class ModelOptions(Options):
         description="auto computes on the CPU with kernels in C++, compiled at first use where there is a compiler; "
         "eager with plain PyTorch.",
     )
+
+    @property
+    def choice(self) -> Choice:
+        """Where the network comes from."""
+        return Choice(self.family, self.source, self.trust_remote_code)
 
 
 def pick_device(device: str) -> torch.device:
@@ -104,40 +128,66 @@ def families() -> Iterator[Family]:
         yield family()
 
 
-def identify(checkpoint: Checkpoint, family: str | None = None) -> tuple[Family, Spec]:
-    """The family of a checkpoint and what it says about the network; `family` is the path of someone's own.
+def identify(checkpoint: Checkpoint, choice: Choice | str | None = None) -> tuple[Family, Spec]:
+    """The family of a checkpoint and what it says about the network; a string is the path of someone's own family.
 
-    Raises ModelError for an unknown one."""
-    own = None if family is None else file_class(Path(family), Family)()
-    known = [own] if own is not None else list(families())
+    Raises ModelError for an unknown one, MissingExtra where transformers is asked for and not installed."""
+    choice = choice if isinstance(choice, Choice) else Choice(choice)
+    own = None if choice.family is None else file_class(Path(choice.family), Family)()
+    known = [own] if own is not None else [] if choice.source == "transformers" else list(families())
     for candidate in known:
         if candidate.matches(checkpoint):
             return candidate, candidate.spec(candidate.config(checkpoint))
     config = checkpoint.config
     named = config.get("model_type") or config.get("general.architecture")
+    other = None
+    if own is None and choice.source != "native":
+        other = _of_transformers(checkpoint, choice)
+        if other.installed and other.matches(checkpoint):
+            return other, other.spec(other.config(checkpoint))
+    lacking = other is not None and not other.installed and checkpoint.layout == "hf"
     raise ModelError(
         f"unknown kind of network in {checkpoint.path}",
         given=named or "a config.json without model_type",
-        allowed=" ".join(candidate.model_type if own else candidate.kind for candidate in known),
-        try_=None if own else "for a network of your own: model.family=FILE.py",
+        allowed=" ".join(candidate.model_type if own else candidate.kind for candidate in known)
+        or "a Hugging Face folder of a causal language model that transformers knows",
+        try_=None
+        if own
+        else "pip install 'lorikeet-llm[hf]', for networks of transformers'"
+        if lacking
+        else "for a network of your own: model.family=FILE.py",
     )
 
 
+def _of_transformers(checkpoint: Checkpoint, choice: Choice) -> Transformers:
+    found = Transformers(checkpoint.path, choice.trust_remote_code)
+    if choice.source == "transformers":
+        found.check_installed()
+    return found
+
+
 def load(
-    checkpoint: Checkpoint, quant: Quant, *, dtype: torch.dtype, device: torch.device, family: str | None = None
+    checkpoint: Checkpoint,
+    quant: Quant,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    family: Choice | str | None = None,
 ) -> CausalLM:
     """The checkpoint's network with its weights, frozen. Raises CheckpointError for a missing or odd tensor."""
     found, spec = identify(checkpoint, family)
+    own = (family.family if isinstance(family, Choice) else family) is not None
     quant, stored = fitting(quant, checkpoint), StoredLinears(checkpoint, stored_quant(checkpoint))
     refuse_unknown(checkpoint, stored.quant)
     # a family of someone's own may compute with the numbers: it gets them as precise as they are
-    watched = Watched(checkpoint, dtype if family is None else None)
-    mapped = None if family else mapped_embedding(checkpoint, found, spec, dtype, device)
+    watched = Watched(checkpoint, None if own else dtype)
+    mapped = None if own else mapped_embedding(checkpoint, found, spec, dtype, device)
     build = Build(stored.kept(quant), dtype, device, mapped)
     model = found.network(spec, build)
     build.check(model.groups())
     fill(model.slots(), Source(found, spec, watched, stored), dtype=dtype, device=device)
     _refuse_second_head(watched, found, spec, model)
+    found.ready(model)
     if unread := watched.unread():
         named = ", ".join(unread[:3]) + (", ..." if len(unread) > 3 else "")
         note(f"{len(unread)} of {len(checkpoint.names())} tensors have no place in this network: {named}")

@@ -47,6 +47,9 @@ class Family:
         """The network, empty. `spec` is what `spec` gave, here and below."""
         return Decoder(spec, build)
 
+    def ready(self, model: CausalLM) -> None:
+        """Called when the network has its weights."""
+
     def config_from_gguf(self, checkpoint: Checkpoint) -> dict[str, Any]:
         """A config.json that says what a GGUF file's metadata and tensors say."""
         raise NotImplementedError

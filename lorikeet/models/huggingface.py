@@ -1,0 +1,223 @@
+"""transformers as a source of networks: those it knows and Lorikeet does not, and those that bring their own code.
+
+transformers builds the modules, without weights. Our linears, experts and head go into them, attention is asked of the
+view, and the weights are read as for any network: one tensor at a time, under the names a checkpoint has. What a
+network is made of is found by looking at its modules and by running it once on tensors without numbers, never from a
+list of names. This file alone imports transformers, when it is needed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, ClassVar
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from lorikeet.base.errors import ModelError
+from lorikeet.base.extras import require
+from lorikeet.checkpoints._contract import Checkpoint
+from lorikeet.models import _hf_attention as serve
+from lorikeet.models import _hf_graph as graph
+from lorikeet.models._hf_model import Outline, Stack, TransformersModel
+from lorikeet.models._hf_names import Reading
+from lorikeet.models._hf_study import look, replace_module
+from lorikeet.models.build import Build
+from lorikeet.models.causal_lm import CausalLM, Shape
+from lorikeet.models.experts import ExpertGroup, expert_names
+from lorikeet.models.families._contract import Family
+from lorikeet.models.spec import Spec
+from lorikeet.quant._contract import FrozenWeight
+
+
+@dataclass(frozen=True)
+class TransformersSpec(Spec):
+    """What `Transformers.network` builds from."""
+
+    config: dict[str, Any]
+    outline: Outline
+
+
+class Transformers(Family):
+    """Every architecture that transformers makes a causal language model of; see `knows`."""
+
+    kind: ClassVar[str] = "transformers"
+    architecture: ClassVar[str] = ""
+
+    def __init__(self, path: Path, trust_remote_code: bool = False):
+        self._path, self._trust = path, trust_remote_code
+        self._known: WeakKeyDictionary[Any, frozenset[str]] = WeakKeyDictionary()
+
+    @property
+    def installed(self) -> bool:
+        """Whether transformers is there to be asked."""
+        return find_spec("transformers") is not None
+
+    def check_installed(self) -> None:
+        """Raise MissingExtra, with the pip line, where transformers is not installed."""
+        _library()
+
+    def matches(self, checkpoint: Checkpoint) -> bool:
+        """Whether transformers knows the checkpoint's network. Raises ModelError where it only comes with code of its
+        own, which was not asked for."""
+        config = checkpoint.config
+        if checkpoint.layout != "hf" or not isinstance(config.get("model_type"), str):
+            return False
+        if _knows(config["model_type"]):
+            return True
+        own = "AutoModelForCausalLM" in (config.get("auto_map") or {})
+        if own and not self._trust:
+            raise ModelError(
+                f"{checkpoint.path} brings its own code, which would run with your rights",
+                given=f"model_type {config['model_type']}, auto_map in config.json",
+                allowed="code that you have read, or whose author you trust",
+                try_="model.trust_remote_code=true",
+            )
+        return own
+
+    def spec(self, config: dict[str, Any]) -> TransformersSpec:
+        """See `Family.spec`."""
+        shape, outline = _looked_at(json.dumps(config, sort_keys=True, default=str), self._path, self._trust)
+        return TransformersSpec(shape, config, outline)
+
+    def network(self, spec: TransformersSpec, build: Build) -> CausalLM:
+        """See `Family.network`."""
+        with torch.device("meta") if build.device.type == "meta" else graph.OnMeta():
+            network = _make(spec.config, self._path, self._trust)
+        network.config.pad_token_id = None  # else it looks for padding in the ids, and warns
+        _exchange(network, spec.outline, build)
+        _place(network, build)
+        return TransformersModel(network.eval(), spec.shape, spec.outline)
+
+    def read(self, checkpoint: Checkpoint, name: str, spec: TransformersSpec) -> Tensor:
+        """See `Family.read`."""
+        if checkpoint not in self._known:
+            self._known[checkpoint] = frozenset(checkpoint.names())
+        return Reading(list(spec.outline.pieces), spec.outline.prefix).read(checkpoint, self._known[checkpoint], name)
+
+    def ready(self, model: CausalLM) -> None:
+        """See `Family.ready`."""
+        assert isinstance(model, TransformersModel)
+        model.settle()
+
+
+def _library() -> SimpleNamespace:
+    """transformers' parts, with our functions registered in its interfaces."""
+    return _imported()
+
+
+@cache
+def _imported() -> SimpleNamespace:
+    def part(name: str) -> Any:
+        return require(name, extra="hf", needed_by="model.source=transformers")
+
+    found = SimpleNamespace(
+        root=part("transformers"),
+        loading=part("transformers.core_model_loading"),
+        auto=part("transformers.models.auto"),
+    )
+    attention, masks = part("transformers.modeling_utils"), part("transformers.masking_utils")
+    attention.ALL_ATTENTION_FUNCTIONS.register(serve.NAME, serve.attention)
+    attention.ALL_ATTENTION_FUNCTIONS.register(serve.UNMASKED, serve.attention)
+    masks.ALL_MASK_ATTENTION_FUNCTIONS.register(serve.NAME, serve.mask)
+    part("transformers.integrations.moe").ALL_EXPERTS_FUNCTIONS.register(serve.NAME, graph.experts)
+    return found
+
+
+def _knows(model_type: str) -> bool:
+    auto = _library().auto
+    return model_type in auto.CONFIG_MAPPING and auto.CONFIG_MAPPING[model_type] in auto.MODEL_FOR_CAUSAL_LM_MAPPING
+
+
+def _make(settings: dict[str, Any], path: Path, trust: bool) -> Any:
+    """The network as transformers makes it, in float32 but for what the mode in force says."""
+    library = _library()
+    kept = {key: value for key, value in settings.items() if key not in ("quantization_config", "dtype", "torch_dtype")}
+    if _knows(kept["model_type"]):
+        kept.pop("auto_map", None)
+        config = library.auto.CONFIG_MAPPING[kept["model_type"]].from_dict(kept)
+    else:
+        config = library.root.AutoConfig.from_pretrained(path, trust_remote_code=trust)
+    config.use_cache = False
+    try:
+        network = library.root.AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=trust)
+    except ImportError as error:
+        raise ModelError(
+            f"{path}: the network's code needs a package that is not installed", given=str(error).splitlines()[0]
+        ) from error
+    with contextlib.suppress(AttributeError, KeyError, ValueError):  # networks without experts
+        network.config._experts_implementation = serve.NAME
+    return network
+
+
+@cache
+def _looked_at(settings: str, path: Path, trust: bool) -> tuple[Shape, Outline]:
+    config = json.loads(settings)
+    return look(lambda: _make(config, path, trust).eval(), _undo, config)
+
+
+def _undo(network: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return _library().loading.revert_weight_conversion(network, tensors)
+
+
+def _exchange(network: Any, outline: Outline, build: Build) -> None:
+    """Put our linears, experts and head into the network, and watch its layers."""
+    stems = {piece.key: piece.stem for piece in outline.pieces}
+    counts = {name.module.rpartition(".")[0]: name for name in outline.stacks}
+    for name, layout in outline.linears.items():
+        module = network.get_submodule(name)
+        out, width = module.weight.shape if layout == "rows" else module.weight.shape[::-1]
+        stack = counts.get(name.rpartition(".")[0])
+        routes = stack is not None and out == network.get_submodule(stack.module).gate_up_proj.shape[0]
+        bias = getattr(module, "bias", None) is not None
+        group = build.linears([stems[f"{name}.weight"]], [out], width, bias=bias, routes=routes)
+        replace_module(network, name, graph.Linear(group, build.dtype))
+    for stack in outline.stacks:
+        _exchange_experts(network.get_submodule(stack.module), stack, build)
+    head = network.get_submodule(outline.head)
+    replace_module(network, outline.head, graph.Capture(head.weight, getattr(head, "bias", None)))
+    graph.watch_layers(list(network.get_submodule(outline.layers)))
+
+
+def _exchange_experts(module: Any, stack: Stack, build: Build) -> None:
+    for key, (owner, leaves) in (("gate_up_proj", stack.gate_up), ("down_proj", stack.down)):
+        count, rows, width = getattr(module, key).shape
+        weight = build.experts(expert_names(owner, leaves, count), count * rows, width)
+        sizes = [rows // len(leaves)] * len(leaves)
+        delattr(module, key)
+        setattr(module, key, ExpertGroup(owner, f"{stack.module}.{key}", leaves, sizes, count, weight))
+    module.lorikeet_activation = stack.activation
+
+
+def _place(network: Any, build: Build) -> None:
+    """Make room for what is left: norms, embeddings, tables. A tensor that has two names stays one."""
+    fp32 = [*getattr(network, "_keep_in_fp32_modules_strict", ())]
+    if build.dtype == torch.float16:
+        fp32 += getattr(network, "_keep_in_fp32_modules", ())
+    made: dict[int, nn.Parameter] = {}
+    ours = {id(part) for module in network.modules() if isinstance(module, (graph.Linear, FrozenWeight))
+            for part in module.modules()}  # fmt: skip
+    for name, module in list(network.named_modules()):
+        if id(module) in ours or isinstance(module, ExpertGroup):
+            continue
+        for key, old in module._parameters.items():
+            if old is None:
+                continue
+            if id(old) not in made:
+                precise = any(word in f"{name}.{key}".split(".") for word in fp32)
+                dtype = torch.promote_types(build.dtype, torch.float32) if precise else build.dtype
+                room = torch.empty(old.shape, dtype=dtype, device=build.device)
+                made[id(old)] = nn.Parameter(room, requires_grad=False)
+            module._parameters[key] = made[id(old)]
+        for key, buffer in module._buffers.items():
+            if buffer is not None:
+                lost = buffer.is_meta and build.device.type != "meta"
+                kept = torch.zeros_like(buffer, device=build.device) if lost else buffer.to(build.device)
+                module._buffers[key] = kept

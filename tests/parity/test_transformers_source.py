@@ -1,0 +1,114 @@
+"""Networks of transformers' as a source: packed rows here, one text at a time with transformers and PEFT there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from lorikeet.adapters._merge import merged_tensors
+from lorikeet.adapters._storage import save_adapter
+from lorikeet.adapters.lora import Lora
+from lorikeet.checkpoints import hf
+from lorikeet.data.pack import pack_row
+from parity import hf_models, tiny
+from parity.hf_models import CASES, ours, theirs
+from parity.test_families import (
+    assert_a_shared_prefix_equals_each_conversation_alone,
+    assert_cached_decoding_equals_reading_anew,
+)
+from parity.test_transformers import TOLERANCE, difference
+
+transformers = pytest.importorskip("transformers")
+peft = pytest.importorskip("peft")
+
+PADDED: set[str] = set()  # computed in padded batches
+EXPERTS = ("mixtral", "deepseek_v3", "qwen3_moe")
+
+
+@pytest.mark.parametrize("case", CASES)
+@torch.no_grad()
+def test_logits_packed_rows_and_cached_decoding(case: str, tmp_path: Path) -> None:
+    reference = theirs(case)
+    reference.save_pretrained(tmp_path)
+    model = ours(tmp_path)
+    assert (model.way == "padded") == (case in PADDED)
+    assert model.shares_within is None
+    assert difference(reference, model, length=48) <= TOLERANCE
+    assert_a_shared_prefix_equals_each_conversation_alone(model)
+    assert_cached_decoding_equals_reading_anew(model)
+
+
+def examples(seed: int = 0) -> list[Any]:
+    rng = np.random.default_rng(seed)
+    start = tiny.random_tokens(rng, 9, hf_models.VOCAB)
+    texts = [start + tiny.random_tokens(rng, size, hf_models.VOCAB) for size in (7, 12)]
+    return [tiny.example(text) for text in [*texts, tiny.random_tokens(rng, 21, hf_models.VOCAB)]]
+
+
+def their_loss(model: Any, texts: list[Any]) -> torch.Tensor:
+    """The mean over all trained tokens, each text alone."""
+    total = torch.zeros(())
+    for text in texts:
+        tokens = torch.from_numpy(text.tokens).long()
+        logits = model(input_ids=tokens[None]).logits[0, :-1].float()
+        losses = F.cross_entropy(logits, tokens[1:], reduction="none")
+        total = total + (losses * torch.from_numpy(text.weights[1:])).sum()
+    return total / sum(text.weights.sum() for text in texts)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("case", CASES)
+def test_loss_and_lora_gradients_equal_transformers_and_peft(case: str, checkpointing: bool, tmp_path: Path) -> None:
+    reference = theirs(case)
+    reference.save_pretrained(tmp_path / "base")
+    model = ours(tmp_path / "base")
+    names = [name for name in model.outline.linears if case not in EXPERTS or "self_attn" in name]  # experts: below
+    options: dict[str, Any] = {"r": 3, "target_modules": sorted({name.rsplit(".", 1)[-1] for name in names})}
+    parameters = tiny.with_lora(model, **options)
+    (tmp_path / "adapter").mkdir()
+    save_adapter(tmp_path / "adapter", Lora(**options), model, {"base": "tiny"})
+    loss, gradients = tiny.loss_and_gradients(model, parameters, [pack_row(examples())], checkpointing=checkpointing)
+    with_peft = peft.PeftModel.from_pretrained(reference, tmp_path / "adapter", is_trainable=True).eval()
+    expected = their_loss(with_peft, examples())
+    expected.backward()
+    assert loss == pytest.approx(expected.item(), rel=1e-4)
+    found = {
+        name.replace(".default", ""): parameter.grad
+        for name, parameter in with_peft.named_parameters()
+        if parameter.requires_grad
+    }
+    assert found.keys() == gradients.keys()
+    tiny.assert_same((loss, gradients), (expected.item(), found), rtol=1e-4)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_it_trains_and_the_merged_folder_is_base_and_adapter_in_transformers(case: str, tmp_path: Path) -> None:
+    reference = theirs(case)
+    reference.save_pretrained(tmp_path / "base")
+    model = ours(tmp_path / "base")
+    parameters = tiny.with_lora(model, r=2)
+    batch = [pack_row(examples())]
+    first, gradients = tiny.loss_and_gradients(model, parameters, batch)
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter -= 0.02 * gradients[name] / gradients[name].norm()
+    assert tiny.loss_and_gradients(model, parameters, batch)[0] < first
+    (tmp_path / "merged").mkdir()
+    hf.save(tmp_path / "merged", model.shape.config, merged_tensors(model, Lora(r=2), torch.float32))
+    again = type(reference).from_pretrained(tmp_path / "merged").eval()
+    assert difference(again, model, length=40) <= TOLERANCE
+    assert difference(again, ours(tmp_path / "merged"), length=40) <= TOLERANCE
+    names = {path.name for path in (tmp_path / "base").iterdir() if path.suffix == ".safetensors"}
+    assert names and stored(tmp_path / "merged") == stored(tmp_path / "base")
+
+
+def stored(folder: Path) -> dict[str, tuple[int, ...]]:
+    from lorikeet.checkpoints.open import open_checkpoint
+
+    checkpoint = open_checkpoint(folder)
+    return {name: checkpoint.shape(name) for name in checkpoint.names()}
