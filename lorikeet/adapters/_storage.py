@@ -18,6 +18,7 @@ from torch import Tensor
 from lorikeet.adapters._contract import Adapter
 from lorikeet.base.errors import CheckpointError
 from lorikeet.base.kinds import kind_class, kind_field, kinds
+from lorikeet.base.log import note
 from lorikeet.checkpoints._contract import Checkpoint
 from lorikeet.models.causal_lm import CausalLM
 from lorikeet.quant._contract import Quant
@@ -71,7 +72,7 @@ def _load(file: Path) -> dict[str, Tensor]:
     try:
         return load_file(file)
     except (SafetensorError, OSError) as error:
-        raise _damaged(file, error) from error
+        raise damaged(file, error) from error
 
 
 def read_options(folder: Path) -> Adapter:
@@ -86,13 +87,14 @@ def read_json(file: Path) -> dict[str, Any]:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:  # bad JSON and bad UTF-8
-        raise _damaged(file, error) from error
+        raise damaged(file, error) from error
     if not isinstance(content, dict):
-        raise _damaged(file, f"a {type(content).__name__}, not an object")
+        raise damaged(file, f"a {type(content).__name__}, not an object")
     return content
 
 
-def _damaged(file: Path, reason: object) -> CheckpointError:
+def damaged(file: Path, reason: object) -> CheckpointError:
+    """The error about one of an adapter's files."""
     what = f"the adapter in {file.parent} is damaged"
     return CheckpointError(what, given=f"{file.name}: {reason}", try_="another copy of it")
 
@@ -104,36 +106,57 @@ def _options(config: dict[str, Any], folder: Path) -> Adapter:
             try:
                 return cls.from_peft(config)
             except (KeyError, ValueError) as error:  # a setting is missing, or pydantic refuses it
-                raise _damaged(folder / CONFIG, f"{type(error).__name__}: {error}") from error
+                raise damaged(folder / CONFIG, f"{type(error).__name__}: {error}") from error
     known = " ".join(cls.peft_type for cls in classes)
     raise CheckpointError("an adapter of a kind that is not supported", given=config.get("peft_type"), allowed=known)
 
 
-def check_base(identity: dict[str, Any], base: Checkpoint, quant: Quant | None, folder: Path) -> None:
-    """Raise CheckpointError where lorikeet.json says that the adapter was trained on other weights, or on the same
-    ones rounded otherwise than `quant` keeps them (None: it comes from the adapter itself)."""
-    if identity.get("base_fingerprint") not in (None, base.fingerprint()):
-        raise CheckpointError(
-            f"the adapter in {folder} was trained on another base model",
-            given=str(base.path),
-            allowed=identity.get("base"),
-            try_="the base it was trained on; evaluate --allow-other-base measures it on this one",
-        )
-    if quant is None or identity.get("quant") is None:
+def check_base(
+    identity: dict[str, Any], base: Checkpoint, quant: Quant, folder: Path, *, allow_other: bool = False
+) -> None:
+    """Raise CheckpointError where lorikeet.json says that the adapter was trained on other weights, by their hash, or
+    on the same ones rounded otherwise than `quant` keeps them; with `allow_other`, say so instead."""
+    found = differences(identity, base, quant, folder)
+    if not found:
         return
-    read: Quant = TypeAdapter(kind_field("lorikeet.quant", Quant)).validate_python(identity["quant"])
-    given, trained = quant.model_dump(), read.model_dump()
-    if given != trained:
-        raise CheckpointError(
-            f"the adapter in {folder} was trained on weights that were kept in another way",
-            given=f"quant={_said(given)}",
-            allowed=f"quant={_said(trained)}",
-            try_="the quant it was trained with; evaluate --allow-other-base measures it on this one",
-        )
+    what = f"the adapter in {folder} was trained on {' and '.join(found)}"
+    here, there = ("; ".join(side[i] for side in found.values()) for i in (0, 1))
+    if allow_other:
+        note(f"{what}: {there}. Used all the same, on {here}")
+        return
+    raise CheckpointError(
+        what,
+        given=here,
+        allowed=there,
+        try_="what it was trained on; --allow-other-base uses it here all the same, and evaluate measures the loss",
+    )
 
 
-def _said(quant: dict[str, Any]) -> str:
-    return "{" + ", ".join(f"{name}: {value}" for name, value in quant.items()) + "}"
+def differences(identity: dict[str, Any], base: Checkpoint, quant: Quant, folder: Path) -> dict[str, tuple[str, str]]:
+    """{what differs: (here, where the adapter was trained)}, empty where nothing is known to."""
+    found, known = {}, identity.get("base_fingerprint")
+    if known not in (None, base.fingerprint()):
+        here, there = f"{base.path}, sha256 {base.fingerprint()[:16]}", f"{identity.get('base')}, sha256 {known[:16]}"
+        found["another base model"] = here, there
+    trained = read_quant(identity, folder)
+    if trained is not None and trained.model_dump() != quant.model_dump():
+        found["weights that were kept in another way"] = _said(quant), _said(trained)
+    return found
+
+
+def read_quant(identity: dict[str, Any], folder: Path) -> Quant | None:
+    """How the weights were kept in training, as lorikeet.json says; None where it does not. Raises CheckpointError."""
+    if identity.get("quant") is None:
+        return None
+    try:
+        read: Quant = TypeAdapter(kind_field("lorikeet.quant", Quant)).validate_python(identity["quant"])
+    except ValueError as error:  # pydantic's, too
+        raise damaged(folder / IDENTITY, f"quant is {identity['quant']}") from error
+    return read
+
+
+def _said(quant: Quant) -> str:
+    return "quant={" + ", ".join(f"{name}: {value}" for name, value in quant.model_dump().items()) + "}"
 
 
 @torch.no_grad()

@@ -35,10 +35,12 @@ from lorikeet.train import state as run_state
 from lorikeet.train.metrics import peak_rss_bytes
 
 
-def engine(path: str | Path, model: Mapping[str, Any] | None = None) -> Engine:
+def engine(path: str | Path, model: Mapping[str, Any] | None = None, *, allow_other_base: bool = False) -> Engine:
     """What answers: a run, an adapter folder, a merged model, or any model that `resolve` finds. `model`: options of
-    the recipe's section, for what the folder does not say (or says otherwise): {"dtype": "float32"}."""
-    return open_any(path, model)[0]
+    the recipe's section, for what the folder does not say (or says otherwise): {"dtype": "float32"}.
+
+    An adapter of another base or quantisation than it finds is refused unless `allow_other_base`."""
+    return open_any(path, model, allow_other_base=allow_other_base)[0]
 
 
 def predict(
@@ -46,21 +48,26 @@ def predict(
     inputs: Sequence[Path | str],
     output: Path,
     model: Mapping[str, Any] | None = None,
+    *,
+    allow_other_base: bool = False,
     **options: Any,
 ) -> dict[str, Any]:
-    """Answer every prompt of the input files; writes one JSON object per line to `output`. `model`: see `engine`."""
+    """Answer every prompt of the input files; writes one JSON object per line to `output`. `model` and
+    `allow_other_base`: see `engine`."""
     generate = GenerateOptions(**options)
     check_output(output, inputs)
     read = list(conversations([str(file) for file in inputs], Auto.model_validate({}), reply=False))
     start = time.perf_counter()
-    rows = predict_file(engine(path, model), read, output, generate)
+    rows = predict_file(engine(path, model, allow_other_base=allow_other_base), read, output, generate)
     seconds = time.perf_counter() - start
     return {"replies": len(rows), "seconds": seconds, "output": str(output), "peak_rss_bytes": peak_rss_bytes()}
 
 
-def chat(path: str | Path, model: Mapping[str, Any] | None = None, **options: Any) -> None:
-    """Talk to a run, an adapter or a model at the terminal. `model`: see `engine`."""
-    Chat(engine(path, model), GenerateOptions(**options)).run()
+def chat(
+    path: str | Path, model: Mapping[str, Any] | None = None, *, allow_other_base: bool = False, **options: Any
+) -> None:
+    """Talk to a run, an adapter or a model at the terminal. `model` and `allow_other_base`: see `engine`."""
+    Chat(engine(path, model, allow_other_base=allow_other_base), GenerateOptions(**options)).run()
 
 
 @dataclass(frozen=True)
@@ -72,17 +79,27 @@ class Located:
     adapter_folder: Path | None
     template: TemplateOptions
     recipe: Recipe | None  # of a run
+    allow_other_base: bool = False  # than the adapter was trained on, or the same kept in another way
 
     def load(self) -> tuple[CausalLM, Adapter | None, dict[str, Any]]:
         """(model, the adapter on it, the adapter's identity)."""
-        model = self.base.load(self.quant)
-        if self.adapter_folder is None:
+        model, folder = self.base.load(self.quant), self.adapter_folder
+        if folder is None:
             return model, None, {}
-        adapter, identity = attach(model, self.base, self.adapter_folder)
+        adapter, identity = attach(model, self.base, folder, self.quant, allow_other_base=self.allow_other_base)
         return model, adapter, identity
 
+    def other_base(self) -> dict[str, Any]:
+        """What the adapter was trained on, where that is not what it lies on here; else {}."""
+        if self.adapter_folder is None:
+            return {}
+        known = storage.read_json(self.adapter_folder / storage.IDENTITY)
+        if not storage.differences(known, self.base.checkpoint, self.quant, self.adapter_folder):
+            return {}
+        return {name: known.get(name) for name in ("base", "base_fingerprint", "quant")}
 
-def locate(path: str | Path, changed: Mapping[str, Any] | None = None) -> Located:
+
+def locate(path: str | Path, changed: Mapping[str, Any] | None = None, *, allow_other_base: bool = False) -> Located:
     """Find a run, an adapter folder or a model. `changed`: options of the recipe's section `model`."""
     folder = Path(path)
     quant: Quant = NoQuant()
@@ -93,17 +110,18 @@ def locate(path: str | Path, changed: Mapping[str, Any] | None = None) -> Locate
         where = run_state.trained_adapter(folder)
     elif (folder / storage.CONFIG).is_file():
         where, options, template = folder, ModelOptions(path=_base_of(folder)), _template(folder)
-        quant = _quant(folder)
+        quant = storage.read_quant(storage.read_json(folder / storage.IDENTITY), folder) or NoQuant()
     else:
         options, template = ModelOptions(path=str(path)), _template(folder)
-    return Located(open_base(options.model_copy(update=dict(changed or {}))), quant, where, template, recipe)
+    base = open_base(options.model_copy(update=dict(changed or {})))
+    return Located(base, quant, where, template, recipe, allow_other_base)
 
 
 def open_any(
-    path: str | Path, changed: Mapping[str, Any] | None = None
+    path: str | Path, changed: Mapping[str, Any] | None = None, *, allow_other_base: bool = False
 ) -> tuple[Engine, Base, Adapter | None, dict[str, Any]]:
     """(engine, base, adapter, identity) of whatever can answer."""
-    located = locate(path, changed)
+    located = locate(path, changed, allow_other_base=allow_other_base)
     base, where = located.base, located.adapter_folder
     template = located.template.bind(base.tokenizer)
     model, adapter, identity = located.load()
@@ -130,17 +148,14 @@ def _base_of(folder: Path) -> str:
     return str(inside) if not Path(str(named)).is_absolute() and inside.is_dir() else str(named)
 
 
-def _quant(folder: Path) -> Quant:
-    """How the weights were kept under an adapter in training, as its lorikeet.json says; dense where it does not."""
-    named = storage.read_json(folder / storage.IDENTITY).get("quant") or {"kind": "none"}
-    read: Quant = TypeAdapter(kind_field("lorikeet.quant", Quant)).validate_python(named)
-    return read
-
-
 def _template(folder: Path) -> TemplateOptions:
     """The template that lorikeet.json names, else the model's own."""
     named = storage.read_json(folder / storage.IDENTITY).get("template")
     if named is None:
         return Jinja.model_validate({})
-    read: TemplateOptions = TypeAdapter(kind_field("lorikeet.data.templates", TemplateOptions)).validate_python(named)
+    try:
+        of_kind = TypeAdapter(kind_field("lorikeet.data.templates", TemplateOptions))
+        read: TemplateOptions = of_kind.validate_python(named)
+    except ValueError as error:  # pydantic's, too
+        raise storage.damaged(folder / storage.IDENTITY, f"template is {named}") from error
     return read

@@ -120,13 +120,12 @@ def show(recipe: Recipe, n: int = 5) -> None:
 
 
 def attach(
-    model: CausalLM, base: Base, folder: Path, quant: Quant | None = None, *, allow_other_base: bool = False
+    model: CausalLM, base: Base, folder: Path, quant: Quant, *, allow_other_base: bool = False
 ) -> tuple[Adapter, dict[str, Any]]:
     """Put the adapter in `folder` on the model: (the adapter, its identity). Raises CheckpointError for one that was
     trained on another base, or on one that was kept otherwise than `quant`, unless `allow_other_base`."""
     adapter, tensors, identity = storage.read_adapter(folder)
-    if not allow_other_base:
-        storage.check_base(identity, base.checkpoint, quant, folder)
+    storage.check_base(identity, base.checkpoint, quant, folder, allow_other=allow_other_base)
     adapter.attach(model, seed=0)
     storage.fill(model, adapter, tensors, source=folder)
     return adapter, identity

@@ -146,17 +146,20 @@ def merge(
     verify: bool | None = None,
     calibrate: int | None = None,
     model: Mapping[str, Any] | None = None,
+    allow_other_base: bool = False,
 ) -> dict[str, Any]:
     """Fold a run's adapter into its base: a Hugging Face folder. Then compare it with base + adapter.
 
     Where nothing is quantised, the folder has to say the same as base + adapter within rounding; else the certificate
     of `lorikeet verify merge` is written into it. Raises CheckFailed if the two are too far apart. The arguments are
-    those of `How`; `model`: options of the recipe's section, for what the folder does not say (or says otherwise)."""
+    those of `How`; `model`: options of the recipe's section, for what the folder does not say (or says otherwise).
+
+    An adapter of another base or quantisation is refused unless `allow_other_base`; lorikeet.json then names both."""
     how = How(into, base, keep_adapter, dtype, max_shard_bytes, verify, calibrate)
     how.check()
     if output.exists() and any(output.iterdir() if output.is_dir() else [output]):
         raise OutputError(f"{output} exists already", given=str(output), try_="another folder")
-    located = locate(path, model)
+    located = locate(path, model, allow_other_base=allow_other_base)
     if located.adapter_folder is None:
         raise CheckpointError(f"{path} has no adapter to merge", given=str(path), allowed="a run or an adapter folder")
     _refuse_unmergeable(located.adapter_folder, how)
@@ -177,7 +180,7 @@ def merge(
         return found
     del work
     give_back()
-    certificate = verify_merge(output, path, model=model)
+    certificate = verify_merge(output, path, model=model, allow_other_base=allow_other_base)
     refuse_failed(certificate)
     return found | certificate["measured"] | {"certificate": str(output / CERTIFICATE)}
 
@@ -331,6 +334,7 @@ def _said(work: _Work, path: Path) -> dict[str, Any]:
         "base": work.how.base,
         "kept": work.how.keep_adapter,
         "calibrated_on": work.how.conversations,
+        "adapter_trained_on": work.located.other_base() or None,
     }
 
 

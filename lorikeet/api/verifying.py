@@ -59,6 +59,7 @@ def verify_merge(
     output: Path | None = None,
     asked: Asked | None = None,
     model: Mapping[str, Any] | None = None,
+    allow_other_base: bool = False,
 ) -> dict[str, Any]:
     """Measure `merged` against `run` (a run or an adapter folder) on the run's validation data, or on `data`.
 
@@ -70,7 +71,7 @@ def verify_merge(
     if merged.resolve() == run.resolve():
         raise CheckpointError(f"{merged} cannot be compared with itself", given=f"{merged} twice", try_="--run RUN")
     said = storage.read_json(merged / storage.IDENTITY).get(MERGED) if merged.is_dir() else None
-    trained = settled(locate(run, model))
+    trained = settled(locate(run, model, allow_other_base=allow_other_base))
     if trained.adapter_folder is None:
         raise CheckpointError(f"{run} has no adapter", given=str(run), allowed="the run, or its adapter folder")
     other = locate(merged, as_trained(trained))
@@ -237,6 +238,7 @@ def _certificate(
             "base_fingerprint": base.checkpoint.fingerprint(),
             "tokenizer_fingerprint": base.tokenizer.fingerprint,
             "quant": trained.quant.model_dump(mode="json"),
+            "adapter_trained_on": trained.other_base() or None,
             **{key: value for key, value in identity_of(trained).items() if key == "adapter_sha256"},
         },
         "merged": {"path": str(merged), **hashes, "how": None if said is None else dict(said)},

@@ -15,6 +15,13 @@ if TYPE_CHECKING:
     from lorikeet.config import Recipe
     from lorikeet.quant._contract import Quant
 
+AllowOtherBase = Annotated[
+    bool,
+    typer.Option(
+        "--allow-other-base", help="Take an adapter on a base or quantisation it was not trained on, and say so."
+    ),
+]
+
 
 class Stopped(Exception):
     """Ctrl-C in a command that has nothing to save."""

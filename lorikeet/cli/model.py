@@ -42,12 +42,12 @@ def register(app: typer.Typer) -> None:
     _command.add(app, download, "download", "lorikeet download smollm2-135m")
 
 
-def chat(model: Model, overrides: GenerateOverrides = None) -> None:
+def chat(model: Model, overrides: GenerateOverrides = None, allow_other_base: _command.AllowOtherBase = False) -> None:
     """Talk to a model. Inside: :help lists the commands, Ctrl-C stops a reply, :exit leaves."""
     from lorikeet import api
 
     about, replies = _command.of_model_and_replies(model, overrides or [])
-    api.chat(model, about, **replies)
+    api.chat(model, about, allow_other_base=allow_other_base, **replies)
 
 
 def predict(
@@ -61,6 +61,7 @@ def predict(
         ),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="The .jsonl file to write.", show_default=False)],
+    allow_other_base: _command.AllowOtherBase = False,
 ) -> None:
     """Answer every prompt of a file. Each reply stands beside its reference, if there is one."""
     from lorikeet import api
@@ -72,7 +73,7 @@ def predict(
             "no file with prompts was named", try_="lorikeet predict RUN prompts.jsonl --output replies.jsonl"
         )
     about, replies = _command.of_model_and_replies(model, overrides)
-    found = api.predict(model, files, output, about, **replies)
+    found = api.predict(model, files, output, about, allow_other_base=allow_other_base, **replies)
     _command.print_values(found)
 
 
@@ -113,6 +114,7 @@ def merge(
     ] = "auto",
     verify: Verify = None,
     max_shard_gib: Annotated[float, typer.Option(min=0.001, help="Largest safetensors file, in GiB.")] = 5.0,
+    allow_other_base: _command.AllowOtherBase = False,
 ) -> None:
     """Fold an adapter into its base model. Measures how near the result is to what was trained."""
     from lorikeet import api, config
@@ -129,6 +131,7 @@ def merge(
         max_shard_bytes=int(max_shard_gib * (1 << 30)),
         verify=verify,
         calibrate=calibrate,
+        allow_other_base=allow_other_base,
     )
     _command.print_values(found)
 

@@ -57,10 +57,7 @@ def evaluate(
     adapter: Annotated[
         Path | None, typer.Option(help="Evaluate this adapter folder on top of the recipe's model.")
     ] = None,
-    allow_other_base: Annotated[
-        bool,
-        typer.Option("--allow-other-base", help="Measure an adapter on a base or quantisation it was not trained on."),
-    ] = False,
+    allow_other_base: _command.AllowOtherBase = False,
 ) -> None:
     """Measure a model on held-out conversations: loss, perplexity, token accuracy."""
     path = recipe_or_run / "recipe.yaml" if recipe_or_run.is_dir() else recipe_or_run

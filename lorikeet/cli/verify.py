@@ -45,6 +45,7 @@ def merge(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="The certificate; by default MERGED/certificate.json.")
     ] = None,
+    allow_other_base: _command.AllowOtherBase = False,
 ) -> None:
     """Measure a merged model against what was trained. Writes a certificate; exit code 1 past a limit.
 
@@ -67,6 +68,7 @@ def merge(
         output=output,
         asked=verifying.Asked(conversations, prompts, max_new_tokens),
         model=config.options("model", overrides or [], path=str(run)),
+        allow_other_base=allow_other_base,
     )
     _command.print_values(certificate["measured"] | {"certificate": certificate["certificate"]})
     verifying.refuse_failed(certificate)
