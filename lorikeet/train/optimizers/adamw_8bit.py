@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
+import torch
+
+from lorikeet.train.optimizers import _bitsandbytes
 from lorikeet.train.optimizers._adamw_8bit import BlockwiseAdamW
 
 
@@ -12,3 +15,9 @@ class AdamW8bit(BlockwiseAdamW):
 
     kind: Literal["adamw_8bit"] = "adamw_8bit"
     also: ClassVar[tuple[str, ...]] = ("adamw_bnb_8bit",)
+
+    def remark(self, device: torch.device) -> str | None:
+        if device.type != "cuda" or _bitsandbytes.installed():
+            return None
+        kernel = "bitsandbytes has a kernel for them: pip install 'lorikeet-llm[bnb]'"
+        return f"train.optim: plain PyTorch computes {self.kind}'s steps; {kernel}"

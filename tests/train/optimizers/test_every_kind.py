@@ -15,6 +15,7 @@ from lorikeet import kernels
 from lorikeet.base.errors import CheckpointError, RecipeError
 from lorikeet.base.kinds import kind_class
 from lorikeet.train.optim import OptimOptions, Stepper, other_names
+from lorikeet.train.optimizers import _bitsandbytes
 from lorikeet.train.optimizers._contract import Optimizer
 from train.optimizers.runs import KINDS, gradients, run, state_bytes, stepper
 
@@ -186,3 +187,13 @@ def test_a_file_of_one_s_own_is_an_optimizer(tmp_path: Path) -> None:
     before = one.parameters["bias"].detach().clone()
     run(one, range(1), rate=0.5)
     torch.testing.assert_close(before - 0.5 * gradients(one, 0)["bias"].sign(), one.parameters["bias"].detach())
+
+
+def test_plain_pytorch_in_a_kernel_s_place_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    optim, cuda = OptimOptions(optim="adamw_8bit").optim, torch.device("cuda")
+    monkeypatch.setattr(_bitsandbytes, "installed", lambda: False)
+    line = optim.remark(cuda)
+    assert line is not None and "plain PyTorch" in line and "lorikeet-llm[bnb]" in line and "\n" not in line
+    assert optim.remark(torch.device("cpu")) is None, "the compiled kernel, or a note of its own"
+    monkeypatch.setattr(_bitsandbytes, "installed", lambda: True)
+    assert optim.remark(cuda) is None
