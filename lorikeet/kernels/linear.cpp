@@ -1,14 +1,15 @@
 // Matmuls of the training step on matrix tiles, with a low-rank update in the same sums: y = x W + z B.
 //
 // Each task takes some columns, packs their weights into pairs that stay in its level-2 cache, and runs over all rows
-// in blocks of 32, of which a piece of K stays in the level-1 cache. Columns are handed out one by one: of two
-// hyperthreads on a busy machine one is often late.
+// in blocks of 32, of which a piece of K stays in the level-1 cache, into which the weights are called ahead. Columns
+// are handed out one by one: of two hyperthreads on a busy machine one is often late.
 #include "amx.h"
 
 static const i64 COLUMNS = 192;  // of a task: 192 x 576 pairs are 221 KB; half as many where that gives few tasks
-static const i64 DEPTH = 288;    // of a piece: 32 rows of it are 18 KB; a K of up to twice that stays whole
+static const i64 WHOLE = 768;    // the deepest piece: 32 rows of it are 48 KB
 static const i64 DEEP = 1024, DEEP_COLUMNS = 320;  // of a piece of a very deep product, and of its tasks
 static const i64 ROWS = 2048;    // between two packings of the same columns
+static const i64 AHEAD = 4096;   // bytes of packed weights, two steps of 32
 
 #if HAS_AMX
 // weights [K, N], or [N, K] if transposed, columns n.. to panels of 32 columns: [columns / 32][K / 32] pairs of tiles
@@ -52,6 +53,7 @@ static inline void store_sums(float* s) {
 static inline void multiply(const bf16* x, i64 stride, i64 depth, const char* pairs) {
     written();
     for (i64 k = 0; k < depth; k += 32, pairs += 2048) {
+        for (int line = 0; line < 32; line++) _mm_prefetch(pairs + AHEAD + line * 64, _MM_HINT_T0);
         _tile_loadd(6, pairs, 64);
         _tile_loadd(7, pairs + 1024, 64);
         _tile_loadd(4, x + k, stride * 2);
@@ -84,37 +86,34 @@ struct Matmul {
     i64 weight_stride, transposed;
 };
 
-// y rows t..t+rows (at most 32 of them real), the task's columns
-static void block(const Matmul* parts, int count, i64 t, i64 rows, i64 n, i64 columns, const char* packed, float* sums,
-                  bf16* spare, bf16* y, i64 y_stride) {
-    i64 tiles = columns / 16;
-    bool woven = !parts[0].transposed;
-    for (int part = 0; part < count; part++) {
-        const Matmul& m = parts[part];
-        i64 stride = m.x_stride;
-        const bf16* x = whole_rows(m.x + t * stride, stride, rows, m.depth, spare);
-        i64 piece = m.depth <= 2 * DEPTH ? m.depth : DEPTH;
-        for (i64 k = 0; k < m.depth; k += piece) {
-            i64 depth = m.depth - k < piece ? m.depth - k : piece;
-            bool first = part == 0 && k == 0, last = part == count - 1 && k + depth == m.depth;
-            for (i64 c = 0; c < tiles; c += 2) {
-                float* s = sums + c * 512;
-                start_sums(s, first);
-                multiply(x + k, stride, depth, packed + (c * m.depth + k * 2) * 32);
-                store_sums(s);
-                if (last) write_rows(s, rows, y + t * y_stride + n + c * 16, y_stride, woven);
-            }
+// y rows t..t+rows (at most 32 of them real), the task's columns: the low-rank part goes into the sums of the last piece
+static void block(const Matmul& m, const Matmul* low, i64 t, i64 rows, i64 n, i64 columns, const char* packed,
+                  float* sums, bf16* spare, bf16* y, i64 y_stride) {
+    i64 stride = m.x_stride, low_stride = 0, pieces = (m.depth + WHOLE - 1) / WHOLE;
+    i64 piece = ((m.depth + pieces - 1) / pieces + 31) / 32 * 32;
+    const bf16 *x = whole_rows(m.x + t * stride, stride, rows, m.depth, spare), *z = nullptr;
+    if (low) {
+        low_stride = low->x_stride;
+        z = whole_rows(low->x + t * low_stride, low_stride, rows, low->depth, spare + 32 * m.depth);
+    }
+    const char* low_packed = packed + m.depth * columns * 2;
+    for (i64 k = 0; k < m.depth; k += piece) {
+        i64 depth = m.depth - k < piece ? m.depth - k : piece;
+        bool last = k + depth == m.depth;
+        for (i64 c = 0; c < columns; c += 32) {
+            float* s = pieces == 1 ? sums : sums + c * 32;  // no more of the level-1 cache than need be
+            start_sums(s, k == 0);
+            multiply(x + k, stride, depth, packed + (c * m.depth + k * 32) * 2);
+            if (last && low) multiply(z, low_stride, low->depth, low_packed + c * low->depth * 2);
+            store_sums(s);
+            if (last) write_rows(s, rows, y + t * y_stride + n + c, y_stride, !m.transposed);
         }
-        packed += m.depth * columns * 2;
     }
 }
 
 static void matmul(const Matmul* parts, int count, i64 rows, i64 width, bf16* y, i64 y_stride) {
-    i64 depth = 0, deepest = 0;
-    for (int i = 0; i < count; i++) {
-        depth += parts[i].depth;
-        if (parts[i].depth > deepest) deepest = parts[i].depth;
-    }
+    i64 depth = 0;
+    for (int i = 0; i < count; i++) depth += parts[i].depth;
     i64 each = width < 6 * COLUMNS ? COLUMNS / 2 : COLUMNS;
     i64 columns = (width + each - 1) / each, pieces = (rows + ROWS - 1) / ROWS;
     if (columns < 4 && pieces < 4) pieces = rows < 512 ? 1 : rows / 128;  // a thin result: share out its rows
@@ -124,7 +123,7 @@ static void matmul(const Matmul* parts, int count, i64 rows, i64 width, bf16* y,
         configure_tiles();
         char* packed = (char*)std::aligned_alloc(64, size_t(each * depth) * 2);
         float* sums = (float*)std::aligned_alloc(64, size_t(32 * each) * 4);
-        bf16* spare = (bf16*)std::aligned_alloc(64, size_t(32 * deepest) * 2);
+        bf16* spare = (bf16*)std::aligned_alloc(64, size_t(32 * depth) * 2);
 #pragma omp for schedule(dynamic, 1)
         for (i64 task = 0; task < columns * pieces; task++) {
             i64 n = task % columns * each, taken = width - n < each ? width - n : each;
@@ -135,7 +134,8 @@ static void matmul(const Matmul* parts, int count, i64 rows, i64 width, bf16* y,
                 at += parts[i].depth * taken * 2;
             }
             for (i64 t = from; t < to; t += 32)
-                block(parts, count, t, to - t < 32 ? to - t : 32, n, taken, packed, sums, spare, y, y_stride);
+                block(parts[0], count > 1 ? parts + 1 : nullptr, t, to - t < 32 ? to - t : 32, n, taken, packed, sums,
+                      spare, y, y_stride);
         }
         std::free(packed);
         std::free(sums);
