@@ -1,6 +1,7 @@
 """TRL's SFTTrainer with PEFT's LoRA, on pretokenised rows. Logging, entropy and accuracy stay as TRL ships them.
 
-Settings: micro_batch; grouped; checkpointing; adapters (float32 under autocast, TRL's default, or bfloat16);
+Settings: micro_batch; grouped; checkpointing; adapters (float32 under autocast, TRL's default, or bfloat16); full: no
+LoRA, all weights train, which are then what `adapters` speaks of;
 packing: a length (best-fit decreasing, padding-free, sequences kept apart by their positions); quant: nf4 or fp4, by
 bitsandbytes."""
 
@@ -22,10 +23,10 @@ def table(rows: list[dict[str, Any]]) -> Dataset:
     return Dataset.from_dict({"input_ids": [row["tokens"] for row in rows], "labels": [labels(row) for row in rows]})
 
 
-def load(model: str, quant: str | None) -> Any:
-    """The base model in bfloat16, its linears in 4 bits where `quant` says so, as QLoRA's recipe has it."""
+def load(model: str, quant: str | None, dtype: torch.dtype) -> Any:
+    """The base model in `dtype`, its linears in 4 bits where `quant` says so, as QLoRA's recipe has it."""
     if quant is None:
-        return AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16)
+        return AutoModelForCausalLM.from_pretrained(model, dtype=dtype)
     config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type=quant, bnb_4bit_compute_dtype=torch.bfloat16)
     loaded = AutoModelForCausalLM.from_pretrained(
         model, dtype=torch.bfloat16, quantization_config=config, device_map="cpu"
@@ -52,10 +53,10 @@ def main() -> None:
         accumulation, extra = per_step // micro, {"packing": False, "max_length": None}
     recorder = Recorder(("trl", "peft", "transformers", "accelerate"), warm, total)
     watch(recorder, accumulation)
-    model = load(job["model"], setting.get("quant"))
-    wide = setting.get("adapters", "float32") == "float32"
+    wide, full = setting.get("adapters", "float32") == "float32", setting.get("full", False)
+    model = load(job["model"], setting.get("quant"), torch.float32 if full and wide else torch.bfloat16)
     lora = LoraConfig(r=8, lora_alpha=16, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM")
-    model = get_peft_model(model, lora, autocast_adapter_dtype=wide)
+    model = model if full else get_peft_model(model, lora, autocast_adapter_dtype=wide)
     config = SFTConfig(
         **schedule(job, micro, accumulation), **extra, bf16=wide, train_sampling_strategy="sequential",
         gradient_checkpointing=setting["checkpointing"], report_to=[],
