@@ -7,7 +7,7 @@ binary is kept in the repository.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from lorikeet import kernels
 from lorikeet.base.files import cache_dir
 from lorikeet.kernels import build
 
@@ -146,3 +147,13 @@ def own_cache(folder: Path) -> Path:
     if KERNELS.is_dir():
         (folder / "lorikeet" / "kernels").symlink_to(KERNELS, target_is_directory=True)
     return folder
+
+
+@pytest.fixture(params=["auto", "eager"])
+def computed_by(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Both ways to compute: the compiled kernels, where there is a compiler, and plain PyTorch."""
+    if request.param == "auto" and build.build() is None:
+        pytest.skip("needs a C++ compiler")
+    kernels.choose(request.param)
+    yield request.param
+    kernels.choose("auto")

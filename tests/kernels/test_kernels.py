@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -24,16 +24,6 @@ from lorikeet.quant.none import NoQuant
 compiled = pytest.mark.skipif(build.compiler() is None, reason="needs a C++ compiler")
 tiles = pytest.mark.skipif(build.compiler() is None or not linear._tiles(), reason="needs AMX")
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
-
-
-@pytest.fixture(params=["auto", "eager"])
-def way(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Both ways to compute; the compiled one where there is a compiler."""
-    if request.param == "auto" and build.compiler() is None:
-        pytest.skip("needs a C++ compiler")
-    kernels.choose(request.param)
-    yield request.param
-    kernels.choose("auto")
 
 
 def random(*sizes: int, seed: int, dtype: torch.dtype, grad: bool = True) -> Tensor:
@@ -65,7 +55,7 @@ def same(
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("offset", [0.0, 1.0])
 @pytest.mark.parametrize("width", [3, 37, 576])
-def test_norm_equals_its_definition(way: str, dtype: torch.dtype, offset: float, width: int) -> None:
+def test_norm_equals_its_definition(computed_by: str, dtype: torch.dtype, offset: float, width: int) -> None:
     x, weight = random(7, width, seed=0, dtype=dtype), random(width, seed=1, dtype=dtype, grad=False)
     same(
         lambda x: rms_norm(x, weight, 1e-5, offset), lambda x: reference_rms_norm(x, weight.double(), 1e-5, offset), [x]
@@ -80,13 +70,13 @@ def test_a_compiled_norm_rounds_as_torch_does() -> None:
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("activation", ["silu", "gelu_tanh", "gelu"])
-def test_gated_units_equal_their_definition(way: str, dtype: torch.dtype, activation: Activation) -> None:
+def test_gated_units_equal_their_definition(computed_by: str, dtype: torch.dtype, activation: Activation) -> None:
     x = (random(9, 2 * 53, seed=0, dtype=dtype).detach() * 4).requires_grad_()
     same(lambda x: swiglu(x, activation), lambda x: reference_swiglu(x, activation), [x])
 
 
 @pytest.mark.parametrize("value", [-200.0, -88.0, -1e-30, 0.0, 88.0, 200.0, float("inf"), float("nan")])
-def test_a_gated_unit_of_an_extreme_value_is_torch_s(way: str, value: float) -> None:
+def test_a_gated_unit_of_an_extreme_value_is_torch_s(computed_by: str, value: float) -> None:
     x = torch.tensor([[value, 1.0]])
     torch.testing.assert_close(swiglu(x), reference_swiglu(x), equal_nan=True)
 
@@ -94,7 +84,9 @@ def test_a_gated_unit_of_an_extreme_value_is_torch_s(way: str, value: float) -> 
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("rotary", [16, 8])
 @pytest.mark.parametrize("normed", [None, 0.0, 1.0])
-def test_split_heads_equal_their_definition(way: str, dtype: torch.dtype, rotary: int, normed: float | None) -> None:
+def test_split_heads_equal_their_definition(
+    computed_by: str, dtype: torch.dtype, rotary: int, normed: float | None
+) -> None:
     cos, sin = Rope(rotary, 100.0, 64).table(torch.tensor([0, 3, 1, 40, 2]), dtype)
     qkv = random(5, 4 + 2 * 2, 16, seed=0, dtype=dtype)
     q, k = random(16, seed=1, dtype=dtype, grad=False), random(16, seed=2, dtype=dtype, grad=False)
@@ -110,7 +102,7 @@ def test_split_heads_equal_their_definition(way: str, dtype: torch.dtype, rotary
     )
 
 
-def test_split_heads_gives_up_no_gradient_where_a_part_is_not_used(way: str) -> None:
+def test_split_heads_gives_up_no_gradient_where_a_part_is_not_used(computed_by: str) -> None:
     cos, sin = Rope(4, 100.0, 64).table(torch.arange(3), torch.float32)
     x = random(3, 3, 4, seed=0, dtype=torch.float32)
     _, _, v = split_heads(x * 1, cos, sin, 1, 1)
@@ -150,7 +142,9 @@ def test_a_product_on_tiles_repeats_bitwise() -> None:
 @pytest.mark.parametrize("before", ["nothing", "norm", "gate"])
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("rows", [5, 130])
-def test_lora_behind_a_prologue_equals_its_definition(way: str, before: str, dtype: torch.dtype, rows: int) -> None:
+def test_lora_behind_a_prologue_equals_its_definition(
+    computed_by: str, before: str, dtype: torch.dtype, rows: int
+) -> None:
     """On tiles (bfloat16, 130 rows), and in plain PyTorch."""
     inside, sizes, ranks = 64, (64, 32), (8, 3)
     source = random(rows, 2 * inside if before == "gate" else inside, seed=0, dtype=dtype)

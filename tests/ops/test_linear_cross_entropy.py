@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lorikeet import kernels
 from lorikeet.kernels import build
 from lorikeet.kernels import cross_entropy as compiled
 from lorikeet.ops.linear_cross_entropy import (
@@ -90,15 +87,6 @@ def test_the_loss_of_bfloat16_states_is_float32() -> None:
 
 
 OPTIONS = [{}, {"scale": 0.3}, {"softcap": 2.0}, {"scale": -1.7, "softcap": 30.0}]
-
-
-@pytest.fixture(params=["auto", "eager"])
-def computed_by(request: pytest.FixtureRequest) -> Iterator[str]:
-    if request.param == "auto" and build.build() is None:
-        pytest.skip("no C++ compiler here")
-    kernels.choose(request.param)
-    yield request.param
-    kernels.choose("auto")
 
 
 def compare(

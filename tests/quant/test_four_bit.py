@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from statistics import NormalDist
 
 import numpy as np
@@ -21,14 +20,6 @@ from lorikeet.quant.nf4 import NF4
 from quant.made_by_bitsandbytes import MADE, tensor, weight
 
 KINDS: list[type[FourBit]] = [NF4, FP4]
-
-
-@pytest.fixture(params=["auto", "eager"])
-def both(request: pytest.FixtureRequest) -> Iterator[str]:
-    """With the compiled kernel where there is a compiler, and with plain PyTorch."""
-    kernels.choose(request.param)
-    yield request.param
-    kernels.choose("auto")
 
 
 def kept(options: FourBit, dense: Tensor) -> FourBitWeight:
@@ -65,7 +56,7 @@ def test_fp4_s_numbers_are_floats_of_four_bits() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_bytes_are_bitsandbytes(kind: type[FourBit], both: str) -> None:
+def test_bytes_are_bitsandbytes(kind: type[FourBit], computed_by: str) -> None:
     made, found = MADE[kind().kind], kept(kind(), weight(0))
     assert torch.equal(found.codes.flatten(), tensor(made["codes"], torch.uint8))
     assert torch.equal(found.absmax.flatten(), tensor(made["absmax"], torch.float32))
@@ -73,7 +64,7 @@ def test_bytes_are_bitsandbytes(kind: type[FourBit], both: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_doubly_quantised_bytes_are_bitsandbytes_for_one_row(kind: type[FourBit], both: str) -> None:
+def test_doubly_quantised_bytes_are_bitsandbytes_for_one_row(kind: type[FourBit], computed_by: str) -> None:
     made, found = MADE[f"{kind().kind} doubly"], kept(kind(double_quant=True), weight(1))
     assert found.scale is not None and found.offset is not None
     assert torch.equal(found.codes.flatten(), tensor(made["codes"], torch.uint8))
@@ -126,7 +117,7 @@ def test_rows_stand_alone_and_the_kernel_has_the_same_bits(
     assert torch.equal(whole.rows(cut, rows, dtype), numbers[cut:])
 
 
-def test_a_large_matrix_is_taken_in_parts(both: str) -> None:
+def test_a_large_matrix_is_taken_in_parts(computed_by: str) -> None:
     """More values than plain PyTorch takes at a time."""
     dense = torch.randn(300, 4096)
     assert torch.equal(NF4().freeze(dense).dense(torch.float32)[-3:], NF4().freeze(dense[-3:]).dense(torch.float32))
@@ -155,7 +146,7 @@ def test_double_quantisation_costs_little() -> None:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.bfloat16, 2**-7)])
 def test_linear_and_its_gradient_are_those_of_the_dense_weight(
-    kind: type[FourBit], double: bool, dtype: torch.dtype, tolerance: float, both: str
+    kind: type[FourBit], double: bool, dtype: torch.dtype, tolerance: float, computed_by: str
 ) -> None:
     generator = torch.Generator().manual_seed(1)
     frozen = kind.model_validate({"double_quant": double}).freeze(torch.randn(96, 128, generator=generator))
@@ -176,7 +167,7 @@ def test_linear_and_its_gradient_are_those_of_the_dense_weight(
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("width", [64, 65])
-def test_numbers_that_are_not_finite_are_refused(value: float, width: int, both: str) -> None:
+def test_numbers_that_are_not_finite_are_refused(value: float, width: int, computed_by: str) -> None:
     dense = torch.ones(3, width)
     dense[1, -1] = value
     with pytest.raises(CheckpointError, match="not finite"):
