@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from lorikeet.adapters import _storage as storage
-from lorikeet.api.base import prepare
-from lorikeet.base.errors import OutputError
-from lorikeet.base.files import need_space, new_folder, write_file
+from lorikeet.api.base import Base, prepare
+from lorikeet.base.errors import LorikeetError, OutputError
+from lorikeet.base.files import need_space, new_folder, sha256_file, write_file
 from lorikeet.base.log import note, progress
+from lorikeet.base.nouns import Batch
 from lorikeet.checkpoints import hf
+from lorikeet.checkpoints._blocks import Blocks
 from lorikeet.config import Recipe
 from lorikeet.data.pack import run_step
+from lorikeet.data.templates._contract import Template
 from lorikeet.infer.engine import Engine
 from lorikeet.models.blockwise import Blockwise, LinearError
 from lorikeet.models.load import pick_device, pick_dtype
@@ -40,7 +47,8 @@ def quantize(
 ) -> dict[str, Any]:
     """Quantise the recipe's model with GPTQ on the first `rows` conversations of its training data, as training would
     render them and in the order of its first epoch. Writes a Hugging Face folder that gptqmodel, transformers and
-    vLLM read, and this program trains on.
+    vLLM read, and this program trains on. What is finished of it lies beside `output` meanwhile, and the same call goes
+    on with that after it was stopped, however it was.
 
     Raises OutputError where `output` exists, ModelError for a network that GPTQ does not walk through."""
     started = time.time()
@@ -59,20 +67,16 @@ def quantize(
             base.checkpoint, options, batches, dtype, device, true_sequential, after_block=lambda: bar.advance(work)
         )
         size = sum(math.prod(base.checkpoint.shape(name)) for name in base.checkpoint.names())
-        need_space(output, size * dtype.itemsize, "the quantised model")
-        settings = base.shape.config | {"dtype": str(dtype).split(".")[-1]}
-        with new_folder(output) as folder:
-            hf.save(folder, settings, walk.tensors(), max_shard_bytes=max_shard_bytes)
-            settings["quantization_config"] = _settings(options, walk)
-            write_file(folder / "config.json", json.dumps(settings, indent=2, ensure_ascii=False) + "\n")
-            base.tokenizer.save(folder)
-            answers = Engine(walk.network, base.tokenizer, template).generation_config()
-            write_file(folder / "generation_config.json", json.dumps(answers, indent=2) + "\n")
-            named = {"template": recipe.data.template.model_dump(mode="json")}
-            write_file(folder / storage.IDENTITY, json.dumps(named, indent=2) + "\n")
-            told = {"linears": [asdict(error) for error in walk.errors], "kept_dense": walk.dense}
-            write_file(folder / REPORT, json.dumps(told, indent=2) + "\n")
-            written = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+        need_space(output, size * dtype.itemsize + max_shard_bytes, "the quantised model")
+        blocks = Blocks(output, _identity(base, options, batches, dtype, device, true_sequential))
+        if len(blocks):
+            note(f"going on with what is finished: {len(blocks)} parts in {blocks.folder}")
+        try:
+            walk.walk(blocks)
+        except LorikeetError:  # it would come again
+            blocks.remove()
+            raise
+    written = _write(output, recipe, base, walk, blocks, template, max_shard_bytes)
     if walk.dense:
         note(f"{len(walk.dense)} linears stay dense: their sizes do not fill 32-bit words, e.g. {walk.dense[0]}")
     return {
@@ -87,6 +91,33 @@ def quantize(
     }
 
 
+def _write(
+    output: Path,
+    recipe: Recipe,
+    base: Base,
+    walk: Blockwise,
+    blocks: Blocks,
+    template: Template,
+    max_shard_bytes: int,
+) -> int:
+    """The blocks as a Hugging Face folder, whole or not there. Returns the bytes of its weights."""
+    settings = base.shape.config | {"dtype": str(walk.dtype).split(".")[-1]}
+    settings["quantization_config"] = _settings(walk.options, walk)
+    with new_folder(blocks.folder / "whole") as folder:
+        hf.save(folder, settings, walk.tensors(blocks), max_shard_bytes=max_shard_bytes)
+        base.tokenizer.save(folder)
+        answers = Engine(walk.network, base.tokenizer, template).generation_config()
+        write_file(folder / "generation_config.json", json.dumps(answers, indent=2) + "\n")
+        named = {"template": recipe.data.template.model_dump(mode="json")}
+        write_file(folder / storage.IDENTITY, json.dumps(named, indent=2) + "\n")
+        told = {"linears": [asdict(error) for error in walk.errors], "kept_dense": walk.dense}
+        write_file(folder / REPORT, json.dumps(told, indent=2) + "\n")
+        written = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    (blocks.folder / "whole").replace(output)
+    blocks.remove()
+    return written
+
+
 def by_layer(errors: list[LinearError]) -> list[tuple[str, str, str, str]]:
     """(layer, linears, GPTQ's error, rounding to nearest's) for a table, in per cent."""
     lines = []
@@ -94,6 +125,29 @@ def by_layer(errors: list[LinearError]) -> list[tuple[str, str, str, str]]:
         leaves = " ".join(name.rsplit(".", 1)[-1] for name in error.names)
         lines.append((str(error.layer), leaves, f"{error.error:.3%}", f"{error.nearest_error:.3%}"))
     return lines
+
+
+def _identity(
+    base: Base,
+    options: SolverOptions,
+    batches: Sequence[Batch],
+    dtype: torch.dtype,
+    device: torch.device,
+    true_sequential: bool,
+) -> dict[str, Any]:
+    """What decides the numbers of a quantised model."""
+    digest = hashlib.sha256()
+    for batch in batches:
+        for tensor in (batch.tokens, batch.positions, batch.visible_until):
+            digest.update(tensor.numpy().tobytes())
+    return {
+        "base": base.checkpoint.fingerprint(),
+        "family": base.options.family and sha256_file(Path(base.options.family)),
+        "rows": digest.hexdigest(),
+        "options": options.model_dump(mode="json"),
+        "true_sequential": true_sequential,
+        "computed": [str(dtype), str(device), torch.__version__],
+    }
 
 
 def _settings(options: SolverOptions, walk: Blockwise) -> dict[str, Any]:

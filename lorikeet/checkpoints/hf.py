@@ -1,6 +1,6 @@
 """Hugging Face folders: config.json and safetensors, in one file or in shards with an index.
 
-Reading maps the file and hands out one tensor at a time; writing streams, with one shard in memory. Pickled weights
+Reading maps the file and hands out one tensor at a time; writing holds one at a time, too. Pickled weights
 (pytorch_model.bin) can run code when loaded, so they are refused unless asked for, and then only tensors are unpickled.
 """
 
@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from lorikeet.base.errors import CheckpointError, nearest
 from lorikeet.base.files import write_file
 from lorikeet.checkpoints._fingerprint import cached_fingerprint
+from lorikeet.checkpoints._shard import Shard
 
 SAFE, PICKLED = "model.safetensors", "pytorch_model.bin"
 MAX_SHARD_BYTES = 4 << 30
@@ -154,44 +154,29 @@ def save(
 ) -> None:
     """Write config.json and the weights into the existing `folder`: one file, or shards with an index.
 
-    Streams: no more than `max_shard_bytes` (or one tensor, if larger) is held. The caller makes it atomic by passing
-    the folder of `base.files.new_folder`. `tensors` must not repeat a name."""
+    Streams: no more than one tensor is held. The caller makes it atomic by passing the folder of
+    `base.files.new_folder`. `tensors` must not repeat a name."""
     shards: list[list[str]] = []
-    total_bytes = waiting_bytes = 0
-    waiting: dict[str, Tensor] = {}
-    storages: set[int] = set()
-
-    def flush() -> None:
-        nonlocal waiting, waiting_bytes
-        save_file(waiting, folder / f"shard-{len(shards):05d}", metadata={"format": "pt"})
-        shards.append(list(waiting))
-        waiting, waiting_bytes = {}, 0
-        storages.clear()
-
+    total_bytes = 0
+    shard = Shard(folder / "shard-00000")
     written: set[str] = set()
-    for name, tensor in tensors:
-        assert name not in written, f"tensor {name} twice"
-        written.add(name)
-        size = tensor.numel() * tensor.element_size()
-        if waiting and waiting_bytes + size > max_shard_bytes:
-            flush()
-        waiting[name] = _own(tensor, storages)
-        waiting_bytes += size
-        total_bytes += size
-    if waiting or not shards:
-        flush()
+    try:
+        for name, tensor in tensors:
+            assert name not in written, f"tensor {name} twice"
+            written.add(name)
+            if shard.names and shard.nbytes + tensor.nbytes > max_shard_bytes:
+                shard.close()
+                shards.append(shard.names)
+                shard = Shard(folder / f"shard-{len(shards):05d}")
+            shard.add(name, tensor)
+            total_bytes += tensor.nbytes
+    except BaseException:
+        shard.discard()
+        raise
+    shard.close()
+    shards.append(shard.names)
     _name_shards(folder, shards, total_bytes)
     write_file(folder / "config.json", json.dumps(config, indent=2, ensure_ascii=False) + "\n")
-
-
-def _own(tensor: Tensor, storages: set[int]) -> Tensor:
-    """On the CPU, contiguous, and alone in its storage: safetensors refuses tensors that share memory."""
-    tensor = tensor.detach().to("cpu").contiguous()
-    storage = tensor.untyped_storage()
-    if storage.data_ptr() in storages or storage.nbytes() != tensor.numel() * tensor.element_size():
-        tensor = tensor.clone()
-    storages.add(tensor.untyped_storage().data_ptr())
-    return tensor
 
 
 def _name_shards(folder: Path, shards: list[list[str]], total_bytes: int) -> None:

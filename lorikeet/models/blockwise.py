@@ -2,20 +2,22 @@
 
 The calibration rows go through the network as it will be: a block is rounded on what the rounded blocks before it
 give, and with `true_sequential` each of its linears on what those before it give. Weights are read from the checkpoint
-when their block's turn comes, and each finished tensor is handed out at once.
+when their block's turn comes, and what a block came to is put on the disk at once; a block that is there from a walk
+that was stopped is not rounded again, only walked through.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 import torch
 from torch import Tensor, nn
 
 from lorikeet.base.errors import ModelError
 from lorikeet.base.nouns import Batch
+from lorikeet.checkpoints._blocks import Blocks
 from lorikeet.checkpoints._contract import Checkpoint
 from lorikeet.models.build import Build
 from lorikeet.models.decoder import Block, Decoder
@@ -28,6 +30,7 @@ from lorikeet.ops.attention import PackedView, View
 from lorikeet.ops.lora_linear import Prologue, lora_linear
 from lorikeet.quant._gptq_layout import storable
 from lorikeet.quant._gptq_solver import Hessian, Solved, SolverOptions, solve
+from lorikeet.quant.gptq import Gptq
 from lorikeet.quant.none import NoQuant
 
 META = torch.device("meta")
@@ -68,7 +71,7 @@ class _Entrance(nn.Module):
 
 @dataclass
 class Blockwise:
-    """`tensors` hands out the quantised folder's tensors; `errors` fills while it runs."""
+    """`walk` puts the quantised folder's tensors into `blocks`; `errors` fills while it runs."""
 
     checkpoint: Checkpoint
     options: SolverOptions
@@ -92,11 +95,16 @@ class Blockwise:
                 try_="a dense model",
             )
         network = family.network(spec, Build(NoQuant(), self.dtype, META))
-        if not isinstance(network, Decoder) or any(isinstance(part, Mixture) for part in network.modules()):
+        remedy = "quant.kind=nf4 or int8, which need no calibration; quant.kind=gptq rounds to the nearest"
+        if not isinstance(network, Decoder):
+            given, known = f"{family.kind}: {spec.shape.layers} layers", "the families of docs/models.md"
+            raise ModelError("GPTQ walks through native networks only", given=given, allowed=known, try_=remedy)
+        if any(isinstance(part, Mixture) for part in network.modules()):
             raise ModelError(
-                "GPTQ walks through native networks without experts",
-                given=f"{family.kind}: {spec.shape.layers} layers",
-                try_="quant.kind=nf4 or int8, which need no calibration",
+                "GPTQ does not quantise experts here: each sees only the tokens routed to it, few of the calibration's",
+                given=f"{family.kind}, a mixture of experts",
+                allowed="networks without experts",
+                try_=remedy,
             )
         self.network, self._source = network, Source(family, spec, Watched(self.checkpoint, self.dtype), stored)
 
@@ -105,34 +113,67 @@ class Blockwise:
         return len(self.network.blocks)
 
     @torch.no_grad()
-    def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """(name, tensor) of all that the folder holds."""
+    def walk(self, blocks: Blocks) -> None:
+        """Round block after block. What `blocks` has already is taken as it is."""
         network = self.network
-        yield from self._plain(network.embedding, lambda: self._enter(network))
+        self._plain("first", network.embedding, blocks, lambda: self._enter(network))
         for block in network.blocks:
             assert isinstance(block, Block)
             self._read(block)
-            solved = self._round(block)
-            yield from self._of_block(block, solved)
+            name = f"block-{block.index}"
+            if name in blocks:
+                self._take(block, blocks, name)
+            else:
+                before, solved = len(self.errors), self._round(block)
+                told = {"errors": [asdict(error) for error in self.errors[before:]], "reordered": self.reordered}
+                blocks.put(name, dict(self._of_block(block, solved)), told)
             for row in self._rows:
                 row.x = self._run(block, row)
             block.to(META)
             self.after_block()
-        for part in (network.norm, network.untied):
+        for name, part in (("norm", network.norm), ("head", network.untied)):
             if part is not None:
-                yield from self._plain(part)
+                self._plain(name, part, blocks)
+
+    def tensors(self, blocks: Blocks) -> Iterator[tuple[str, Tensor]]:
+        """(name, tensor) of all that the folder holds, one at a time, once the walk is done."""
+        names = ["first", *(f"block-{i}" for i in range(self.layers)), "norm", "head"]
+        for name in names:
+            if name in blocks:
+                yield from blocks.tensors(name)
 
     def _read(self, part: nn.Module) -> None:
         part.to_empty(device=self.device)
         fill(_slots(part), self._source, dtype=self.dtype, device=self.device)
 
-    def _plain(self, part: nn.Module, while_here: Callable[[], object] = lambda: None) -> Iterator[tuple[str, Tensor]]:
-        """The tensors of a part that is not rounded."""
+    def _plain(
+        self, name: str, part: nn.Module, blocks: Blocks, while_here: Callable[[], object] = lambda: None
+    ) -> None:
+        """A part that is not rounded."""
         self._read(part)
         while_here()
-        for slot in list(_slots(part)):
-            yield slot.name, slot.read(self.dtype)
+        if name not in blocks:
+            blocks.put(name, {slot.name: slot.read(self.dtype) for slot in _slots(part)})
         part.to(META)
+
+    def _take(self, block: Block, blocks: Blocks, name: str) -> None:
+        """The block with the weights that an earlier walk found."""
+        told = blocks.told(name)
+        self.errors += [LinearError(**error | {"names": tuple(error["names"])}) for error in told["errors"]]
+        self.reordered |= told["reordered"]
+        kept, options = dict(blocks.tensors(name)), self.options
+        format_ = "gptq" if options.sym else "gptq_v2"
+        quant = Gptq(bits=options.bits, group_size=options.group_size, sym=options.sym, checkpoint_format=format_)
+        for group in self._groups(block):
+            for linear in group.linears:
+                parts = {part: kept[f"{linear.name}.{part}"] for part in Gptq.stored_parts}
+                whole = quant.empty(linear.out_features, linear.in_features, torch.float32, self.device)
+                whole.take(0, linear.out_features, {part: tensor.to(self.device) for part, tensor in parts.items()})
+                group.weight.write(linear.rows.start, whole.dense(torch.float32).to(self.dtype))
+
+    def _groups(self, block: Block) -> list[LinearGroup]:
+        """What is rounded of a block, in the order in which it computes."""
+        return [part for part in block.modules() if isinstance(part, LinearGroup) and self._storable(part)]
 
     def _enter(self, network: Decoder) -> None:
         """What the first block is given, of each row. The network's own `hidden` makes it, with its blocks away."""
@@ -155,7 +196,7 @@ class Blockwise:
 
     def _round(self, block: Block) -> dict[LinearGroup, Solved]:
         """Round the block's linears, in the order in which they compute; the block then computes with the result."""
-        groups = [part for part in block.modules() if isinstance(part, LinearGroup) and self._storable(part)]
+        groups = self._groups(block)
         stages = [[group] for group in groups] if self.true_sequential else [groups]
         found: dict[LinearGroup, Solved] = {}
         for stage in stages:

@@ -1,5 +1,6 @@
 import json
 import pickle
+import weakref
 from pathlib import Path
 
 import pytest
@@ -61,13 +62,39 @@ def test_transformers_style_single_file(tmp_path):
     assert sorted(file.name for file in path.iterdir()) == ["config.json", "model.safetensors"]
 
 
-def test_never_more_than_one_shard_is_held(tmp_path, monkeypatch):
-    sizes = []
-    real = hf.save_file
-    monkeypatch.setattr(hf, "save_file", lambda shard, *a, **k: (sizes.append(len(shard)), real(shard, *a, **k)))
-    many = ((f"t{i}", torch.zeros(10)) for i in range(9))
-    hf.save(tmp_path, {}, many, max_shard_bytes=80)
-    assert sizes == [2, 2, 2, 2, 1]
+def test_never_more_than_one_tensor_is_held(tmp_path):
+    made = []
+
+    def many():
+        for i in range(9):
+            assert sum(one() is not None for one in made) <= 1
+            made.append(weakref.ref(tensor := torch.full((10,), float(i))))
+            yield f"t{i}", tensor
+            del tensor
+
+    hf.save(tmp_path, {}, many(), max_shard_bytes=1 << 20)
+    assert [float(open_checkpoint(tmp_path).read(f"t{i}")[0]) for i in range(9)] == list(range(9))
+    assert sorted(file.name for file in tmp_path.iterdir() if file.is_file()) == ["config.json", "model.safetensors"]
+
+
+def test_every_dtype_is_aligned_and_read_by_safetensors(tmp_path):
+    names = ("float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool")
+    want = {f"odd.{i}.{name}": torch.arange(i + 1).to(getattr(torch, name)) for i in (2, 4) for name in names}
+    want |= {"empty": torch.zeros(0, 3), 'name " ä': torch.ones(1, dtype=torch.uint8)}
+    hf.save(tmp_path, {}, iter(want.items()))
+    got = load_file(tmp_path / "model.safetensors")
+    assert got.keys() == want.keys()
+    assert all(torch.equal(got[name], want[name]) and got[name].dtype == want[name].dtype for name in want)
+
+
+def test_what_cannot_go_on_leaves_no_spool(tmp_path):
+    def failing():
+        yield "a", torch.zeros(4)
+        raise OSError("no space left on device")
+
+    with pytest.raises(OSError, match="no space"):
+        hf.save(tmp_path, {}, failing())
+    assert [file.name for file in tmp_path.iterdir() if file.name.endswith(".spool")] == []
 
 
 def test_tied_and_sliced_tensors_can_be_saved(tmp_path):

@@ -57,3 +57,16 @@ def test_train_merge_predict(model_type: str, place: Place) -> None:
     assert any(".experts." in name for name in changed) and not any(name.endswith(".gate.weight") for name in changed)
     place.ok("predict", "run", "tiny.jsonl", "--output", "replies.jsonl", "generate.max_new_tokens=3")
     assert any(json.loads(line)["reply"] for line in Path("replies.jsonl").read_text().splitlines())
+
+
+def test_gptq_refuses_experts_and_says_why(place: Place) -> None:
+    with_experts(place, "mixtral")
+    words = "quantize model tiny.jsonl --output out model.dtype=float32 model.threads=1"
+    place.refused(words, "ModelError: GPTQ does not quantise experts here", "routed", "mixtral", "quant.kind=gptq")
+    place.recipe(
+        model={"path": "model"},
+        quant={"kind": "gptq", "group_size": 32},
+        train={"max_steps": 1},
+        evaluate={"samples": 0},
+    )
+    place.ok("train", "recipe.yaml")  # what the message proposes

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -121,7 +125,18 @@ def test_what_is_refused(
     assert sorted(path.name for path in place.folder.iterdir()) == there
 
 
-def test_an_interruption_leaves_nothing(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+FLAGS = [(), ("--no-static-groups", "--bits", "3"), ("--no-sym", "--group-size", "48", "--max-shard-gib", "0.001")]
+
+
+@pytest.mark.parametrize("flags", FLAGS, ids=" ".join)
+def test_an_interrupted_one_goes_on_to_the_same_bytes(
+    place: Place, monkeypatch: pytest.MonkeyPatch, flags: tuple[str, ...]
+) -> None:
+    assert quantise(place, "whole", *flags) == 0
     calls = []
 
     def interrupted(*given: object) -> object:
@@ -131,9 +146,65 @@ def test_an_interruption_leaves_nothing(place: Place, monkeypatch: pytest.Monkey
         return blockwise_solve(*given)  # type: ignore[arg-type]
 
     monkeypatch.setattr(blockwise, "solve", interrupted)
-    there = sorted(path.name for path in place.folder.iterdir())
-    assert quantise(place, "out") == 130
-    assert sorted(path.name for path in place.folder.iterdir()) == there
+    assert quantise(place, "out", *flags) == 3
+    left = [path.name for path in place.folder.iterdir() if path.name.startswith(".out")]
+    assert len(left) == 1 and not (place.folder / "out").exists()
+    assert sorted(path.name for path in Path(left[0]).iterdir()) == ["block-0.safetensors", "first.safetensors"]
+    (Path(left[0]) / "block-1.half").write_bytes(b"as a killed process leaves it")
+    assert quantise(place, "out", *flags) == 0
+    assert len(calls) == 6 + 4, "the first block is not rounded again"
+    assert files(place.folder / "out") == files(place.folder / "whole")
+    assert [path.name for path in place.folder.iterdir() if path.name.startswith(".")] == []
+
+
+def test_what_was_finished_for_other_options_is_not_used(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blockwise, "solve", _stopping_at(5))
+    assert quantise(place, "out") == 3
+    monkeypatch.setattr(blockwise, "solve", blockwise_solve)
+    assert quantise(place, "out", "--bits", "8") == 0
+    assert quantise(place, "whole", "--bits", "8") == 0
+    assert files(place.folder / "out") == files(place.folder / "whole")
+    assert [path.name for path in place.folder.iterdir() if path.name.startswith(".")] == []
+
+
+def _stopping_at(call: int) -> Callable[..., object]:
+    calls = []
+
+    def solve(*given: object) -> object:
+        calls.append(1)
+        if len(calls) == call:
+            raise KeyboardInterrupt
+        return blockwise_solve(*given)  # type: ignore[arg-type]
+
+    return solve
+
+
+KILLED = """
+import os, signal, sys
+from lorikeet.cli.main import run_command
+from lorikeet.models import blockwise
+solve, calls = blockwise.solve, []
+def killed(*given):
+    calls.append(1)
+    if len(calls) == 6:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return solve(*given)
+blockwise.solve = killed
+sys.exit(run_command(sys.argv[1:]))
+"""
+
+
+def test_after_kill_9_the_same_command_goes_on(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["quantize", str(place.model), "tiny.jsonl", "--group-size", "32", "--rows", "12", *MODEL]
+    assert place.run(*words, "--output", "whole").code == 0
+    command = [sys.executable, "-c", KILLED, *words, "--output", "out"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=place.folder)
+    assert done.returncode == -9, done.stderr
+    assert not (place.folder / "out").exists()
+    again = place.run(*words, "--output", "out")
+    assert again.code == 0 and "going on with what is finished: 2 parts" in again.err.replace("\n", " ")
+    assert files(place.folder / "out") == files(place.folder / "whole")
+    assert [path.name for path in place.folder.iterdir() if path.name.startswith(".")] == []
 
 
 def test_an_adapter_goes_with_the_quantisation_it_was_trained_on(place: Place) -> None:
