@@ -85,7 +85,7 @@ def take_eight(parts: Mapping[str, Tensor], shape: tuple[int, int]) -> tuple[Ten
         raise _misfit(f"weight {codes.dtype} {tuple(codes.shape)}, SCB {tuple(absmax.shape)}", f"int8 {shape}")
     if layout is not None and int(layout.max()) != 0:
         raise _misfit(f"weight_format {int(layout.max())}", "0, rows one after the other")
-    return codes, absmax.float().view(-1, 1)
+    return codes, _finite("SCB", absmax).view(-1, 1)
 
 
 def give_four(
@@ -121,13 +121,20 @@ def take_four(
         absmax = _scales(parts, absmax, *second)
     if absmax.numel() != blocks:
         raise _misfit(f"{absmax.numel()} scales", f"{blocks}")
-    return codes.reshape(out, -1), absmax.float().view(out, -1)
+    return codes.reshape(out, -1), _finite("absmax", absmax).view(out, -1)
 
 
 def _scales(parts: Mapping[str, Tensor], codes: Tensor, offset: float, block: int) -> Tensor:
     """What doubly quantised scales stand for [blocks]."""
     numbers, scale = (_part(parts, f"weight.nested_{name}") for name in ("quant_map", "absmax"))
     return numbers.float()[codes.int().view(-1)] * scale.float().repeat_interleave(block)[: codes.numel()] + offset
+
+
+def _finite(name: str, scales: Tensor) -> Tensor:
+    scales = scales.float()
+    if not torch.isfinite(scales).all():
+        raise CheckpointError(f"the scales '{name}' are not all finite", given="NaN or infinity", allowed="numbers")
+    return scales
 
 
 def _name(dtype: torch.dtype) -> str:

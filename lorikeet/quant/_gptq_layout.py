@@ -114,6 +114,16 @@ def from_parts(
                 allowed=shape,
                 try_="the quantization_config that belongs to the weights",
             )
+        if name.startswith("q") and parts[name].dtype != torch.int32:
+            given = str(parts[name].dtype).removeprefix("torch.")
+            raise CheckpointError(f"'{name}' is of another type than the format's", given=given, allowed="int32")
+    if not torch.isfinite(parts["scales"]).all():
+        raise CheckpointError(
+            "'scales' has numbers that are not finite",
+            given="NaN or infinity",
+            allowed="finite numbers",
+            try_="the file as it was written: download it again",
+        )
     scales = parts["scales"].to(torch.float16)
     if not torch.equal(scales.to(parts["scales"].dtype), parts["scales"]):
         raise CheckpointError(
