@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import importlib.util
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -21,16 +22,23 @@ from lorikeet.base.machine import cpu_flags
 from lorikeet.ops.lora_linear import LowRank, lora_linear
 from lorikeet.quant._contract import FrozenWeight, Quant
 
-KINDS = [name for name in kinds("lorikeet.quant") if name != "none"]
 OUT, IN = 96, 128
+ODD = 90  # bitsandbytes' kernel for decoding wants a multiple of 32
+KINDS = [{"kind": name} for name in kinds("lorikeet.quant") if name != "none"]
+KINDS += [{"kind": name, "double_quant": True} for name in ("nf4", "fp4")]
+KINDS += [{"kind": "gptq", "bits": bits, "group_size": 48, "sym": False} for bits in (3, 4)]  # a partial last group
 
 
-def a_weight() -> Tensor:
-    return torch.randn(OUT, IN, generator=torch.Generator().manual_seed(0)).bfloat16()
+def a_weight(rows: int = OUT) -> Tensor:
+    return torch.randn(rows, IN, generator=torch.Generator().manual_seed(0)).bfloat16()
 
 
-def frozen(kind: str) -> FrozenWeight:
-    return kind_class("lorikeet.quant", Quant, kind)().freeze(a_weight())
+def options(kind: dict[str, Any]) -> Quant:
+    return kind_class("lorikeet.quant", Quant, kind["kind"]).model_validate(kind)
+
+
+def frozen(kind: dict[str, Any]) -> FrozenWeight:
+    return options(kind).freeze(a_weight(ODD))
 
 
 def ours(weight: FrozenWeight) -> Callable[[Tensor], Tensor]:
@@ -56,8 +64,8 @@ def evaluated(linear: Callable[[Tensor], Tensor]) -> None:
             linear(torch.ones(tokens, IN, dtype=torch.bfloat16))
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_gradients_after_an_evaluation_are_those_before(kind: str) -> None:
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_gradients_after_an_evaluation_are_those_before(kind: dict[str, Any]) -> None:
     weight = frozen(kind)
     before = gradient(ours(weight))
     weight.eval()
@@ -67,8 +75,8 @@ def test_gradients_after_an_evaluation_are_those_before(kind: str) -> None:
     assert before is not None and after is not None and torch.equal(before, after)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_first_pass_without_gradients_decides_nothing(kind: str) -> None:
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_a_first_pass_without_gradients_decides_nothing(kind: dict[str, Any]) -> None:
     """gptqmodel's layers take the decoding kernel for good if their first pass is one of evaluation."""
     fresh, used = frozen(kind), frozen(kind)
     evaluated(ours(used))
@@ -76,8 +84,8 @@ def test_a_first_pass_without_gradients_decides_nothing(kind: str) -> None:
     assert first is not None and second is not None and torch.equal(first, second)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_what_is_saved_after_an_evaluation_is_what_was_before(kind: str) -> None:
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_what_is_saved_after_an_evaluation_is_what_was_before(kind: dict[str, Any]) -> None:
     weight = frozen(kind)
     before = copy.deepcopy(weight.state_dict())
     dense = weight.dense(torch.float32)
@@ -85,7 +93,7 @@ def test_what_is_saved_after_an_evaluation_is_what_was_before(kind: str) -> None
     after = weight.state_dict()
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
-    again = kind_class("lorikeet.quant", Quant, kind)().empty(OUT, IN, torch.bfloat16, torch.device("cpu"))
+    again = options(kind).empty(ODD, IN, torch.bfloat16, torch.device("cpu"))
     again.load_state_dict(after)
     assert torch.equal(again.dense(torch.float32), dense)
 
