@@ -46,6 +46,7 @@ from lorikeet.quant.none import NoQuant
 from lorikeet.train.evaluate import EvaluateOptions
 from lorikeet.train.loop import TrainOptions
 from lorikeet.train.optimizers._contract import Optimizer, Shared
+from lorikeet.train.schedules._contract import Schedule
 
 ErrorType = TypeVar("ErrorType", bound=LorikeetError)
 COMMAND_LINE = "the command line"
@@ -148,7 +149,8 @@ def json_schema() -> dict[str, Any]:
     """The JSON schema of a recipe, for editors that complete and check YAML."""
     schema = Recipe.model_json_schema()
     sections, train = schema["properties"], schema["$defs"][TrainOptions.__name__]["properties"]
-    for field, contract in ((sections["quant"], Quant), (sections["adapter"], Adapter), (train["optim"], Optimizer)):
+    fields = (sections["quant"], sections["adapter"], train["optim"], train["lr_scheduler_type"])
+    for field, contract in zip(fields, (Quant, Adapter, Optimizer, Schedule)):
         _own_kinds(schema, field, contract.__name__)
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "Lorikeet recipe", **schema}
 

@@ -155,7 +155,7 @@ BAD = [
         "train.lea",
     ),
     (swap("2e-4", ".nan"), "train.learning_rate: out of range", ".nan   (recipe.yaml:6)", "a number", "train.lea"),
-    (swap("cosine", "cosin"), "train.lr_scheduler_type: is not one", "cosin ", "linear", "scheduler_type=cosine"),
+    (swap("cosine", "cosin"), "train.lr_scheduler_type: there is no kind", "cosin ", "linear", "type.kind=cosine"),
     (
         swap("seed: 3", "learnin_rate: 1"),
         "train.learnin_rate: there",

@@ -160,8 +160,8 @@ def step_batches(examples: ExampleSource, recipe: Recipe, model: CausalLM, step:
     """The run's step as micro-batches: a pure function of the step."""
     options = recipe.train
     assert options.row_tokens is not None
-    # dropout's masks are drawn per row
-    share = _may_share(recipe, model) and getattr(recipe.adapter, "lora_dropout", 0) == 0
+    # the adapter's dropout is drawn for each row, the other draws for each conversation
+    share = _may_share(recipe, model) and getattr(recipe.adapter, "lora_dropout", 0) == 0 and not options.draws
     size, capacity = options.examples_per_step, options.row_tokens
     return run_step(examples, step, seed=options.seed, examples_per_step=size, row_tokens=capacity, share=share)
 

@@ -6,6 +6,7 @@ listed here is used without an edit. Where none exists the nearest is set and th
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from lorikeet.base.errors import RecipeError, nearest
@@ -13,6 +14,7 @@ from lorikeet.base.kinds import kind_class, kinds
 from lorikeet.migrate._contract import Translation
 from lorikeet.migrate._table import first_kind, option_choices
 from lorikeet.train.optimizers._contract import Optimizer, Shared
+from lorikeet.train.schedules._contract import Schedule
 
 # their template -> ours; all of a family's later layouts are the model's own (jinja)
 TEMPLATES: dict[str, list[str]] = {
@@ -72,6 +74,7 @@ SCHEDULES: dict[str, list[str]] = {
     "constant": ["constant"],
     "constant_with_warmup": ["constant_with_warmup"],
     "cosine_with_min_lr": ["cosine_with_min_lr", "cosine"],
+    "cosine_warmup_with_min_lr": ["cosine_warmup_with_min_lr", "cosine"],
     "cosine_with_restarts": ["cosine_with_restarts", "cosine"],
     "polynomial": ["polynomial", "linear"],
     "inverse_sqrt": ["inverse_sqrt", "linear"],
@@ -131,6 +134,29 @@ def set_choice(translation: Translation, option: str, table: dict[str, list[str]
     translation.set(option, found, key, "" if found == wanted[0] else "the same numbers" if paged else "the nearest")
     if found != wanted[0] and not paged:
         translation.leave("differs", key, f"{option} has no such choice; {found} is set", name)
+
+
+def set_schedule(translation: Translation, name: str, key: str, settings_key: str = "lr_scheduler_kwargs") -> None:
+    """`train.lr_scheduler_type` for a schedule there, with the settings that stand in a mapping of their own."""
+    set_choice(translation, "train.lr_scheduler_type", SCHEDULES, name, key)
+    content, kind = translation.content, translation.get("train.lr_scheduler_type")
+    if not content.has(settings_key):
+        return
+    given = content.values[settings_key]
+    if isinstance(given, str):  # on a command line
+        try:
+            given = json.loads(given)
+        except (ValueError, RecursionError):
+            content.wrong(settings_key, "a mapping")
+    if not isinstance(given, dict):
+        content.wrong(settings_key, "a mapping")
+    translation.seen.add(settings_key)
+    there = set(kind_class("lorikeet.train.schedules", Schedule, kind).model_fields) - {"kind"}
+    if strange := sorted(str(name) for name in given if name not in there):
+        translation.leave("differs", settings_key, f"the schedule {kind} has no {' '.join(strange)}")
+    if known := {name: value for name, value in given.items() if name in there}:
+        note = f"with {settings_key}"
+        translation.set("train.lr_scheduler_type", {"kind": kind, **known}, key, note)
 
 
 def unread_by(optim: str | None) -> list[str]:

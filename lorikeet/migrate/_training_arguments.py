@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import Any
 
 from lorikeet.migrate._contract import Translation
-from lorikeet.migrate._kinds import OPTIMIZERS, SCHEDULES, set_choice, unread_by
+from lorikeet.migrate._kinds import OPTIMIZERS, set_choice, set_schedule, unread_by
 from lorikeet.migrate._table import Row, by_hand, differs, not_needed, to
 
 _LOG = "figures go to metrics.jsonl and report.html in the run's folder; no account, no upload"
@@ -42,10 +42,10 @@ TABLE: dict[str, Row] = {
     "gradient_checkpointing": to("train.gradient_checkpointing", "flag"),
     "bf16": by_hand("model.dtype"),
     "fp16": by_hand(),
-    "lr_scheduler_kwargs": differs("the schedules here take no further settings"),
+    "lr_scheduler_kwargs": by_hand("train.lr_scheduler_type"),
     "optim_args": differs("the settings of an optimizer stand below it here: train.optim.clip_threshold=1.0"),
-    "label_smoothing_factor": differs("the loss here has no label smoothing"),
-    "neftune_noise_alpha": differs("no noise is added to the embeddings here"),
+    "label_smoothing_factor": to("train.label_smoothing_factor", "number"),
+    "neftune_noise_alpha": to("train.neftune_noise_alpha", "number"),
     "load_best_model_at_end": differs("the last weights are kept; every checkpoint of the run can be evaluated"),
     "metric_for_best_model": not_needed("the last weights are kept; every checkpoint of the run can be evaluated"),
     "greater_is_better": not_needed("the last weights are kept; every checkpoint of the run can be evaluated"),
@@ -164,7 +164,7 @@ def _schedule(translation: Translation) -> None:
     content = translation.content
     if content.has("lr_scheduler_type"):
         name = content.text("lr_scheduler_type")
-        set_choice(translation, "train.lr_scheduler_type", SCHEDULES, name, "lr_scheduler_type")
+        set_schedule(translation, name, "lr_scheduler_type")
     if content.has("optim"):
         set_choice(translation, "train.optim", OPTIMIZERS, content.text("optim"), "optim")
     warm_up(translation)

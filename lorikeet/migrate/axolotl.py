@@ -12,10 +12,10 @@ from lorikeet.migrate._contract import Content, System, Translation
 from lorikeet.migrate._datasets import Dataset, beside, set_datasets, with_options
 from lorikeet.migrate._kinds import (
     OPTIMIZERS,
-    SCHEDULES,
     set_choice,
     set_method,
     set_quant,
+    set_schedule,
     set_targets,
     set_template,
 )
@@ -133,7 +133,10 @@ def _schedule(made: Translation) -> None:
     content = made.content
     if content.has("lr_scheduler"):
         name = content.text("lr_scheduler")
-        set_choice(made, "train.lr_scheduler_type", SCHEDULES, name, "lr_scheduler")
+        set_schedule(made, name, "lr_scheduler")
+    if content.has("cosine_min_lr_ratio") and made.get("train.lr_scheduler_type", "cosine") == "cosine":
+        least = {"kind": "cosine_with_min_lr", "min_lr_rate": content.number("cosine_min_lr_ratio")}
+        made.set("train.lr_scheduler_type", least, "cosine_min_lr_ratio")
     if content.has("optimizer"):
         set_choice(made, "train.optim", OPTIMIZERS, content.text("optimizer"), "optimizer")
     warm_up(made)

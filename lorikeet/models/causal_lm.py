@@ -17,6 +17,7 @@ from lorikeet.base.errors import ModelError
 from lorikeet.models.linear import FrozenLinear, LinearGroup
 from lorikeet.models.slots import Slot
 from lorikeet.ops.attention import View
+from lorikeet.ops.label_smoothing import margin
 from lorikeet.ops.linear_cross_entropy import HeadLoss, full_logits, linear_cross_entropy
 
 
@@ -58,6 +59,10 @@ class Head(nn.Module):
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden [N, D] -> [N, V] float32; for generation, where N is small."""
         return full_logits(hidden, self.weight, bias=self.bias, scale=self.scale, softcap=self.softcap)
+
+    def margin(self, hidden: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+        """The weighted sum of each target's logit less the mean of all: what label smoothing adds to the loss."""
+        return margin(hidden, self.weight, targets, weights, bias=self.bias, scale=self.scale, softcap=self.softcap)
 
 
 class CausalLM(nn.Module):

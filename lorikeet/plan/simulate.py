@@ -118,7 +118,7 @@ def _run(
         stepper = _Watched(parameters, options, watched)
         stepper.begin()
         watched.start()
-        train_step(model, stepper, batches, learning_rate=options.learning_rate)
+        train_step(model, stepper, batches, learning_rate=options.learning_rate, noise=options)
         stepper.clear()
     peak = watched.peak
     return Simulated(

@@ -29,12 +29,13 @@ from lorikeet.models.causal_lm import CausalLM
 from lorikeet.train.census import Census
 from lorikeet.train.evaluate import EvalResult, evaluate
 from lorikeet.train.metrics import Metrics, peak_device_bytes, peak_rss_bytes
-from lorikeet.train.optim import OptimOptions, Stepper, learning_rate, warmup
+from lorikeet.train.noise import NoiseOptions
+from lorikeet.train.optim import OptimOptions, Stepper, check_schedule, learning_rate, warmup
 from lorikeet.train.state import save_checkpoint
 from lorikeet.train.step import StepResult, train_step
 
 
-class TrainOptions(OptimOptions):
+class TrainOptions(OptimOptions, NoiseOptions):
     """The recipe's `train` section."""
 
     num_train_epochs: float = Field(1.0, gt=0, description="Passes over the training data.")
@@ -81,8 +82,10 @@ class TrainOptions(OptimOptions):
     def _one_warmup(self) -> TrainOptions:
         if self.warmup_steps and self.warmup_ratio:
             raise ValueError("warmup_steps is given, so warmup_ratio would have no effect")
-        if self.lr_scheduler_type == "constant" and (self.warmup_steps or self.warmup_ratio):
-            raise ValueError("constant has no warm-up; lr_scheduler_type: constant_with_warmup has one")
+        schedule = self.lr_scheduler_type
+        if not schedule.warms_up and (self.warmup_steps or self.warmup_ratio):
+            raise ValueError(f"{schedule.kind} has no warm-up; lr_scheduler_type: constant_with_warmup has one")
+        schedule.check(self.learning_rate)
         return self
 
 
@@ -123,14 +126,16 @@ class Outcome:
 def train(run: Run, options: TrainOptions, *, done: Progress | None = None, stepper: Stepper | None = None) -> Outcome:
     """Run steps done.step .. run.steps. Raises Interrupted after saving when asked to stop, TrainingError for
     numbers that are not finite."""
+    check_schedule(options, run.steps)
     done = done or Progress()
     stepper = stepper or Stepper(run.parameters, options)
     metrics, census = Metrics(run.folder / "metrics.jsonl"), Census(run.parameters)
     counted = done.step > 0  # the interrupted run has counted
     if run.steps > 1 and warmup(options, run.steps) >= run.steps:
         note(f"the warm-up takes all {run.steps} steps: the learning rate never reaches {options.learning_rate:g}")
-    if line := options.optim.remark(run.model.device):
-        note(line)
+    for line in (options.optim.remark(run.model.device), options.remark()):
+        if line:
+            note(line)
     run.model.gradient_checkpointing = options.gradient_checkpointing
     validated: tuple[int, EvalResult] | None = None
     if run.validation and run.evaluate_before and done.step == 0:
@@ -142,9 +147,8 @@ def train(run: Run, options: TrainOptions, *, done: Progress | None = None, step
             rate = learning_rate(options, done.step, run.steps)
             start = time.perf_counter()
             batches = run.batches(done.step)
-            result_ = train_step(
-                run.model, stepper, batches, learning_rate=rate, seed=derive(options.seed, "step", done.step)
-            )
+            seed = derive(options.seed, "step", done.step)
+            result_ = train_step(run.model, stepper, batches, learning_rate=rate, seed=seed, noise=options)
             _check(result_, done.step)
             if not counted and (counted := census.count(rate)) and (line := census.unreached()):
                 note(line)

@@ -1,7 +1,6 @@
-"""The schedule, and the stepper that runs an optimizer (one of optimizers/).
+"""The learning rate (by one of schedules/), and the stepper that runs an optimizer (one of optimizers/).
 
 The learning rate is a pure function of the step, so it needs no saved state.
-Schedules are transformers' (`optimization.py`): the first of W warm-up steps has rate 0.
 """
 
 from __future__ import annotations
@@ -9,7 +8,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from pydantic import Field, field_validator
@@ -17,18 +16,20 @@ from torch import Tensor, nn
 
 from lorikeet.base.errors import CheckpointError
 from lorikeet.base.kinds import kind_class, kind_field, kinds
-from lorikeet.base.options import Options
 from lorikeet.train.optimizers._contract import Optimizer, Shared, State
 from lorikeet.train.optimizers.adamw_torch import AdamWTorch
+from lorikeet.train.rates import RateOptions, factors
+from lorikeet.train.schedules._contract import Moment, Schedule
+from lorikeet.train.schedules.cosine import Cosine
 
-Schedule = Literal["linear", "cosine", "constant", "constant_with_warmup"]
 
-
-class OptimOptions(Options):
+class OptimOptions(RateOptions):
     """The part of the recipe's `train` section that decides an update."""
 
     learning_rate: float = Field(2e-4, gt=0, description="The peak learning rate.")
-    lr_scheduler_type: Schedule = Field("cosine", description="linear and cosine fall to zero at the last step.")
+    lr_scheduler_type: kind_field("lorikeet.train.schedules", Schedule) = Field(  # type: ignore[valid-type]
+        Cosine(), description="What the learning rate does behind the warm-up."
+    )
     warmup_ratio: float = Field(0.0, ge=0, lt=1, description="Share of the steps in which the rate rises from zero.")
     warmup_steps: int | None = Field(None, ge=0, description="The same as a number of steps; instead of warmup_ratio.")
     max_grad_norm: float = Field(1.0, ge=0, description="Gradients are scaled down to this norm; 0 for never.")
@@ -65,29 +66,33 @@ def warmup(options: OptimOptions, steps: int) -> int:
 
 def learning_rate(options: OptimOptions, step: int, steps: int) -> float:
     """The rate of step `step` (from 0) in a run of `steps`."""
-    rising = warmup(options, steps)
-    kind = options.lr_scheduler_type
-    if kind != "constant" and step < rising:
-        return options.learning_rate * step / max(1, rising)
-    if kind in ("constant", "constant_with_warmup"):
-        return options.learning_rate
-    if kind == "linear":
-        return options.learning_rate * max(0.0, (steps - step) / max(1, steps - rising))
-    progress = (step - rising) / max(1, steps - rising)
-    return options.learning_rate * max(0.0, 0.5 * (1.0 + math.cos(math.pi * progress)))
+    schedule: Schedule = options.lr_scheduler_type
+    return schedule.rate(Moment(step, steps, warmup(options, steps), options.learning_rate))
+
+
+def check_schedule(options: OptimOptions, steps: int) -> None:
+    """Raise RecipeError for a schedule that does not fit a run of `steps`."""
+    options.lr_scheduler_type.check_length(Moment(0, steps, warmup(options, steps), options.learning_rate))
 
 
 class _Update:
     """The chosen kind, and what it keeps for each parameter that has had a gradient."""
 
-    def __init__(self, parameters: list[nn.Parameter], options: OptimOptions):
+    def __init__(self, parameters: list[nn.Parameter], shares: list[float], options: OptimOptions):
         self.parameters, self.options = parameters, options
+        self.groups: dict[float, list[nn.Parameter]] = defaultdict(list)  # by their share of the learning rate
+        for parameter, share in zip(parameters, shares):
+            self.groups[share].append(parameter)
         self.state: dict[nn.Parameter, State] = {}
 
     @torch.no_grad()
     def step(self, rate: float) -> None:
         """Update the parameters that have a gradient."""
-        moved = [parameter for parameter in self.parameters if parameter.grad is not None]
+        for share, parameters in self.groups.items():
+            self._move(parameters, rate * share)
+
+    def _move(self, parameters: list[nn.Parameter], rate: float) -> None:
+        moved = [parameter for parameter in parameters if parameter.grad is not None]
         gradients = [parameter.grad for parameter in moved if parameter.grad is not None]
         kind, options = self.options.optim, self.options
         for parameter in moved:
@@ -98,11 +103,13 @@ class _Update:
 
 
 class Stepper:
-    """One device's backward and update over named float32 parameters."""
+    """One device's backward and update over named float32 parameters. `shares` are an adapter's own factors on the
+    learning rate, by name; those of the options come on top."""
 
-    def __init__(self, parameters: Mapping[str, nn.Parameter], options: OptimOptions):
+    def __init__(self, parameters: Mapping[str, nn.Parameter], options: OptimOptions, shares: Mapping[str, float] = {}):
         self.parameters, self.options = dict(parameters), options
-        self.optimizer = _Update(list(self.parameters.values()), options)
+        found = factors(options, self.parameters, shares)
+        self.optimizer = _Update(list(self.parameters.values()), list(found.values()), options)
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradients of `loss` to what the parameters already hold."""

@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from lorikeet.base.nouns import Batch
 from lorikeet.base.rng import derive
 from lorikeet.models.causal_lm import CausalLM
-from lorikeet.ops.attention import PackedView
 from lorikeet.ops.linear_cross_entropy import HeadLoss
+from lorikeet.train.noise import QUIET, NoiseOptions, training_view
 from lorikeet.train.optim import Stepper
 
 ROUND = 64  # lengths of rows and numbers of predictions are multiples of this
@@ -31,14 +31,20 @@ class StepResult:
     seconds: float
 
 
-def batch_loss(model: CausalLM, batch: Batch) -> HeadLoss:
+def batch_loss(model: CausalLM, batch: Batch, noise: NoiseOptions = QUIET, seed: int = 0) -> HeadLoss:
     """The weighted sum of a row's token losses. The head sees only the states that predict a trained token.
 
-    token_losses and correct are those of `rounded(batch)`: padding comes last, with weight 0."""
+    token_losses and correct are those of `rounded(batch)`: padding comes last, with weight 0. `noise` is training's;
+    what it draws follows from `seed`."""
     batch = rounded(batch)
-    view = PackedView(batch.visible_until, batch.positions)
-    hidden = model.hidden(batch.tokens, batch.positions, view)
-    return model.head.loss(hidden.index_select(0, batch.predict_at), batch.targets, batch.weights)
+    with training_view(model, batch, noise, seed) as view:
+        hidden = model.hidden(batch.tokens, batch.positions, view)
+    states = hidden.index_select(0, batch.predict_at)
+    found = model.head.loss(states, batch.targets, batch.weights)
+    if not noise.label_smoothing_factor:
+        return found
+    spread = model.head.margin(states, batch.targets, batch.weights)
+    return found._replace(loss=found.loss + noise.label_smoothing_factor * spread)
 
 
 def rounded(batch: Batch) -> Batch:
@@ -61,16 +67,22 @@ def rounded(batch: Batch) -> Batch:
 
 
 def train_step(
-    model: CausalLM, stepper: Stepper, micro_batches: Sequence[Batch], *, learning_rate: float, seed: int = 0
+    model: CausalLM,
+    stepper: Stepper,
+    micro_batches: Sequence[Batch],
+    *,
+    learning_rate: float,
+    seed: int = 0,
+    noise: NoiseOptions = QUIET,
 ) -> StepResult:
-    """Forward, backward and update. `seed` is the step's own: it decides dropout and nothing else."""
+    """Forward, backward and update. `seed` is the step's own: it decides dropout and noise, and nothing else."""
     start = time.perf_counter()
     total_weight = sum(batch.total_weight for batch in micro_batches)
     total_loss = 0.0
     stepper.clear()
     for i, batch in enumerate(micro_batches):
         torch.manual_seed(derive(seed, "micro-batch", i))
-        loss = batch_loss(model, batch.to(model.device)).loss / total_weight
+        loss = batch_loss(model, batch.to(model.device), noise, seed).loss / total_weight
         stepper.backward(loss)
         total_loss += loss.item()
     grad_norm = stepper.step(learning_rate)

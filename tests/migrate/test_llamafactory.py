@@ -14,7 +14,7 @@ LEAST = "model_name_or_path: m\nfinetuning_type: lora\ndataset: greetings\ntempl
 def test_its_defaults_are_written_where_ours_are_others(imported: Import) -> None:
     made = imported("x.yaml", LEAST)
     train = made.recipe.train
-    assert (train.learning_rate, train.num_train_epochs, train.lr_scheduler_type) == (5e-5, 3.0, "linear")
+    assert (train.learning_rate, train.num_train_epochs, train.lr_scheduler_type.kind) == (5e-5, 3.0, "linear")
     assert (train.examples_per_step, train.seed, train.gradient_checkpointing) == (8, 42, True)
     assert "LLaMA-Factory's default for learning_rate" in made.text
     assert made.recipe.adapter.alpha == 2 * made.recipe.adapter.r == 16
@@ -48,8 +48,8 @@ def test_data_options(imported: Import, line: str, option: str, value: object) -
         ("neat_packing: true", "differs", "neat_packing", "a step here counts conversations"),
         ("packing: false", "not needed", "packing", "always packed"),
         ("adapter_name_or_path: saves/old", "differs", "adapter_name_or_path", "new adapter"),
-        ("neftune_noise_alpha: 5", "differs", "neftune_noise_alpha", "noise"),
-        ("lr_scheduler_type: polynomial", "differs", "lr_scheduler_type", "linear is set"),
+        ("lr_scheduler_type: greedy", "differs", "lr_scheduler_type", "linear is set"),
+        ("lr_scheduler_type: cosine\nlr_scheduler_kwargs: {gamma: 1}", "differs", "lr_scheduler_kwargs", "no gamma"),
         ("optim: galore_adamw", "differs", "optim", "adamw_torch is set"),
         ("deepspeed: ds.json", "differs", "deepspeed", "devices"),
         ("template: intern2", "differs", "template", "comes with the model"),
@@ -65,6 +65,11 @@ def test_what_has_no_equivalent_is_listed(imported: Import, line: str, status: s
     made = imported("x.yaml", text + line + "\n")
     assert says in left(made, status)[key]
     assert f"#   {key}" in made.text
+
+
+def test_noise_and_smoothing_are_carried_over(imported: Import) -> None:
+    train = imported("x.yaml", LEAST + "neftune_noise_alpha: 5\nlabel_smoothing_factor: 0.1\n").recipe.train
+    assert (train.neftune_noise_alpha, train.label_smoothing_factor) == (5.0, 0.1)
 
 
 def test_off_is_no_difference(imported: Import) -> None:

@@ -40,6 +40,25 @@ def test_axolotl_prompt_types(imported: Import, entry: str, kind: str, template:
     assert (data.format.kind, data.template.kind) == (kind, template)
 
 
+@pytest.mark.parametrize(
+    ("lines", "expected"),
+    [
+        ("lr_scheduler: cosine\ncosine_min_lr_ratio: 0.2\n", {"kind": "cosine_with_min_lr", "min_lr_rate": 0.2}),
+        (
+            "lr_scheduler: polynomial\nlr_scheduler_kwargs: {power: 2, lr_end: 1e-6}\n",
+            {"kind": "polynomial", "power": 2.0, "lr_end": 1e-6},
+        ),
+        (
+            "lr_scheduler: cosine_with_restarts\nlr_scheduler_kwargs: '{\"num_cycles\": 4}'\n",
+            {"kind": "cosine_with_restarts", "num_cycles": 4},
+        ),
+    ],
+)
+def test_schedules_bring_their_settings(imported: Import, lines: str, expected: dict[str, Any]) -> None:
+    schedule = imported("x.yml", AXOLOTL_LEAST + "type: alpaca}\n" + lines).recipe.train.lr_scheduler_type
+    assert schedule.model_dump(include=set(expected)) == expected
+
+
 def test_axolotl_defaults(imported: Import) -> None:
     recipe = imported("x.yml", AXOLOTL_LEAST + "type: alpaca}\n").recipe
     assert (recipe.data.max_length, recipe.data.truncation) == (512, "drop")

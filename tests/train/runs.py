@@ -29,7 +29,9 @@ def examples(count: int = 20) -> list[Example]:
     return [tiny.example([(i + j) % tiny.VOCAB for j in range(6 + i % 7)]) for i in range(count)]
 
 
-def run_in(folder: Path, *, steps: int = 7, lora: dict[str, Any] | None = None, **changed: Any) -> Run:
+def run_in(
+    folder: Path, *, steps: int = 7, lora: dict[str, Any] | None = None, share: bool = True, **changed: Any
+) -> Run:
     """A run that has not begun; everything random in it follows from fixed seeds."""
     folder.mkdir(parents=True, exist_ok=True)
     model = tiny.decoder(dtype=torch.float32)
@@ -39,10 +41,9 @@ def run_in(folder: Path, *, steps: int = 7, lora: dict[str, Any] | None = None, 
 
     def batches(step: int) -> Sequence[Batch]:
         epoch, within = divmod(step, steps_per_epoch(len(data), OPTIONS["examples_per_step"]))
-        share = adapter.lora_dropout == 0
         return plan_step(
             data, seed=0, epoch=epoch, step=within, examples_per_step=OPTIONS["examples_per_step"],
-            row_tokens=ROW_TOKENS, share=share,
+            row_tokens=ROW_TOKENS, share=share and adapter.lora_dropout == 0,
         )[0]  # fmt: skip
 
     saver = partial(save_adapter, adapter=adapter, model=model, identity={"base": "tiny"})

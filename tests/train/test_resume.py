@@ -50,6 +50,30 @@ def test_resumed_equals_uninterrupted_bitwise(lora: dict[str, Any], changed: dic
     assert resumed.done.eval_before == whole.done.eval_before
 
 
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"neftune_noise_alpha": 5.0, "embedding_dropout": 0.2, "attention_dropout": 0.2},
+        {"label_smoothing_factor": 0.1, "layerwise_lr_decay": 0.5, "lr_multipliers": {"lora_B": 4.0}},
+        {"lr_scheduler_type": {"kind": "warmup_stable_decay", "num_decay_steps": 2}},
+        {"lr_scheduler_type": {"kind": "cosine_with_restarts", "num_cycles": 2}},
+    ],
+)
+def test_resumed_equals_uninterrupted_with_each_option(changed: dict[str, Any], tmp_path: Path) -> None:
+    options = TrainOptions(**OPTIONS | changed, save_steps=3, save_total_limit=5)
+    train(run_in(tmp_path / "whole", share=False), options)
+    killed = tmp_path / "killed"
+    killed.mkdir()
+    shutil.copytree(tmp_path / "whole" / "checkpoint-3", killed / "checkpoint-3")
+    shutil.copy(tmp_path / "whole" / "metrics.jsonl", killed)
+    torch.manual_seed(321)
+    go_on(run_in(killed, share=False), options)
+    assert losses(killed) == losses(tmp_path / "whole") and len(losses(killed)) == 7
+    same_files(killed / "checkpoint-7", tmp_path / "whole" / "checkpoint-7")
+    train(run_in(tmp_path / "plain", share=False), TrainOptions(**OPTIONS, save_steps=3))
+    assert losses(tmp_path / "plain") != losses(killed)  # the option did something
+
+
 def test_a_damaged_checkpoint_is_skipped_and_the_run_goes_on_from_the_one_before(tmp_path: Path) -> None:
     options = TrainOptions(**OPTIONS, save_steps=2, save_total_limit=9)
     train(run_in(tmp_path / "whole"), options)
