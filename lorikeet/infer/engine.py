@@ -1,11 +1,12 @@
-"""Prompts in, replies out, many at once: one packed prefill, then one token per reply and pass until all have ended.
+"""Prompts in, replies out, many at once: packed prefills, then one token per reply and pass.
 
-Prompts of like length go together; a finished reply leaves the batch. Text comes out as it is made, except what could
-still turn into a stop string or is half a character.
+Prompts of like length go together; where a few replies have ended, as many prompts that wait take their rows. Text
+comes out as it is made, except what could still turn into a stop string or is half a character.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -18,14 +19,17 @@ from lorikeet.base.errors import LorikeetError, ModelError
 from lorikeet.base.nouns import Conversation
 from lorikeet.data.encode import encode_prompt
 from lorikeet.data.templates._contract import Template
+from lorikeet.infer.answering_linears import answering_linears
 from lorikeet.infer.dense_copies import dense_copies
-from lorikeet.infer.sampling import GenerateOptions, Sampler
+from lorikeet.infer.reading import Reading, common_prefix
+from lorikeet.infer.sampling import GenerateOptions, Sampler, pick_each
 from lorikeet.models.causal_lm import CausalLM
-from lorikeet.models.kv_cache import Decode, KvCache, Prefill
 from lorikeet.tokens._contract import Tokenizer
 
 Reason = Literal["stop", "length"]
 WINDOW = 8  # tokens decoded again with each new one, so that a character split over tokens comes out whole
+REFILL = 0.25  # of the rows wait for prompts before some are read: a prefill costs a pass over the weights
+READ_TOKENS = 4096  # of prompts that are read in one pass, at most, where there are several
 
 
 @dataclass(frozen=True)
@@ -81,12 +85,9 @@ class Engine:
         """Events of all requests. Raises ModelError for a prompt that leaves no room to answer."""
         for request in requests:
             self._check(request)
-        size = min((request.options.batch_size for request in requests), default=1)
-        waiting = sorted(requests, key=lambda request: len(request.prompt))
         keep = all(request.options.dense_copies for request in requests)
-        with dense_copies(self.model) if keep else nullcontext():
-            for start in range(0, len(waiting), size):
-                yield from self._batch(waiting[start : start + size])
+        with dense_copies(self.model) if keep else nullcontext(), answering_linears(self.model):
+            yield from self._answer(requests)
 
     def _check(self, request: Request) -> None:
         limit = self.model.shape.max_position
@@ -100,42 +101,59 @@ class Engine:
             )
 
     @torch.inference_mode()
-    def _batch(self, requests: Sequence[Request]) -> Iterator[Event]:
-        """The cache is made for the longest prompt and reply; both views run the same network."""
-        limit = self.model.shape.max_position
-        lengths = [len(request.prompt) for request in requests]
-        room = [min(request.options.max_new_tokens, limit - length) for request, length in zip(requests, lengths)]
-        capacity = max(length + new for length, new in zip(lengths, room))
-        cache = KvCache(self.model.shape, len(requests), capacity, self.model.dtype, self.model.device)
-        live = [
-            _Reply(request, new, self.tokenizer, self.template, self.stop_ids) for request, new in zip(requests, room)
-        ]
-        logits = self._read(cache, [request.prompt for request in requests])
-        while True:
-            for reply, row in zip(live, logits):
-                reply.add(reply.sampler.pick(row))
-                yield from reply.events()
-            going = [i for i, reply in enumerate(live) if reply.reason is None]
-            if not going:
-                return
-            if len(going) < len(live):
-                cache.keep(torch.tensor(going, device=self.model.device))
-                live = [live[i] for i in going]
+    def _answer(self, requests: Sequence[Request]) -> Iterator[Event]:
+        waiting = deque(sorted((self._reply(request) for request in requests), key=lambda reply: reply.length))
+        reading, live = self._reading(waiting), list[_Reply]()
+        while live or waiting:
+            fresh = _next(waiting, reading, live)
+            if fresh:
+                yield from _take(fresh, reading.read([reply.request.prompt for reply in fresh]))
+                live += fresh
+            for i in reversed(range(len(live))):  # from the last on, so that what takes a row's place stays
+                if live[i].reason is not None:
+                    reading.end(i)
+                    live[i] = live[-1]
+                    live.pop()
+            if not live:
+                continue
             if any(reply.length - 1 == self.model.shares_within for reply in live):
                 # this token changes what the ones before it compute, so what is kept of them is of no use
-                logits = self._read(cache, [[*reply.request.prompt, *reply.ids] for reply in live])
-                continue
-            decode = Decode(cache)
-            tokens = torch.tensor([reply.ids[-1] for reply in live], device=self.model.device)
-            hidden = self.model.hidden(tokens, decode.positions, decode)
-            logits = self.model.head.logits(hidden).cpu()
-            decode.advance()
+                logits = reading.again([[*reply.request.prompt, *reply.ids] for reply in live])
+            else:
+                logits = reading.go_on([reply.ids[-1] for reply in live])
+            yield from _take(live, logits)
 
-    def _read(self, cache: KvCache, texts: Sequence[Sequence[int]]) -> Tensor:
-        """Read whole texts into the cache; the logits of what follows each [B, V], on the CPU."""
-        prefill = Prefill(cache, texts, self.model.shares_within)
-        hidden = self.model.hidden(prefill.tokens, prefill.positions, prefill)
-        return self.model.head.logits(hidden[prefill.last]).cpu()
+    def _reply(self, request: Request) -> _Reply:
+        room = min(request.options.max_new_tokens, self.model.shape.max_position - len(request.prompt))
+        return _Reply(request, room, self.tokenizer, self.template, self.stop_ids)
+
+    def _reading(self, replies: Collection[_Reply]) -> Reading:
+        """Rows for the replies. What all prompts begin with is computed once, unless some text outgrows sharing."""
+        size = min((reply.request.options.batch_size for reply in replies), default=1)
+        limit = self.model.shares_within
+        shares = limit is None or all(reply.most <= limit for reply in replies)
+        begun = common_prefix([reply.request.prompt for reply in replies]) if shares else 0
+        return Reading(self.model, min(size, len(replies)), max((reply.most for reply in replies), default=0), begun)
+
+
+def _next(waiting: deque[_Reply], reading: Reading, live: Collection[_Reply]) -> list[_Reply]:
+    """The replies to begin now: none until enough rows are free, so that a prefill is worth its pass."""
+    enough = max(1, min(len(waiting), int(REFILL * reading.most)))
+    if not waiting or (live and reading.free < enough):
+        return []
+    found, tokens = [waiting.popleft()], 0
+    tokens += found[0].length
+    while waiting and len(found) < reading.free and tokens + waiting[0].length <= READ_TOKENS:
+        found.append(waiting.popleft())
+        tokens += found[-1].length
+    return found
+
+
+def _take(replies: Sequence[_Reply], logits: Tensor) -> Iterator[Event]:
+    """The next token of each reply, from its row of the logits, and what can then be said."""
+    for reply, token in zip(replies, pick_each(logits, [reply.sampler for reply in replies])):
+        reply.add(token)
+        yield from reply.events()
 
 
 class _Reply:
@@ -156,6 +174,11 @@ class _Reply:
     def length(self) -> int:
         """Tokens of the prompt and of the reply so far."""
         return len(self.request.prompt) + len(self.ids)
+
+    @property
+    def most(self) -> int:
+        """Tokens of the prompt and of the longest reply that may come."""
+        return len(self.request.prompt) + self.room
 
     def add(self, token: int) -> None:
         """Take the next token; decides whether the reply has ended."""

@@ -42,6 +42,11 @@ class Sampler:
         self.seen = set(prompt) if options.repetition_penalty != 1 else set()
         self.generator = torch_rng(options.seed, "sample", name)
 
+    @property
+    def greedy(self) -> bool:
+        """Whether the most likely token is taken, whatever came before."""
+        return self.options.temperature == 0 and self.options.repetition_penalty == 1
+
     def pick(self, logits: Tensor) -> int:
         """The next token from logits [V] float32 on the CPU."""
         logits = penalised(logits, self.seen, self.options.repetition_penalty)
@@ -52,6 +57,14 @@ class Sampler:
         if self.options.repetition_penalty != 1:
             self.seen.add(token)
         return token
+
+
+def pick_each(logits: Tensor, samplers: Sequence[Sampler]) -> list[int]:
+    """The next token of each reply from its row of logits [B, V] float32, on any device."""
+    if all(sampler.greedy for sampler in samplers):
+        found: list[int] = logits.argmax(-1).tolist()
+        return found
+    return [sampler.pick(row) for sampler, row in zip(samplers, logits.cpu())]
 
 
 def penalised(logits: Tensor, seen: set[int], penalty: float) -> Tensor:

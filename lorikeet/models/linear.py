@@ -68,6 +68,7 @@ class LinearGroup(nn.Module):
     """Linears over one input, computed together. `attached` is what an adapter put there: it computes instead."""
 
     attached: Callable[[Tensor, Prologue | None], Tensor] | None  # set by an adapter
+    answering: Callable[[Tensor, Prologue | None], Tensor] | None  # the same without gradients, while replies are made
     routes: bool = False  # whether it decides which experts compute: then all-linear leaves it alone
 
     def __init__(
@@ -82,7 +83,7 @@ class LinearGroup(nn.Module):
             FrozenLinear(name, slice(start, start + size), weight, bias)
             for name, start, size, bias in zip(names, starts, sizes, biases)
         )
-        self.attached = None
+        self.attached = self.answering = None
 
     @property
     def linears(self) -> list[FrozenLinear]:
@@ -110,6 +111,8 @@ class LinearGroup(nn.Module):
 
     def forward(self, x: Tensor, prologue: Prologue | None = None) -> Tensor:
         """x, or what the prologue makes of it, [T, in] -> [T, sum of the members' out]."""
+        if self.answering is not None:
+            return self.answering(x, prologue)
         if self.attached is not None:
             return self.attached(x, prologue)
         return lora_linear(x, self.weight, self.bias(), prologue=prologue)

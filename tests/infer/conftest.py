@@ -72,8 +72,9 @@ class Echo(CausalLM):
         kept = torch.stack([tokens.float(), torch.full((len(tokens),), float(said))], dim=-1)[:, None]
         view.attend(0, kept, kept, kept, scale=0.0)
         logits = torch.zeros(len(tokens), VOCAB)
-        for row, at in enumerate(range(len(tokens)) if said else view.last.tolist()):
-            read = view.cache.keys[0, row, 0]
+        rows, at_each = (range(view.live), range(view.live)) if isinstance(view, Decode) else (view.rows, view.last)
+        for row, at in zip(rows, at_each):
+            read = view.cache.keys[0, row, 0, : int(view.cache.lengths[row]) + said]
             logits[at, int(read[int(read[:, 1].sum()), 0])] = 1.0
         return logits
 
