@@ -37,7 +37,7 @@ class Shard:
     def add(self, name: str, tensor: Tensor) -> None:
         """Write a tensor away; it is not kept."""
         here = tensor.detach().to("cpu").contiguous()
-        self._spool.write(memoryview(here.flatten().view(torch.uint8).numpy()))
+        self._spool.write(here.flatten().view(torch.uint8).numpy().data)
         self._at[name] = here.to("meta"), self.nbytes
         self.nbytes += here.nbytes
 
