@@ -79,19 +79,19 @@ def test_a_conversation_longer_than_a_query_block(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(bucketed, "QUERY_BLOCK", 16)
     monkeypatch.setattr(bucketed, "ROUND", 1)
     row = forest(sizes=(70, 16, 17, 33))
-    assert max(len(bucket.read_queries) // bucket.pieces for bucket in buckets(row)) == 16
+    assert max(bucket.queries.shape[1] for bucket in buckets(row)) == 16
     compare(row, 4, 2)
     compare(row, 4, 2, window=20)
 
 
 def buckets(row: Batch) -> list[bucketed.Bucket]:
-    return plan_buckets(row.visible_until, row.positions, None, torch.device("cpu"))
+    return plan_buckets(row.visible_until, row.positions, None, torch.device("cpu")).buckets
 
 
 def test_pieces_of_unlike_size_are_padded_together_and_padding_changes_nothing() -> None:
     row = row_of([example([i] + list(range(i % 5 + 3))) for i in range(8)])
     (bucket,) = buckets(row)
-    assert bucket.pieces == 8 and bucket.padded_queries is not None and bucket.hidden is not None
+    assert len(bucket.queries) == 8 and (bucket.queries < 0).any() and (bucket.keys < 0).any() and bucket.hidden
     compare(row, 4, 2)
 
 
@@ -99,7 +99,7 @@ def test_bucket_sizes_repeat_from_row_to_row() -> None:
     """A matmul of a new shape costs a new kernel, which stays in memory."""
     for sizes in ((70, 16, 17, 33), (71, 15, 19, 30), (66, 18, 31, 32)):
         for bucket in buckets(forest(sizes=sizes)):
-            queries, keys = (len(index) // bucket.pieces for index in (bucket.read_queries, bucket.keys))
+            queries, keys = bucket.queries.shape[1], bucket.keys.shape[1]
             assert queries % bucketed.ROUND == 0 and keys % bucketed.ROUND == 0
 
 
@@ -108,7 +108,7 @@ def test_buckets_stay_within_the_bound_of_the_largest_temporary(monkeypatch: pyt
     monkeypatch.setattr(bucketed, "ROUND", 1)
     row = row_of([example([i, 1, 2, 3, 4, 5, 6, 7, 8, 9]) for i in range(9)])
     found = buckets(row)
-    assert len(found) == 5 and all(len(one.read_queries) * 10 <= 200 for one in found)
+    assert len(found) == 5 and all(one.queries.size * 10 <= 200 for one in found)
     compare(row, 2, 1)
 
 
