@@ -6,6 +6,7 @@ less one (`offset` 1) and rounds after the product.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,8 @@ from torch import Tensor
 
 from lorikeet import kernels
 from lorikeet.kernels import norm as compiled
+
+BLOCK_BYTES = 1 << 20  # of a copy in float32, in plain PyTorch
 
 
 def reference_rms_norm(x: Tensor, weight: Tensor, eps: float, offset: float = 0.0) -> Tensor:
@@ -38,29 +41,57 @@ class Normed:
         """The output, and 1 / rms [N, 1], to be kept."""
         if kernels.serves(x, self.weight) and x.stride(-1) == 1:
             return compiled.forward(x, self.weight, self.eps, self.offset)
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
-        if self.offset:
-            return (wide * scale).mul_(self.weight.to(scale.dtype) + self.offset).to(x.dtype), scale
-        return (wide * scale).to(x.dtype) * self.weight.to(x.dtype), scale
+        y = torch.empty_like(x, memory_format=torch.contiguous_format)
+        scale = torch.empty(len(x), 1, dtype=torch.promote_types(x.dtype, torch.float32), device=x.device)
+        weight = self._weight(scale.dtype) if self.offset else self.weight.to(x.dtype)
+        for part in _blocks(x, scale.dtype):
+            wide = x[part].to(scale.dtype, copy=True)
+            squares = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_()
+            torch.rsqrt(squares.div_(x.shape[1]).add_(self.eps), out=scale[part])
+            self._weighted(wide.mul_(scale[part]), weight, y[part])
+        return y, scale
 
     def backward(
         self, x: Tensor, scale: Tensor | None, dy: Tensor, *, again: bool = False
     ) -> tuple[Tensor, Tensor | None]:
         """dx, and with `again` the output once more."""
         assert scale is not None
-        y = self.forward(x)[0] if again else None
         if kernels.serves(x, self.weight, dy) and x.stride(-1) == 1:
+            y = self.forward(x)[0] if again else None
             return compiled.backward(x, self.weight, scale, self.offset, dy), y
-        normal = x.to(scale.dtype) * scale
-        dnormal = dy * (self.weight.to(scale.dtype) + self.offset)
-        dx = dnormal.sub_(normal * (dnormal * normal).mean(-1, keepdim=True)).mul_(scale)
-        return dx.to(x.dtype), y
+        dx = torch.empty_like(x, memory_format=torch.contiguous_format)
+        y = torch.empty_like(dx) if again else None
+        wide = self._weight(scale.dtype)
+        weight = wide if self.offset else self.weight.to(x.dtype)
+        for part in _blocks(x, scale.dtype):
+            normal, dnormal = x[part].to(scale.dtype, copy=True).mul_(scale[part]), dy[part].to(scale.dtype) * wide
+            along = torch.linalg.vecdot(dnormal, normal)[:, None].div_(x.shape[1])
+            dx[part] = dnormal.addcmul_(normal, along, value=-1).mul_(scale[part])
+            if y is not None:
+                self._weighted(normal, weight, y[part])
+        return dx, y
+
+    def _weight(self, dtype: torch.dtype) -> Tensor:
+        return self.weight.to(dtype) + self.offset
+
+    def _weighted(self, normal: Tensor, weight: Tensor, y: Tensor) -> None:
+        """The output of normalised values, which may be overwritten: see the order of rounding at the top."""
+        if self.offset:
+            y.copy_(normal.mul_(weight))
+        else:
+            y.copy_(normal)
+            y.mul_(weight)
 
     def weight_gradient(self, x: Tensor, scale: Tensor | None, dy: Tensor) -> Tensor:
         """The gradient of the weight [D], for the output's dy [N, D]."""
         assert scale is not None
         return (dy * (x.to(scale.dtype) * scale)).sum(0).to(self.weight.dtype)
+
+
+def _blocks(x: Tensor, dtype: torch.dtype) -> Iterator[slice]:
+    """Rows of x [N, D] at a time: all passes over a block in `dtype` then find it in cache."""
+    rows = max(1, BLOCK_BYTES // (dtype.itemsize * x.shape[1])) if x.device.type == "cpu" else max(1, len(x))
+    return (slice(start, start + rows) for start in range(0, len(x), rows))
 
 
 class RmsNormFunction(torch.autograd.Function):

@@ -60,9 +60,10 @@ class Gated:
         torch.mul(dy, value, out=dup)
         dproduct = dy * up
         if self.activation == "silu":
-            dgate.copy_(torch.ops.aten.silu_backward(dproduct, gate))
+            torch.ops.aten.silu_backward.grad_input(dproduct, gate, grad_input=dgate)
         else:
-            dgate.copy_(torch.ops.aten.gelu_backward(dproduct, gate, approximate=_GELU[self.activation]))
+            form = _GELU[self.activation]
+            torch.ops.aten.gelu_backward.grad_input(dproduct, gate, approximate=form, grad_input=dgate)
         return grad, value.mul_(up) if again else None
 
 
