@@ -27,6 +27,8 @@ from lorikeet.kernels.linear import serves as tiles_serve
 from lorikeet.kernels.linear import stack, thin_product
 from lorikeet.quant._contract import FrozenWeight
 
+THIN = 16  # ranks in 16 bits, with plain PyTorch: x @ A [1536, 576] x [576, S] takes 0.14 ms for S = 8 and 0.10 for 16
+
 
 @dataclass(frozen=True)
 class LowRank:
@@ -125,15 +127,13 @@ def _plain_forward(
     keep: Tensor | None,
     dropout: float,
 ) -> tuple[Tensor, ...]:
-    """y, and z [T, sum of R] where there are members."""
+    """y, and z [T, S] with the stacked factors (see `_stack`) where there are members."""
     y = weight.linear(x)
     if not members:
         return (y,)
-    z = _drop(x, keep, dropout) @ _stack(factors[::2], x.dtype).T
-    for member, part, b in zip(members, _split(z, factors), factors[1::2]):
-        rows = y[:, member.rows]
-        torch.addmm(rows, part, b.to(x.dtype).T, alpha=member.scaling, out=rows)
-    return y, z
+    a_all, b_all = _stack(members, factors, y)
+    z = _drop(x, keep, dropout) @ a_all
+    return y.addmm_(z, b_all), z, a_all, b_all
 
 
 def _plain_backward(
@@ -146,21 +146,32 @@ def _plain_backward(
     dropout: float,
     wants_input: bool,
 ) -> tuple[Tensor | None, Tensor, list[Tensor]]:
-    """dx, dz [T, sum of R] and each member's dB."""
+    """dx, dz [T, S] and each member's dB."""
     dx = weight.backward(dy) if wants_input else None
     if not members:
         return dx, dy, []
-    (z,) = low
-    dz, dbs = torch.empty_like(z), []
-    for member, part, dpart, b in zip(members, _split(z, factors), _split(dz, factors), factors[1::2]):
-        drows = dy[:, member.rows]
-        dpart.copy_(drows @ b.to(dy.dtype)).mul_(member.scaling)
-        dbs.append((drows.T @ part).to(b.dtype).mul_(member.scaling))
+    z, a_all, b_all = low
+    dz = dy @ b_all.T
+    parts = zip(members, _split(z.T @ dy, factors, dim=0), factors[1::2])
+    # in the parameter's own layout: what accumulates on it is then one straight pass
+    dbs = [torch.empty_like(b).copy_(part[:, member.rows].T).mul_(member.scaling) for member, part, b in parts]
     if dx is not None and keep is None:
-        dx.addmm_(dz, _stack(factors[::2], dy.dtype))
+        dx.addmm_(dz, a_all.T)
     elif dx is not None:
-        dx.add_(_drop(dz @ _stack(factors[::2], dy.dtype), keep, dropout))
+        dx.add_(_drop(dz @ a_all.T, keep, dropout))
     return dx, dz, dbs
+
+
+def _stack(members: Sequence[LowRank], factors: Sequence[Tensor], like: Tensor) -> tuple[Tensor, Tensor]:
+    """A's side by side [in, S], and B's times their scaling at their rows and columns [S, out], zeros between: one thin
+    product for a group is a third of the time of one per member. In 16 bits S is a multiple of what is fastest."""
+    a_rows, ranks = torch.cat(list(factors[::2])), [a.shape[0] for a in factors[::2]]
+    size = len(a_rows) + (-len(a_rows) % THIN if like.itemsize == 2 else 0)
+    a_all, b_all = like.new_zeros(a_rows.shape[1], size), like.new_zeros(size, like.shape[1])
+    a_all[:, : len(a_rows)] = a_rows.T
+    for member, place, b in zip(members, b_all[: len(a_rows)].split(ranks), factors[1::2]):
+        place[:, member.rows] = b.T * member.scaling
+    return a_all, b_all
 
 
 def _on_tiles(x: Tensor, weight: FrozenWeight, keep: Tensor | None) -> bool:
@@ -209,10 +220,6 @@ def _tiles_backward(
         db = torch.empty_like(b)  # in the parameter's own layout: what accumulates on it is then one straight pass
         dbs.append(torch.mul(part[:, member.rows].T, member.scaling, out=db))
     return dx, dz, dbs
-
-
-def _stack(matrices: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
-    return torch.cat([matrix.to(dtype) for matrix in matrices])
 
 
 def _split(z: Tensor, factors: Sequence[Tensor], dim: int = -1) -> tuple[Tensor, ...]:
