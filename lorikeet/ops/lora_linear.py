@@ -127,13 +127,13 @@ def _plain_forward(
     keep: Tensor | None,
     dropout: float,
 ) -> tuple[Tensor, ...]:
-    """y, and z [T, S] with the stacked factors (see `_stack`) where there are members."""
+    """y, and z [T, S] (see `_stack`) where there are members."""
     y = weight.linear(x)
     if not members:
         return (y,)
     a_all, b_all = _stack(members, factors, y)
     z = _drop(x, keep, dropout) @ a_all
-    return y.addmm_(z, b_all), z, a_all, b_all
+    return y.addmm_(z, b_all), z
 
 
 def _plain_backward(
@@ -150,7 +150,7 @@ def _plain_backward(
     dx = weight.backward(dy) if wants_input else None
     if not members:
         return dx, dy, []
-    z, a_all, b_all = low
+    (z,), (a_all, b_all) = low, _stack(members, factors, dy)
     dz = dy @ b_all.T
     parts = zip(members, _split(z.T @ dy, factors, dim=0), factors[1::2])
     # in the parameter's own layout: what accumulates on it is then one straight pass
