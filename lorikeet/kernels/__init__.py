@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Any, Literal, Union
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from lorikeet.kernels import build
 
 Kernels = Literal["auto", "eager"]
+Argument = Union[Tensor, "ctypes.Array[Any]", int, float, None]
 DTYPES = {torch.float32: 0, torch.bfloat16: 1}  # the number is the C++ side's
 _chosen: list[Kernels] = ["auto"]
 
@@ -47,21 +48,21 @@ def has_numbers(tensor: Tensor) -> bool:
 
 
 class Kernel:
-    """One C++ function. Arguments: tensors (as pointers, None as null), ints (int64_t), floats (float), in the order
-    of the C++ declaration. Tensors must be contiguous where the function takes no strides."""
+    """One C++ function. Arguments: tensors and arrays of ctypes (as pointers, None as null), ints (int64_t), floats
+    (float), in the order of the C++ declaration. Tensors must be contiguous where the function takes no strides."""
 
     def __init__(self, library: str, function: str):
         self.library, self.function = library, function
         self._call: Callable[..., object] | None = None
 
-    def __call__(self, *arguments: Tensor | int | float | None) -> None:
+    def __call__(self, *arguments: Argument) -> None:
         first = next(argument for argument in arguments if isinstance(argument, Tensor))
         if not has_numbers(first):
             return
         call = self._call or self._bind(arguments)
         call(*[argument.data_ptr() if isinstance(argument, Tensor) else argument for argument in arguments])
 
-    def _bind(self, arguments: Sequence[Tensor | int | float | None]) -> Callable[..., object]:
+    def _bind(self, arguments: Sequence[Argument]) -> Callable[..., object]:
         library = build.load(self.library)
         assert library is not None, "ask serves() first"
         function = getattr(library, self.function)
@@ -70,7 +71,7 @@ class Kernel:
         return function
 
 
-def _type(value: Tensor | int | float | None) -> type:
-    if isinstance(value, Tensor) or value is None:
+def _type(value: Argument) -> type:
+    if isinstance(value, (Tensor, ctypes.Array)) or value is None:
         return ctypes.c_void_p
     return ctypes.c_float if isinstance(value, float) else ctypes.c_int64

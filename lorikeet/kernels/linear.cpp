@@ -192,12 +192,12 @@ static inline void unwoven(const float* from, float* to) {
     _mm512_storeu_ps(to + 16, _mm512_permutex2var_ps(first, _mm512_add_epi32(low, _mm512_set1_epi32(8)), second));
 }
 
-// out [32, N] float32 = a^T b for a [T, 32] and b [T, N], T summed in one order.
+// out [wanted, N] float32 = a^T b for a [T, 32], its first `wanted` columns, and b [T, N], T summed in one order.
 //
 // A task takes some columns over all of T, 128 rows at a time: rows of b lie pages apart, and what is read of a page is
 // then read while the page is known.
-static void thin_product(i64 rows, i64 width, const bf16* a, i64 a_stride, const bf16* b, i64 b_stride, float* out,
-                         i64 out_stride) {
+static void thin_product(i64 rows, i64 width, i64 wanted, const bf16* a, i64 a_stride, const bf16* b, i64 b_stride,
+                         float* out) {
     const i64 STEPS = 4, TASK = 192;
     i64 blocks = (rows + 31) / 32;
     bf16* turned = (bf16*)std::aligned_alloc(64, size_t(blocks) * 2048);  // a^T: per 32 of T two tiles of 16 rows
@@ -242,39 +242,14 @@ static void thin_product(i64 rows, i64 width, const bf16* a, i64 a_stride, const
                 }
             }
             for (i64 column = n; column < end; column += 32)
-                for (i64 s = 0; s < 32; s++)
-                    unwoven(sums + (column - n) * 32 + (s >> 4) * 512 + (s & 15) * 16, out + s * out_stride + column);
+                for (i64 s = 0; s < wanted; s++)
+                    unwoven(sums + (column - n) * 32 + (s >> 4) * 512 + (s & 15) * 16, out + s * width + column);
         }
         _tile_release();
     }
     std::free(turned);
 }
 #endif
-
-// A member of a group: float32 factors A [rank, in] and B [size, rank], for rows start.. of the output.
-struct Member {
-    const float *a, *b;
-    i64 rank, start, size;
-};
-
-// All A below each other in a_all [S, in], all B times their scaling at their rows and columns of b_all [width, S],
-// zeros elsewhere.
-extern "C" void linear_stack(i64 count, const Member* members, const float* scalings, i64 inside, i64 width, i64 rank,
-                             bf16* a_all, bf16* b_all) {
-    std::memset(b_all, 0, size_t(width * rank) * 2);
-    i64 column = 0;
-    for (i64 m = 0; m < count; m++) {
-        const Member& member = members[m];
-        bf16* to = a_all + column * inside;
-#pragma omp simd
-        for (i64 i = 0; i < member.rank * inside; i++) put(member.a[i], to + i);
-        for (i64 n = 0; n < member.size; n++)
-            for (i64 r = 0; r < member.rank; r++)
-                put(member.b[n * member.rank + r] * scalings[m], b_all + (member.start + n) * rank + column + r);
-        column += member.rank;
-    }
-    std::memset(a_all + column * inside, 0, size_t((rank - column) * inside) * 2);
-}
 
 // whether this processor and system have tiles: *answer = 1
 extern "C" void linear_available(void* answer) {
@@ -285,24 +260,103 @@ extern "C" void linear_available(void* answer) {
 #endif
 }
 
-// y [T, N] = x [T, K] W + z [T, S] B: W is [K, N], or [N, K] if transposed, and B [S, N] or [N, S]; S may be 0.
-// K, N and S are multiples of 32.
+// y [T, N] = x [T, K] W: W is [K, N], or [N, K] if transposed. K and N are multiples of 32.
 extern "C" void linear_matmul(i64 rows, i64 depth, i64 width, i64 transposed, const bf16* x, i64 x_stride,
-                              const bf16* weight, i64 weight_stride, i64 rank, const bf16* z, i64 z_stride,
-                              const bf16* low, i64 low_stride, bf16* y, i64 y_stride) {
+                              const bf16* weight, i64 weight_stride, bf16* y) {
 #if HAS_AMX
-    Matmul parts[2] = {{x, x_stride, depth, weight, weight_stride, transposed},
-                       {z, z_stride, rank, low, low_stride, transposed}};
-    if (rank == 0 && depth > 4 * DEEP)
-        deep_matmul(parts[0], rows, width, y, y_stride);
+    Matmul part = {x, x_stride, depth, weight, weight_stride, transposed};
+    if (depth > 4 * DEEP)
+        deep_matmul(part, rows, width, y, width);
     else
-        matmul(parts, rank ? 2 : 1, rows, width, y, y_stride);
+        matmul(&part, 1, rows, width, y, width);
 #endif
 }
 
-extern "C" void linear_thin_product(i64 rows, i64 rank, i64 width, const bf16* a, i64 a_stride, const bf16* b,
-                                    i64 b_stride, float* out) {
+// A member of a group: float32 factors A [rank, in] and B [size, rank], for rows start.. of the output, or the gradients
+// of both.
+struct Member {
+    float *a, *b;
+    i64 rank, start, size;
+};
+
+// What a forward pass keeps: all A below each other [S, in], all B times their scaling at their rows and columns
+// [width, S], zeros elsewhere, and z = x A^T [rows, S].
+struct Kept {
+    bf16 *a, *b, *z;
+    Kept(bf16* all, i64 inside, i64 width, i64 rank) : a(all), b(all + rank * inside), z(b + width * rank) {}
+};
+
+static void stack(i64 count, const Member* members, const float* scalings, i64 inside, i64 width, i64 rank,
+                  const Kept& to) {
+    std::memset(to.b, 0, size_t(width * rank) * 2);
+    i64 column = 0;
+    for (i64 m = 0; m < count; m++) {
+        const Member& member = members[m];
+        bf16* a = to.a + column * inside;
+#pragma omp simd
+        for (i64 i = 0; i < member.rank * inside; i++) put(member.a[i], a + i);
+        for (i64 n = 0; n < member.size; n++)
+            for (i64 r = 0; r < member.rank; r++)
+                put(member.b[n * member.rank + r] * scalings[m], to.b + (member.start + n) * rank + column + r);
+        column += member.rank;
+    }
+    std::memset(to.a + column * inside, 0, size_t((rank - column) * inside) * 2);
+}
+
+// dB of each member of all of them [S, width]
+static void scatter(i64 count, const Member* members, const float* scalings, i64 width, const float* all) {
+    i64 column = 0;
+    for (i64 m = 0; m < count; m++) {
+        const Member& member = members[m];
+        for (i64 n = 0; n < member.size; n++)
+            for (i64 r = 0; r < member.rank; r++)
+                member.b[n * member.rank + r] = all[(column + r) * width + member.start + n] * scalings[m];
+        column += member.rank;
+    }
+}
+
+// y [T, N] = x [T, K] W^T + s z B^T with z = x A^T, of the members' A and B; `kept` is for the backward pass
+extern "C" void linear_low_rank_forward(i64 rows, i64 depth, i64 width, i64 rank, i64 count, const Member* members,
+                                        const float* scalings, const bf16* x, i64 x_stride, const bf16* weight,
+                                        i64 weight_stride, bf16* kept, bf16* y) {
 #if HAS_AMX
-    for (i64 s = 0; s < rank; s += 32) thin_product(rows, width, a + s, a_stride, b, b_stride, out + s * width, width);
+    Kept to(kept, depth, width, rank);
+    stack(count, members, scalings, depth, width, rank, to);
+    Matmul thin = {x, x_stride, depth, to.a, depth, 1};
+    matmul(&thin, 1, rows, rank, to.z, rank);
+    Matmul parts[2] = {{x, x_stride, depth, weight, weight_stride, 1}, {to.z, rank, rank, to.b, rank, 1}};
+    matmul(parts, 2, rows, width, y, width);
+#endif
+}
+
+// dz [T, S] = s dy B and, where it is wanted, dx [T, K] = dy W + dz A
+extern "C" void linear_low_rank_backward(i64 rows, i64 depth, i64 width, i64 rank, bf16* kept, const bf16* dy,
+                                         const bf16* weight, i64 weight_stride, bf16* dz, bf16* dx) {
+#if HAS_AMX
+    Kept from(kept, depth, width, rank);
+    Matmul thin = {dy, width, width, from.b, rank, 0};
+    matmul(&thin, 1, rows, rank, dz, rank);
+    if (!dx) return;
+    Matmul parts[2] = {{dy, width, width, weight, weight_stride, 0}, {dz, rank, rank, from.a, depth, 0}};
+    matmul(parts, 2, rows, depth, dx, depth);
+#endif
+}
+
+// dA = dz^T x of all members below each other [their ranks, K], and each member's dB = s dy^T z
+extern "C" void linear_factor_gradients(i64 rows, i64 depth, i64 width, i64 rank, i64 count, const Member* members,
+                                        const float* scalings, bf16* kept, const bf16* dy, const bf16* dz,
+                                        const bf16* x, i64 x_stride, float* da) {
+#if HAS_AMX
+    Kept from(kept, depth, width, rank);
+    i64 used = 0;
+    for (i64 m = 0; m < count; m++) used += members[m].rank;
+    float* all = (float*)std::aligned_alloc(64, size_t(rank * width) * 4);
+    for (i64 s = 0; s < used; s += 32) {
+        i64 wanted = used - s < 32 ? used - s : 32;
+        thin_product(rows, width, wanted, from.z + s, rank, dy, width, all + s * width);
+        thin_product(rows, depth, wanted, dz + s, rank, x, x_stride, da + s * depth);
+    }
+    scatter(count, members, scalings, width, all);
+    std::free(all);
 #endif
 }

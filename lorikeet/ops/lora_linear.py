@@ -21,10 +21,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from lorikeet.kernels.linear import backward as product_back
-from lorikeet.kernels.linear import forward as product
-from lorikeet.kernels.linear import serves as tiles_serve
-from lorikeet.kernels.linear import stack, thin_product
+from lorikeet.kernels import linear as tiles
 from lorikeet.quant._contract import FrozenWeight
 
 THIN = 16  # ranks in 16 bits, with plain PyTorch: x @ A [1536, 576] x [576, S] takes 0.14 ms for S = 8 and 0.10 for 16
@@ -88,9 +85,11 @@ class LoraLinearFunction(torch.autograd.Function):
     ) -> Tensor:
         x, kept = (source, None) if prologue is None else prologue.forward(source)
         keep = torch.rand_like(x, dtype=torch.float32) >= dropout if members and dropout > 0 else None
-        ctx.tiles = _on_tiles(x, weight, keep)
-        compute = _tiles_forward if ctx.tiles else _plain_forward
-        y, *low = compute(x, weight, members, factors, keep, dropout)
+        ctx.tiles = _tiles_serve(x, weight, keep)
+        if ctx.tiles:
+            y, *low = _tiles_forward(x, weight, members, factors)
+        else:
+            y, *low = _plain_forward(x, weight, members, factors, keep, dropout)
         if bias is not None:
             y.add_(bias.to(y.dtype))
         ctx.prologue, ctx.weight, ctx.members, ctx.dropout, ctx.low = prologue, weight, members, dropout, len(low)
@@ -104,16 +103,24 @@ class LoraLinearFunction(torch.autograd.Function):
         source, kept, keep, bias, *rest = ctx.saved_tensors
         low, factors = rest[: ctx.low], rest[ctx.low :]
         dbias = dy.sum(0, dtype=bias.dtype) if bias is not None and ctx.needs_input_grad[3] else None
-        compute = _tiles_backward if ctx.tiles else _plain_backward
-        dx, dz, dbs = compute(dy, ctx.weight, members, factors, low, keep, ctx.dropout, ctx.needs_input_grad[0])
+        if ctx.tiles:
+            dy = dy.contiguous()
+            dx, dz = _tiles_backward(dy, ctx.weight, members, factors, low, ctx.needs_input_grad[0])
+        else:
+            dx, dz, dbs = _plain_backward(
+                dy, ctx.weight, members, factors, low, keep, ctx.dropout, ctx.needs_input_grad[0]
+            )
         x, dsource = source, dx
         if ctx.prologue is not None and dx is not None:
             dsource, x = ctx.prologue.backward(source, kept, dx, again=bool(members))
         elif ctx.prologue is not None and members:
             x, _ = ctx.prologue.forward(source)
         dfactors: list[Tensor] = []
-        if members:
-            da = thin_product(dz, x) if ctx.tiles else dz.T @ _drop(x, keep, ctx.dropout)
+        if members and ctx.tiles:
+            found = tiles.factor_gradients(dy, dz, x, _on_tiles(members, factors), *low)
+            dfactors = [grad.to(factor.dtype) for grad, factor in zip(found, factors)]
+        elif members:
+            da = dz.T @ _drop(x, keep, ctx.dropout)
             for a, b, part, db in zip(factors[::2], factors[1::2], _split(da, factors, dim=0), dbs):
                 dfactors += [part.to(a.dtype), db.to(b.dtype)]
         return dsource, None, None, dbias, None, None, *dfactors
@@ -174,28 +181,24 @@ def _stack(members: Sequence[LowRank], factors: Sequence[Tensor], like: Tensor) 
     return a_all, b_all
 
 
-def _on_tiles(x: Tensor, weight: FrozenWeight, keep: Tensor | None) -> bool:
+def _tiles_serve(x: Tensor, weight: FrozenWeight, keep: Tensor | None) -> bool:
     """Whether the kernels of kernels/linear.py take this: they want the dense weight and have no dropout."""
     fused = type(weight).linear is not FrozenWeight.linear or type(weight).backward is not FrozenWeight.backward
-    return keep is None and not fused and tiles_serve(x, weight.out_features, weight.in_features)
+    return keep is None and not fused and tiles.serves(x, weight.out_features, weight.in_features)
+
+
+def _on_tiles(members: Sequence[LowRank], factors: Sequence[Tensor]) -> tiles.Factors:
+    return tiles.Factors(factors, [member.rows for member in members], [member.scaling for member in members])
 
 
 def _tiles_forward(
-    x: Tensor,
-    weight: FrozenWeight,
-    members: Sequence[LowRank],
-    factors: Sequence[Tensor],
-    _keep: Tensor | None,
-    _dropout: float,
+    x: Tensor, weight: FrozenWeight, members: Sequence[LowRank], factors: Sequence[Tensor]
 ) -> tuple[Tensor, ...]:
-    """y, and z [T, S] with the stacked factors (see `kernels.linear.stack`) where there are members."""
+    """y, and where there are members what the kernels keep."""
     dense = weight.dense(x.dtype)
     if not members:
-        return (product(x, dense),)
-    rows, scalings = [member.rows for member in members], [member.scaling for member in members]
-    a_all, b_all = stack(factors, rows, scalings, weight.out_features)
-    z = product(x, a_all)
-    return product(x, dense, z, b_all), z, a_all, b_all
+        return (tiles.forward(x, dense),)
+    return tiles.low_rank_forward(x, dense, _on_tiles(members, factors))
 
 
 def _tiles_backward(
@@ -204,22 +207,13 @@ def _tiles_backward(
     members: Sequence[LowRank],
     factors: Sequence[Tensor],
     low: Sequence[Tensor],
-    _keep: Tensor | None,
-    _dropout: float,
     wants_input: bool,
-) -> tuple[Tensor | None, Tensor, list[Tensor]]:
-    """dx, dz [T, S] and each member's dB."""
-    dense, dy = weight.dense(dy.dtype), dy.contiguous()
+) -> tuple[Tensor | None, Tensor]:
+    """dx and dz [T, S]."""
+    dense = weight.dense(dy.dtype)
     if not members:
-        return product_back(dy, dense) if wants_input else None, dy, []
-    z, a_all, b_all = low
-    dz = product_back(dy, b_all)
-    dx = product_back(dy, dense, dz, a_all) if wants_input else None
-    dbs = []
-    for member, part, b in zip(members, _split(thin_product(z, dy), factors, dim=0), factors[1::2]):
-        db = torch.empty_like(b)  # in the parameter's own layout: what accumulates on it is then one straight pass
-        dbs.append(torch.mul(part[:, member.rows].T, member.scaling, out=db))
-    return dx, dz, dbs
+        return tiles.backward(dy, dense) if wants_input else None, dy
+    return tiles.low_rank_backward(dy, dense, _on_tiles(members, factors), *low, wants_input=wants_input)
 
 
 def _split(z: Tensor, factors: Sequence[Tensor], dim: int = -1) -> tuple[Tensor, ...]:

@@ -112,28 +112,79 @@ def test_split_heads_gives_up_no_gradient_where_a_part_is_not_used(computed_by: 
 
 @tiles
 @pytest.mark.parametrize("rows", [64, 65, 100, 1030])
-@pytest.mark.parametrize(("out", "inside"), [(96, 64), (32, 320), (224, 32)])
+@pytest.mark.parametrize(("out", "inside"), [(96, 64), (32, 320), (224, 32), (64, 1600)])
 def test_products_on_tiles_equal_plain_ones(rows: int, out: int, inside: int) -> None:
     dtype = torch.bfloat16
     x, dy = (random(rows, n, seed=n, dtype=dtype, grad=False) for n in (inside, out))
     weight = random(out, inside, seed=3, dtype=dtype, grad=False)
-    z, b, a = (random(*n, seed=4, dtype=dtype, grad=False) for n in ((rows, 64), (out, 64), (64, inside)))
     close(linear.forward(x, weight), x.double() @ weight.double().T, dtype)
-    close(linear.forward(x, weight, z, b), x.double() @ weight.double().T + z.double() @ b.double().T, dtype)
-    close(linear.backward(dy, weight, z, a), dy.double() @ weight.double() + z.double() @ a.double(), dtype)
-    close(linear.thin_product(z, dy), z.double().T @ dy.double(), torch.float32)
+    close(linear.backward(dy, weight), dy.double() @ weight.double(), dtype)
     wide = random(rows, inside + 32, seed=5, dtype=dtype, grad=False)[:, 32:]  # rows further apart
     close(linear.forward(wide, weight), wide.double() @ weight.double().T, dtype)
 
 
+def low_rank(out: int, inside: int) -> tuple[Tensor, linear.Factors]:
+    """A weight, and members of ranks 24 and 11 on its first and its last rows."""
+    weight = random(out, inside, seed=3, dtype=torch.bfloat16, grad=False)
+    rows = [slice(0, 16), slice(20, out)]
+    sizes = [size for place, rank in zip(rows, (24, 11)) for size in ((rank, inside), (place.stop - place.start, rank))]
+    tensors = [random(*size, seed=i, dtype=torch.bfloat16, grad=False).float() for i, size in enumerate(sizes)]
+    return weight, linear.Factors(tensors, rows, [1.0, 2.0])
+
+
+@tiles
+@pytest.mark.parametrize("rows", [64, 65, 1030])
+@pytest.mark.parametrize(("out", "inside"), [(96, 64), (32, 320), (64, 1600)])
+def test_low_rank_updates_on_tiles_equal_plain_ones(rows: int, out: int, inside: int) -> None:
+    dtype = torch.bfloat16
+    weight, factors = low_rank(out, inside)
+    x, dy = (random(rows, n, seed=n, dtype=dtype, grad=False) for n in (inside, out))
+    y, kept = linear.low_rank_forward(x, weight, factors)
+    dx, dz = linear.low_rank_backward(dy, weight, factors, kept, wants_input=True)
+    wanted_y, wanted_dx = x.double() @ weight.double().T, dy.double() @ weight.double()
+    column, a_and_b = 0, iter(factors.tensors)
+    for place, scaling, rank in zip(factors.rows, factors.scalings, factors.ranks):
+        a, b = next(a_and_b).double(), next(a_and_b).double()
+        z = (x.double() @ a.T).to(dtype).double()
+        part = dz[:, column : column + rank]
+        column += rank
+        close(part, scaling * dy[:, place].double() @ b, dtype)
+        wanted_y[:, place] += scaling * z @ b.T
+        wanted_dx += part.double() @ a
+    close(y, wanted_y, dtype)
+    assert dx is not None
+    close(dx, wanted_dx, dtype)
+    assert linear.low_rank_backward(dy, weight, factors, kept, wants_input=False)[0] is None
+
+
+@tiles
+def test_the_factors_gradients_on_tiles_equal_plain_ones() -> None:
+    weight, factors = low_rank(96, 64)
+    x, dy, dz = (random(130, n, seed=n, dtype=torch.bfloat16, grad=False) for n in (64, 96, 64))
+    _, kept = linear.low_rank_forward(x, weight, factors)
+    z = kept[-130 * factors.rank :].view(130, factors.rank).double()
+    grads, column = linear.factor_gradients(dy, dz, x, factors, kept), 0
+    for place, scaling, rank, da, db in zip(factors.rows, factors.scalings, factors.ranks, grads[::2], grads[1::2]):
+        columns = slice(column, column := column + rank)
+        close(da, dz[:, columns].double().T @ x.double(), torch.float32)
+        close(db, scaling * dy[:, place].double().T @ z[:, columns], torch.float32)
+
+
 @tiles
 def test_a_product_on_tiles_repeats_bitwise() -> None:
-    x, weight = (random(*n, seed=1, dtype=torch.bfloat16, grad=False) for n in ((500, 576), (960, 576)))
-    first = linear.forward(x, weight), linear.thin_product(x[:, :32].contiguous(), x)
-    threads = torch.get_num_threads()
+    weight, factors = low_rank(960, 576)
+    x = random(500, 576, seed=1, dtype=torch.bfloat16, grad=False)
+
+    def computed() -> list[Tensor]:
+        y, kept = linear.low_rank_forward(x, weight, factors)
+        dx, dz = linear.low_rank_backward(y, weight, factors, kept, wants_input=True)
+        assert dx is not None
+        return [y, dx, *linear.factor_gradients(y, dz, x, factors, kept)]
+
+    first, threads = computed(), torch.get_num_threads()
     try:
         torch.set_num_threads(1)
-        again = linear.forward(x, weight), linear.thin_product(x[:, :32].contiguous(), x)
+        again = computed()
     finally:
         torch.set_num_threads(threads)
     assert all(torch.equal(left, right) for left, right in zip(first, again))
