@@ -12,7 +12,7 @@ from lorikeet.checkpoints._unfinished import explained, refuse_pointers
 
 
 def open_checkpoint(path: str | Path, *, allow_pickle: bool = False) -> Checkpoint:
-    """The checkpoint at `path`: a Hugging Face folder or a GGUF file.
+    """The checkpoint at `path`: a Hugging Face folder, a GGUF file, or a folder of Meta's.
 
     Raises CheckpointError when there is nothing, something else, or something damaged or half downloaded. Pickled
     weights are refused unless `allow_pickle`; even then nothing but tensors is unpickled."""

@@ -16,7 +16,21 @@ from typing import Annotated
 import typer
 
 from lorikeet.base.errors import LorikeetError
-from lorikeet.cli import _command, data, doctor, init, migrate, model, models, plan, quantize, recipe, run, verify
+from lorikeet.cli import (
+    _command,
+    convert,
+    data,
+    doctor,
+    init,
+    migrate,
+    model,
+    models,
+    plan,
+    quantize,
+    recipe,
+    run,
+    verify,
+)
 
 app = typer.Typer(
     name="lorikeet",
@@ -27,7 +41,8 @@ app = typer.Typer(
     help="Fine-tune a large language model on the machine you have, and prove that it worked.",
     epilog="First time here: lorikeet demo    Every command: lorikeet COMMAND --help",
 )
-for group in (doctor, init, plan, run, model, verify, quantize, models, migrate, recipe, data):  # the order of the help
+# the order of the help
+for group in (doctor, init, plan, run, model, verify, quantize, convert, models, migrate, recipe, data):
     group.register(app)
 
 

@@ -135,7 +135,9 @@ def _lines(facts: dict[str, Any]) -> Iterator[tuple[str, Any]]:
         yield "targets", _words(facts["target_modules"])
         yield "trainable", f"no: {facts['why_not']}"
         return
-    layout = {"hf": "Hugging Face folder", "gguf": "GGUF file"}.get(facts["layout"], facts["layout"])
+    layout = {"hf": "Hugging Face folder", "gguf": "GGUF file", "meta": "Meta's checkpoint"}.get(
+        facts["layout"], facts["layout"]
+    )
     yield "layout", f"{layout}, {_bytes(facts['size_bytes'])}"
     yield "family", facts["family"] or f"none that is known here ({facts['model_type'] or 'no model_type'})"
     if facts["architecture"]:
