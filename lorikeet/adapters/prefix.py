@@ -105,7 +105,9 @@ def base_keys_and_values(model: CausalLM, ids: Tensor) -> Tensor:
     size = len(ids)
     recorded = RecordedView(PackedView(torch.full((size,), size, dtype=torch.int32), torch.arange(size)))
     model.hidden(ids.to(model.device), torch.arange(size, device=model.device), recorded)
-    return torch.stack([torch.stack(recorded.kept[layer], 1) for layer in range(model.shape.layers)], 1).cpu()
+    shape = model.shape
+    recorded.check(shape.layers, (shape.kv_heads, shape.head_dim))
+    return torch.stack([torch.stack(recorded.kept[layer], 1) for layer in range(shape.layers)], 1).cpu()
 
 
 class Table(nn.Module):

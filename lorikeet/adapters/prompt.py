@@ -44,8 +44,10 @@ class PromptTuning(VirtualTokens):
                 with torch.no_grad():
                     table.copy_(embedder(ids.to(model.device)))
         self.take_context(model)
-        model.prompt = SoftPrompt(table.to(model.device), embedder, model.shares_within)
-        model.surround(model.prompt.around)
+        model.prompt = prompt = SoftPrompt(table.to(model.device), embedder, model.shares_within)
+        if has_numbers(table):
+            prompt.read(model.hidden)  # a network that cannot answer with a prompt is told now
+        model.surround(prompt.around)
 
     def parameters(self, model: CausalLM) -> dict[str, nn.Parameter]:
         """See `Adapter.parameters`."""
@@ -81,7 +83,7 @@ class SoftPrompt(nn.Module):
         if isinstance(view, PackedView):
             row = view.behind(size)
             return self._enter(hidden, F.pad(tokens, (size, 0)), row.positions.to(positions.device), row)[size:]
-        return hidden(tokens, positions + size, PrefixedView(view, self._keys_and_values(hidden)))
+        return hidden(tokens, positions + size, PrefixedView(view, self.read(hidden)))
 
     def _check(self, view: View) -> None:
         """A rope that changes with a text's length gives the vectors other keys for long texts."""
@@ -107,7 +109,7 @@ class SoftPrompt(nn.Module):
             handle.remove()
 
     @torch.no_grad()
-    def _keys_and_values(self, hidden: Callable[..., Tensor]) -> list[Prefix]:
+    def read(self, hidden: Callable[..., Tensor]) -> list[Prefix]:
         """What each layer makes of the vectors; kept until they change."""
         size, device = len(self.vectors), self.vectors.device
         # by their numbers: a compiled optimizer changes them without torch's knowledge

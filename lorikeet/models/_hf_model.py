@@ -26,7 +26,7 @@ from lorikeet.models._hf_graph import Capture, Layout, Linear
 from lorikeet.models._hf_names import Piece
 from lorikeet.models.causal_lm import CausalLM, Head, Shape
 from lorikeet.models.experts import ExpertGroup
-from lorikeet.models.kv_cache import Prefill
+from lorikeet.models.kv_cache import Decode, Prefill
 from lorikeet.models.linear import FrozenLinear
 from lorikeet.models.slots import Slot, parameter_slot
 from lorikeet.ops.attention import PackedView, View
@@ -97,6 +97,12 @@ class TransformersModel(CausalLM):
 
     def _in_batches(self, tokens: Tensor, positions: Tensor, view: View) -> Tensor:
         """The same with each text whole, padded at its end, where causal texts do not look: [T, D]."""
+        if not isinstance(view, (PackedView, Prefill, Decode)):
+            raise ModelError(
+                "this network reads whole texts, so that no keys and values can stand before them",
+                given="padded batches, as transformers runs it",
+                try_="adapter.kind=lora",
+            )
         until = getattr(view, "visible_until", None)
         if not isinstance(view, PackedView):
             told = _remember(tokens, view, self.shape, self.dtype)

@@ -9,7 +9,7 @@ work as they do without. `RecordedView` is the other direction: the keys and val
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
@@ -58,23 +58,13 @@ class PrefixedView:
         """See `View.attend`. Raises ModelError for keys or values of other sizes than the prefix's."""
         keys, values = self.prefix[layer]
         if k.shape[1:] != keys.shape[1:] or v.shape[1:] != values.shape[1:]:
-            raise ModelError(
-                f"layer {layer} has keys and values of other sizes than a prefix, which is the same in all layers",
-                given=f"keys {tuple(k.shape[1:])}, values {tuple(v.shape[1:])}",
-                allowed=tuple(keys.shape[1:]),
-                try_="adapter.kind=prompt, or lora",
-            )
+            raise _other_sizes(layer, k, v, tuple(keys.shape[1:]))
         self._asked.add(layer)
         return self.view.attend(layer, q, k, v, prefix=(keys.to(k.dtype), values.to(v.dtype)), **options)
 
     def check(self) -> None:
         """Raise ModelError where the network computed its attention without asking the view."""
-        if len(self._asked) < len(self.prefix):
-            raise ModelError(
-                "the network does not leave its attention to the view, so it has no place for a prefix",
-                given=f"{len(self._asked)} of {len(self.prefix)} layers asked",
-                try_="adapter.kind=lora",
-            )
+        _check_asked(self._asked, len(self.prefix))
 
 
 class RecordedView:
@@ -92,3 +82,29 @@ class RecordedView:
         """See `View.attend`."""
         self.kept[layer] = k, v
         return self.view.attend(layer, q, k, v, **options)
+
+    def check(self, layers: int, sizes: tuple[int, int]) -> None:
+        """Raise ModelError unless so many layers have asked, all with keys and values of [K, E]."""
+        _check_asked(self.kept, layers)
+        for layer, (k, v) in self.kept.items():
+            if k.shape[1:] != sizes or v.shape[1:] != sizes:
+                raise _other_sizes(layer, k, v, sizes)
+
+
+def _check_asked(asked: Collection[int], layers: int) -> None:
+    if len(asked) < layers:
+        raise ModelError(
+            "the network does not leave its attention to the view, so it has no place for a prefix",
+            given=f"{len(asked)} of {layers} layers asked",
+            try_="adapter.kind=lora",
+        )
+
+
+def _other_sizes(layer: int, k: Tensor, v: Tensor, sizes: tuple[int, ...]) -> ModelError:
+    """A bias by position (ALiBi) is more columns of the keys; some networks have keys wider than values."""
+    return ModelError(
+        f"layer {layer} has keys and values of other sizes than a prefix",
+        given=f"keys {tuple(k.shape[1:])}, values {tuple(v.shape[1:])}",
+        allowed=f"{sizes} for both, as in all layers",
+        try_="adapter.kind=prompt, or lora",
+    )
