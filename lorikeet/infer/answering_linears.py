@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from lorikeet.adapters.lora import LoraGroup, LoraPair
+from lorikeet.kernels import few_rows
 from lorikeet.kernels import linear as tiles
 from lorikeet.models.causal_lm import CausalLM
 from lorikeet.models.linear import LinearGroup
@@ -45,11 +46,14 @@ class AnsweringGroup:
 
     def _product(self, x: Tensor) -> Tensor:
         weight = self.weight
-        if self.plain and tiles.serves(x, weight.out_features, weight.in_features):
+        if self.plain:
             dense = weight.dense(x.dtype)
-            if self.a is None:
-                return tiles.forward(x, dense)
-            return tiles.forward(x, dense, tiles.forward(x, self.a), self.b)
+            if few_rows.serves(x, dense):
+                z = None if self.a is None else few_rows.forward(x, self.a)
+                return few_rows.forward(x, dense, z, self.b)
+            if tiles.serves(x, weight.out_features, weight.in_features):
+                z = None if self.a is None else tiles.forward(x, self.a)
+                return tiles.forward(x, dense, z, self.b)
         y = weight.linear(x)
         if self.a is not None and self.b is not None:
             y.addmm_(x @ self.a.T, self.b.T)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lorikeet import kernels
 from lorikeet.kernels import cross_entropy as compiled
-from lorikeet.kernels import linear
+from lorikeet.kernels import few_rows, linear
 
 # Logits at once. Each chunk reads the whole head, so few rows are slow: on tiles, V 49152 x D 576, logits and their
 # gradient's product take 0.19 ms a row in chunks of 330 rows and 0.18 in chunks of 522. Blocks from 32 MiB on come
@@ -54,7 +54,8 @@ def full_logits(
     hidden: Tensor, weight: Tensor, *, bias: Tensor | None = None, scale: float = 1.0, softcap: float | None = None
 ) -> Tensor:
     """[N, V] logits in at least float32, from a matmul in hidden's dtype."""
-    logits = hidden @ weight.to(hidden.dtype).T
+    weight = weight.to(hidden.dtype)
+    logits = few_rows.forward(hidden, weight) if few_rows.serves(hidden, weight) else hidden @ weight.T
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     if bias is not None:
         logits = logits + bias

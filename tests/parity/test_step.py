@@ -14,8 +14,8 @@ from lorikeet.data.pack import pack_row, plan_rows, plan_step
 from lorikeet.models import causal_lm
 from lorikeet.models.experts import ExpertSizes
 from lorikeet.ops import linear_cross_entropy
-from lorikeet.ops.attention import reference_attention
-from lorikeet.train import step as step_module
+from lorikeet.ops.attention import PackedView, reference_attention
+from lorikeet.train import noise as noise_module
 from parity import tiny
 from parity.trees import conversations
 
@@ -91,7 +91,7 @@ def test_any_tree_of_conversations_equals_its_conversations_one_by_one(
 def test_hidden_states_of_a_tree_are_those_of_its_conversations() -> None:
     network, examples = tiny.decoder(), some_conversations(3)
     row = pack_row(plan_rows(examples, row_tokens=10_000)[0])
-    view = step_module.PackedView(row.visible_until, row.positions)
+    view = PackedView(row.visible_until, row.positions)
     hidden = network.hidden(row.tokens, row.positions, view)
     expected = torch.cat(tiny.one_by_one(network, examples))
     for state in hidden:  # every state of the tree is the state of some conversation
@@ -167,5 +167,5 @@ class ReferenceView:
 def test_bucketed_attention_equals_reference_attention(network: tiny.Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
     parameters, rows = tiny.with_lora(network), packed(some_conversations(), share=True)
     bucketed = tiny.loss_and_gradients(network, parameters, rows)
-    monkeypatch.setattr(step_module, "PackedView", ReferenceView)
+    monkeypatch.setattr(noise_module, "PackedView", ReferenceView)
     tiny.assert_same(bucketed, tiny.loss_and_gradients(network, parameters, rows))
