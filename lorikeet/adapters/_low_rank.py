@@ -16,7 +16,15 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from lorikeet.adapters import _expert_lora
-from lorikeet.adapters._targets import PREFIX, TargetedAdapter, by_leaf_or_name, from_peft_targets, leaves_or_names
+from lorikeet.adapters import _first_values as first_values
+from lorikeet.adapters._targets import (
+    PREFIX,
+    TargetedAdapter,
+    by_leaf_or_name,
+    from_peft_targets,
+    leaves_or_names,
+    refuse_settings,
+)
 from lorikeet.base.errors import RecipeError
 from lorikeet.models.causal_lm import CausalLM
 
@@ -37,6 +45,7 @@ UNSUPPORTED = [
     "velora_config",
 ]
 SAME_FUNCTION = (True, False, None, "gaussian", "eva", "orthogonal")  # of init_lora_weights: A and B say everything
+STARTS = "true gaussian orthogonal pissa pissa_niter_4 olora"
 
 
 class LowRankAdapter(TargetedAdapter):
@@ -56,6 +65,15 @@ class LowRankAdapter(TargetedAdapter):
     bias: Literal["none", "lora_only", "all"] = Field(
         "none", description="Also train biases: none, those of the targeted linears, or all of them."
     )
+    init_lora_weights: bool | str = Field(
+        True,
+        description="How A and B start: true (A random, B zero), gaussian, orthogonal; or as a part of the weight: "
+        "pissa, pissa_niter_4 (the same in a fraction of the time; any number of iterations) or olora.",
+        examples=["pissa_niter_4"],
+    )
+    loraplus_lr_ratio: float = Field(
+        1.0, gt=0, description="B's learning rate as a multiple of A's, which is train.learning_rate (LoRA+)."
+    )
     peft_type: ClassVar[str] = "LORA"
 
     @field_validator("rank_pattern", "alpha_pattern")
@@ -68,6 +86,13 @@ class LowRankAdapter(TargetedAdapter):
                 raise ValueError(f"'{pattern}' is not a valid regular expression: {error}") from None
             if number <= 0:
                 raise ValueError(f"{pattern}: {number} is not above 0")
+        return value
+
+    @field_validator("init_lora_weights")
+    @classmethod
+    def _known_start(cls, value: bool | str) -> bool | str:
+        if not first_values.known(value):
+            raise ValueError(f"there is no start '{value}' (allowed: {STARTS})")
         return value
 
     @model_validator(mode="after")
@@ -108,6 +133,16 @@ class LowRankAdapter(TargetedAdapter):
         if self.scaling is None and (rank, rslora) == (self.rank_of(name), self.use_rslora):
             return _by_pattern(self.alpha_pattern, name, self.alpha)  # not by way of a division
         return self.factor_of(name) * (math.sqrt(rank) if rslora else rank)
+
+    def function(self, model: CausalLM) -> dict[str, Any]:
+        """See `TargetedAdapter.function`."""
+        names = sorted(self.targeted(model))
+        return super().function(model) | {
+            "r": {name: self.rank_of(name) for name in names},
+            "lora_alpha": {name: round(self.factor_of(name) * self._divisor(self.rank_of(name)), 6) for name in names},
+            "use_rslora": self.use_rslora,
+            "bias": self.bias,
+        }
 
     def check_patterns(self, names: set[str]) -> None:
         """Raise RecipeError for a pattern that means none of the targeted linears `names`."""
@@ -150,6 +185,14 @@ class LowRankAdapter(TargetedAdapter):
             assert linear.bias is not None
             linear.bias = nn.Parameter(linear.bias.detach().to(master(linear.bias.dtype)), requires_grad=True)
 
+    def learning_rate_factors(self, model: CausalLM) -> dict[str, float]:
+        """See `Adapter.learning_rate_factors`. As PEFT's LoRA+: every B, and whatever has one dimension."""
+        if self.loraplus_lr_ratio == 1.0:
+            return {}
+        parameters = self.parameters(model).items()
+        faster = [name for name, parameter in parameters if "lora_B" in name or parameter.dim() == 1]
+        return dict.fromkeys(faster, self.loraplus_lr_ratio)
+
     def from_peft_tensors(self, model: CausalLM, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """See `Adapter.from_peft_tensors`."""
         return _expert_lora.unstacked(model, tensors, self.r)
@@ -182,13 +225,11 @@ class LowRankAdapter(TargetedAdapter):
     @classmethod
     def from_peft(cls, config: dict[str, Any]) -> Self:
         """See `Adapter.from_peft`."""
-        unknown = [name for name in UNSUPPORTED if config.get(name)]
-        if config.get("init_lora_weights", True) not in SAME_FUNCTION:
-            unknown.append("init_lora_weights")  # PiSSA and its like move a part of the base into A and B
-        for name in unknown:
-            raise RecipeError(
-                f"this adapter uses '{name}', which is not supported", given=config[name], allowed="plain LoRA"
-            )
+        refuse_settings(config, UNSUPPORTED, "plain LoRA")
+        start = config.get("init_lora_weights", True)
+        if start not in SAME_FUNCTION and start not in first_values.SPLITTING:
+            # a part of the base is in A and B, and it cannot be known which: pissa_niter draws its directions
+            refuse_settings(config, ["init_lora_weights"], "plain LoRA")
         if config.get("target_parameters"):
             return cls(bias=config.get("bias", "none"), **_expert_lora.settings_of_stacked(config))
         return cls(
@@ -199,6 +240,7 @@ class LowRankAdapter(TargetedAdapter):
             rank_pattern=config.get("rank_pattern") or {},
             alpha_pattern=config.get("alpha_pattern") or {},
             bias=config.get("bias", "none"),
+            init_lora_weights=start if start in first_values.SPLITTING else True,
             **from_peft_targets(config),
         )
 

@@ -102,7 +102,7 @@ def damaged(file: Path, reason: object) -> CheckpointError:
 def _options(config: dict[str, Any], folder: Path) -> Adapter:
     classes = [kind_class("lorikeet.adapters", Adapter, name) for name in kinds("lorikeet.adapters")]
     for cls in classes:
-        if cls.peft_type == config.get("peft_type"):
+        if cls.reads(config):
             try:
                 return cls.from_peft(config)
             except (KeyError, ValueError) as error:  # a setting is missing, or pydantic refuses it

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
@@ -75,6 +76,10 @@ class TargetedAdapter(Adapter):
             found -= excluded
         return found
 
+    def function(self, model: CausalLM) -> dict[str, Any]:
+        """What decides the network's function beside the trained tensors, by option."""
+        return {"target_modules": leaves_or_names(self.targeted(model), model)}
+
     def _in_layers(self, names: set[str]) -> set[str]:
         """Those of `names` in the chosen layers. Raises RecipeError for a layer that is not there."""
         by_layer: dict[int, set[str]] = {}
@@ -100,6 +105,28 @@ class TargetedAdapter(Adapter):
             if match := re.match(pattern, name):
                 return int(match[1])
         return None
+
+
+def refuse_experts(model: CausalLM, names: set[str], what: str) -> None:
+    """Raise RecipeError where something that has no arithmetic for experts is put on some."""
+    stacked = [group for group in model.groups() if isinstance(group, ExpertGroup)]
+    experts = {linear.name for group in stacked for linear in group.linears}
+    if names & experts:
+        raise RecipeError(
+            f"adapter.target_modules: {what} does not train the experts of a mixture",
+            given=f"{len(names & experts)} linears of experts among the targets",
+            allowed="linears outside the experts; plain lora trains experts",
+            try_="adapter.target_modules='[q_proj, k_proj, v_proj, o_proj]'",
+        )
+
+
+def refuse_settings(config: dict[str, Any], names: Iterable[str], allowed: str) -> None:
+    """Raise RecipeError for one of PEFT's settings `names` that an adapter_config.json makes use of."""
+    for name in names:
+        if config.get(name):
+            raise RecipeError(
+                f"this adapter uses '{name}', which is not supported", given=config[name], allowed=allowed
+            )
 
 
 def leaves_or_names(names: set[str], model: CausalLM) -> list[str]:

@@ -209,7 +209,8 @@ def _adapter_identity(recipe: Recipe, identity: dict[str, Any]) -> dict[str, Any
 
 def _resume(run: Run, recipe: Recipe) -> tuple[Progress, Stepper]:
     """Load the newest whole checkpoint, if there is one."""
-    stepper, last = Stepper(run.parameters, recipe.train), run_state.latest_checkpoint(run.folder)
+    shares = recipe.adapter.learning_rate_factors(run.model)
+    stepper, last = Stepper(run.parameters, recipe.train, shares), run_state.latest_checkpoint(run.folder)
     metrics = Metrics(run.folder / "metrics.jsonl")
     if last is None:
         if run_state.checkpoints(run.folder):

@@ -159,7 +159,7 @@ def test_options_come_back_from_what_was_written() -> None:
     [
         {"use_dora": True}, {"modules_to_save": ["lm_head"]}, {"fan_in_fan_out": True},
         {"alora_invocation_tokens": [1, 2]}, {"use_qalora": True}, {"layer_replication": [[0, 2]]},
-        {"init_lora_weights": "pissa"}, {"init_lora_weights": "olora"},
+        {"init_lora_weights": "pissa_niter_4"}, {"init_lora_weights": "loftq"},
     ],
 )  # fmt: skip
 def test_what_peft_has_and_we_have_not_is_refused_not_ignored(changed: dict[str, Any]) -> None:
