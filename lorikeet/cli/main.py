@@ -18,6 +18,7 @@ import typer
 from lorikeet.base.errors import LorikeetError
 from lorikeet.cli import (
     _command,
+    adapters,
     convert,
     data,
     doctor,
@@ -41,8 +42,8 @@ app = typer.Typer(
     help="Fine-tune a large language model on the machine you have, and prove that it worked.",
     epilog="First time here: lorikeet demo    Every command: lorikeet COMMAND --help",
 )
-# the order of the help
-for group in (doctor, init, plan, run, model, verify, quantize, convert, models, migrate, recipe, data):
+# in the order of the help
+for group in (doctor, init, plan, run, model, verify, quantize, convert, models, adapters, migrate, recipe, data):
     group.register(app)
 
 
