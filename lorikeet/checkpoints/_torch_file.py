@@ -59,7 +59,7 @@ class _Kind(NamedTuple):
 class _Storage(NamedTuple):
     dtype: torch.dtype
     key: str
-    count: int
+    numel: int
 
 
 class _Described(NamedTuple):
@@ -197,7 +197,7 @@ class _Writer(pickle.Pickler):
         if not isinstance(one, _Storage):
             return None
         kind = next(name for name, dtype in STORAGES.items() if dtype == one.dtype)
-        return "storage", getattr(torch, kind), one.key, "cpu", one.count
+        return "storage", getattr(torch, kind), one.key, "cpu", one.numel
 
 
 def write(

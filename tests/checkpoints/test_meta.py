@@ -400,4 +400,3 @@ def test_a_conversion_holds_two_tensors_at_most(tmp_path: Path) -> None:
         used = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
         print(f"{to}: {used / (1 << 20):.0f} MiB")
         assert used <= 2 * largest.nbytes + (1 << 29)
-        assert used <= 2 * largest.nbytes, "what is allowed beside the tensors is for larger models"

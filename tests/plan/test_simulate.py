@@ -97,6 +97,12 @@ def test_plain_pytorch_is_foretold_as_well(tiny_model: Path) -> None:
     assert predicted.peak_bytes == pytest.approx(measured.peak_bytes, rel=0.01)
 
 
+def test_noise_and_smoothing_are_foretold_as_well(tiny_model: Path) -> None:
+    train = {"label_smoothing_factor": 0.1, "neftune_noise_alpha": 5.0}
+    predicted, measured = both(tiny_model, [full_row(2, 64)], **train)
+    assert predicted.peak_bytes == pytest.approx(measured.peak_bytes, rel=0.05)
+
+
 def test_the_kinds_add_up_and_are_what_they_are(tiny_model: Path) -> None:
     found, _ = both(tiny_model, [full_row(2, 200)] * 2, r=8)
     checkpoint = open_checkpoint(tiny_model)
