@@ -147,11 +147,11 @@ class _Watched(Stepper):
         self.clear()
         self._tensors.phase = "forward"
 
-    def backward(self, loss: Tensor) -> None:
+    def backward(self, loss: Tensor, *, last_at: float | None = None) -> None:
         watched = self._tensors
         watched.keep()
         watched.phase = "backward"
-        super().backward(loss)
+        super().backward(loss, last_at=last_at)
         for parameter in self.parameters.values():
             if parameter.grad is not None:
                 watched.see(parameter.grad, "gradients")

@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import torch
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from lorikeet.base.errors import CheckpointError
 from lorikeet.base.kinds import kind_class, kind_field, kinds
+from lorikeet.train.in_backward import InBackward
 from lorikeet.train.optimizers._contract import Optimizer, Shared, State
 from lorikeet.train.optimizers.adamw_torch import AdamWTorch
 from lorikeet.train.rates import RateOptions, factors
@@ -36,10 +39,24 @@ class OptimOptions(RateOptions):
     optim: kind_field("lorikeet.train.optimizers", Optimizer) = Field(  # type: ignore[valid-type]
         AdamWTorch(), description="What turns gradients into updates."
     )
+    optimizer_in_backward: bool = Field(
+        False,
+        description="Move each tensor as soon as its gradient is complete and let that go, so that gradients take no "
+        "room (all of it where a step is one row). Needs max_grad_norm: 0, for clipping needs all gradients first.",
+    )
     weight_decay: float = Field(0.0, ge=0, description="Decoupled weight decay.")
     adam_beta1: float = Field(0.9, ge=0, lt=1, description="AdamW's decay of the mean of gradients.")
     adam_beta2: float = Field(0.999, ge=0, lt=1, description="AdamW's decay of the mean of squared gradients.")
     adam_epsilon: float = Field(1e-8, gt=0, description="AdamW's term against division by zero.")
+
+    @model_validator(mode="after")
+    def _no_clipping_in_backward(self) -> Self:
+        if self.optimizer_in_backward and self.max_grad_norm:
+            raise ValueError(
+                f"optimizer_in_backward moves tensors before the norm of all gradients is known, so max_grad_norm "
+                f"({self.max_grad_norm:g}) has to be 0"
+            )
+        return self
 
     @field_validator("optim", mode="before")
     @classmethod
@@ -80,16 +97,22 @@ class _Update:
 
     def __init__(self, parameters: list[nn.Parameter], shares: list[float], options: OptimOptions):
         self.parameters, self.options = parameters, options
-        self.groups: dict[float, list[nn.Parameter]] = defaultdict(list)  # by their share of the learning rate
-        for parameter, share in zip(parameters, shares):
+        self.shares = dict(zip(parameters, shares))  # of the learning rate
+        self.groups: dict[float, list[nn.Parameter]] = defaultdict(list)
+        for parameter, share in self.shares.items():
             self.groups[share].append(parameter)
         self.state: dict[nn.Parameter, State] = {}
 
     @torch.no_grad()
-    def step(self, rate: float) -> None:
-        """Update the parameters that have a gradient."""
+    def step(self, rate: float, but: Collection[nn.Parameter] = ()) -> None:
+        """Update the parameters that have a gradient, `but` those."""
         for share, parameters in self.groups.items():
-            self._move(parameters, rate * share)
+            self._move([parameter for parameter in parameters if parameter not in but], rate * share)
+
+    @torch.no_grad()
+    def one(self, parameter: nn.Parameter, rate: float) -> None:
+        """Update this parameter alone."""
+        self._move([parameter], rate * self.shares[parameter])
 
     def _move(self, parameters: list[nn.Parameter], rate: float) -> None:
         moved = [parameter for parameter in parameters if parameter.grad is not None]
@@ -110,18 +133,29 @@ class Stepper:
         self.parameters, self.options = dict(parameters), options
         found = factors(options, self.parameters, shares)
         self.optimizer = _Update(list(self.parameters.values()), list(found.values()), options)
+        self.early: InBackward | None = None
+        if options.optimizer_in_backward:
+            self.early = InBackward(list(self.parameters.values()), self.optimizer.one)
 
-    def backward(self, loss: Tensor) -> None:
-        """Add the gradients of `loss` to what the parameters already hold."""
-        if loss.requires_grad:
+    def backward(self, loss: Tensor, *, last_at: float | None = None) -> None:
+        """Add the gradients of `loss` to what the parameters already hold. `last_at`: it is the step's last, and this
+        its learning rate, so that a gradient is complete as soon as it is made."""
+        if not loss.requires_grad:
+            return
+        with nullcontext() if self.early is None or last_at is None else self.early.at(last_at):
             loss.backward()
 
     def step(self, rate: float) -> float:
         """Clip, update with learning rate `rate`, clear; returns the gradients' norm before clipping."""
         limit = self.options.max_grad_norm or math.inf
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), limit).item()
-        self.optimizer.step(rate)
-        return norm
+        moved = {} if self.early is None else self.early.moved
+        waiting = [parameter for parameter in self.parameters.values() if parameter not in moved]
+        norm = torch.nn.utils.clip_grad_norm_(waiting, limit)
+        if moved:
+            norm = torch.linalg.vector_norm(torch.stack([norm, *moved.values()]))
+        self.optimizer.step(rate, but=moved)
+        moved.clear()
+        return norm.item()
 
     def clear(self) -> None:
         """Forget the gradients; called before each step, so that they can be looked at after one."""

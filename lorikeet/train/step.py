@@ -83,7 +83,7 @@ def train_step(
     for i, batch in enumerate(micro_batches):
         torch.manual_seed(derive(seed, "micro-batch", i))
         loss = batch_loss(model, batch.to(model.device), noise, seed).loss / total_weight
-        stepper.backward(loss)
+        stepper.backward(loss, last_at=learning_rate if i == len(micro_batches) - 1 else None)
         total_loss += loss.item()
     grad_norm = stepper.step(learning_rate)
     tokens = sum(batch.source_tokens for batch in micro_batches)
