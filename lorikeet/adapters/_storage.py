@@ -11,11 +11,12 @@ from typing import Any
 
 import torch
 from pydantic import TypeAdapter
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lorikeet.adapters._contract import Adapter
+from lorikeet.adapters._new_tokens import around, from_config
 from lorikeet.base.errors import CheckpointError
 from lorikeet.base.kinds import kind_class, kind_field, kinds
 from lorikeet.base.log import note
@@ -39,15 +40,18 @@ def save_adapter(
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
     (folder / IDENTITY).write_text(json.dumps(identity, indent=2) + "\n")
-    again = load_file(folder / WEIGHTS)
-    same = again.keys() == tensors.keys() and all(torch.equal(again[name], tensors[name]) for name in tensors)
+    with safe_open(folder / WEIGHTS, "pt") as again:  # one at a time: all the weights of a model may be in there
+        same = set(again.keys()) == tensors.keys() and all(
+            torch.equal(again.get_tensor(name), value) for name, value in tensors.items()
+        )
     if not same:
         raise CheckpointError(f"the adapter written to {folder} reads back differently", try_="check the disk")
 
 
 def _copies(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """For a file: parts of one parameter share its memory, which safetensors refuses."""
-    return {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
+    ready = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    return {name: one if one.untyped_storage().nbytes() == one.nbytes else one.clone() for name, one in ready.items()}
 
 
 def read_training(folder: Path) -> dict[str, Tensor]:
@@ -100,11 +104,12 @@ def damaged(file: Path, reason: object) -> CheckpointError:
 
 
 def _options(config: dict[str, Any], folder: Path) -> Adapter:
+    config, tokens = from_config(config)
     classes = [kind_class("lorikeet.adapters", Adapter, name) for name in kinds("lorikeet.adapters")]
     for cls in classes:
         if cls.reads(config):
             try:
-                return cls.from_peft(config)
+                return around(cls.from_peft(config), tokens)
             except (KeyError, ValueError) as error:  # a setting is missing, or pydantic refuses it
                 raise damaged(folder / CONFIG, f"{type(error).__name__}: {error}") from error
     known = " ".join(cls.peft_type for cls in classes)

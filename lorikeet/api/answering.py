@@ -109,7 +109,9 @@ def locate(path: str | Path, changed: Mapping[str, Any] | None = None, *, allow_
         options, quant, template = recipe.model, recipe.quant, recipe.data.template
         where = run_state.trained_adapter(folder)
     elif (folder / storage.CONFIG).is_file():
-        where, options, template = folder, ModelOptions(path=_base_of(folder)), _template(folder)
+        added = storage.read_json(folder / storage.IDENTITY).get("add_tokens", [])
+        where, options = folder, ModelOptions(path=_base_of(folder), add_tokens=added)
+        template = _template(folder)
         quant = storage.read_quant(storage.read_json(folder / storage.IDENTITY), folder) or NoQuant()
     else:
         options, template = ModelOptions(path=str(path)), _template(folder)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 from lorikeet import kernels
 from lorikeet.adapters import _storage as storage
 from lorikeet.adapters._contract import Adapter
+from lorikeet.adapters._new_tokens import NewTokens, around
 from lorikeet.base.errors import RecipeError, TokenizerError
 from lorikeet.base.heap import give_back
 from lorikeet.base.log import note
@@ -26,6 +27,7 @@ from lorikeet.data.show import show as show_examples
 from lorikeet.data.templates._contract import Template
 from lorikeet.models.causal_lm import CausalLM, Shape
 from lorikeet.models.load import ModelOptions, identify, load, pick_device, pick_dtype
+from lorikeet.models.new_rows import grow
 from lorikeet.models.stored import fitting
 from lorikeet.quant._contract import Quant
 from lorikeet.tokens._contract import Tokenizer
@@ -38,14 +40,17 @@ class Base:
 
     checkpoint: Checkpoint
     tokenizer: Tokenizer
-    shape: Shape
+    shape: Shape  # with the new tokens
     options: ModelOptions
+    new_tokens: NewTokens | None = None  # of options.add_tokens
 
     def load(self, quant: Quant) -> CausalLM:
         """Read the weights."""
         device = pick_device(self.options.device)
         dtype = pick_dtype(self.options.dtype, device)
         model = load(self.checkpoint, quant, dtype=dtype, device=device, family=self.options.choice)
+        if self.new_tokens is not None:
+            grow(model, *self.new_tokens)
         give_back()  # what the tokenizer and the tensors as read took
         return model
 
@@ -70,7 +75,12 @@ def base_of(options: ModelOptions, path: Path, checkpoint: Checkpoint) -> Base:
             allowed=f"at most {spec.shape.vocab_size}",
             try_="the tokenizer that belongs to the model",
         )
-    return Base(checkpoint, tokenizer, spec.shape, options)
+    if not options.add_tokens:
+        return Base(checkpoint, tokenizer, spec.shape, options)
+    new = NewTokens(tokenizer.vocab_size, len(options.add_tokens))
+    tokenizer = tokenizer.with_tokens(options.add_tokens)
+    shape = replace(spec.shape, vocab_size=max(spec.shape.vocab_size, tokenizer.vocab_size))
+    return Base(checkpoint, tokenizer, shape, options, new)
 
 
 def prepare(recipe: Recipe, base: Base | None = None) -> tuple[Recipe, Base, Template, Prepared]:
@@ -78,7 +88,8 @@ def prepare(recipe: Recipe, base: Base | None = None) -> tuple[Recipe, Base, Tem
     `quant` that says how the model is stored, where it is quantised."""
     base = base or open_base(recipe.model)
     recipe = recipe.model_copy(update={"quant": fitting(recipe.quant, base.checkpoint)})
-    recipe = recipe.model_copy(update={"adapter": recipe.adapter.with_tokenizer(base.tokenizer)})
+    adapter = around(recipe.adapter.with_tokenizer(base.tokenizer), base.new_tokens)
+    recipe = recipe.model_copy(update={"adapter": adapter})
     template = recipe.data.template.bind(base.tokenizer)
     recipe = within_context(recipe, base.shape.max_position - recipe.adapter.context_taken)
     return recipe, base, template, pipeline.prepare(recipe.data, base.tokenizer, template, seed=recipe.train.seed)

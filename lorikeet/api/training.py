@@ -204,7 +204,8 @@ def _identity(recipe: Recipe, base: Base, template: Template, prepared: Prepared
 
 def _adapter_identity(recipe: Recipe, identity: dict[str, Any]) -> dict[str, Any]:
     names = ("base", "base_fingerprint", "tokenizer_fingerprint", "template_fingerprint", "data", "quant")
-    return {name: identity[name] for name in names} | {"template": recipe.data.template.model_dump(mode="json")}
+    found = {name: identity[name] for name in names} | {"template": recipe.data.template.model_dump(mode="json")}
+    return found | ({"add_tokens": recipe.model.add_tokens} if recipe.model.add_tokens else {})
 
 
 def _resume(run: Run, recipe: Recipe) -> tuple[Progress, Stepper]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -44,14 +45,18 @@ class Embedding(nn.Module):
 
     scale: float | None = None
     dtype: torch.dtype | None = None  # of the rows it gives, where the table is kept in another
+    new_rows: nn.Module | None  # those of new tokens: see new_rows.py
 
     def __init__(self, name: str, weight: nn.Parameter):
         super().__init__()
-        self.name, self.weight = name, weight
+        self.name, self.weight, self.new_rows = name, weight, None
 
     def forward(self, tokens: Tensor) -> Tensor:
         """tokens [T] -> their rows [T, D]."""
-        return self.scaled(F.embedding(tokens, self.weight).to(self.dtype or self.weight.dtype))
+        rows = F.embedding(tokens, self.weight).to(self.dtype or self.weight.dtype)
+        if self.new_rows is not None:
+            rows = cast(Tensor, self.new_rows.over(rows, tokens))  # type: ignore[operator]
+        return self.scaled(rows)
 
     def scaled(self, rows: Tensor) -> Tensor:
         """Rows of the table as they enter the network; the scale is rounded as the model was trained."""

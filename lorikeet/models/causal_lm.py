@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -49,12 +49,14 @@ class Head(nn.Module):
     ):
         super().__init__()
         self.weight, self.bias, self.scale, self.softcap = weight, bias, scale, softcap
+        self.new_rows: nn.Module | None = None  # those of new tokens: see new_rows.py
 
     def loss(self, hidden: Tensor, targets: Tensor, weights: Tensor) -> HeadLoss:
         """hidden [N, D], targets [N], weights [N]: the weighted sum of token losses, in chunks."""
-        return linear_cross_entropy(
-            hidden, self.weight, targets, weights, bias=self.bias, scale=self.scale, softcap=self.softcap
-        )
+        options: dict[str, Any] = {"bias": self.bias, "scale": self.scale, "softcap": self.softcap}
+        if self.new_rows is not None:
+            options["rows"] = self.new_rows.first, self.new_rows.weight
+        return linear_cross_entropy(hidden, self.weight, targets, weights, **options)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden [N, D] -> [N, V] float32; for generation, where N is small."""
@@ -62,7 +64,11 @@ class Head(nn.Module):
 
     def margin(self, hidden: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
         """The weighted sum of each target's logit less the mean of all: what label smoothing adds to the loss."""
-        return margin(hidden, self.weight, targets, weights, bias=self.bias, scale=self.scale, softcap=self.softcap)
+        weight: Tensor = self.weight
+        if self.new_rows is not None:  # as `loss` has them: rows that get a gradient where the others have none
+            rows, first = cast(Tensor, self.new_rows.weight), cast(int, self.new_rows.first)
+            weight = torch.cat([weight[:first], rows.to(weight.dtype), weight[first + len(rows) :]])
+        return margin(hidden, weight, targets, weights, bias=self.bias, scale=self.scale, softcap=self.softcap)
 
 
 class CausalLM(nn.Module):
@@ -72,6 +78,7 @@ class CausalLM(nn.Module):
     head: Head
     activations: torch.dtype | None = None  # their dtype, where the head is kept in another
     gradient_checkpointing: bool | int = False  # layers computed twice in training: all, none, or the first so many
+    grown: tuple[int, int] | None = None  # new tokens that the tables were grown for: the first, how many
     shares_within: int | None = None  # longer texts must not share a prefix: their length changes what a token computes
 
     def hidden(self, tokens: Tensor, positions: Tensor, view: View) -> Tensor:

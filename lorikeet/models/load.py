@@ -62,6 +62,12 @@ class ModelOptions(Options):
     trust_remote_code: bool = Field(
         False, description="Run code that comes with the model, for networks that transformers itself does not know."
     )
+    add_tokens: list[str] = Field(
+        [],
+        description="Control tokens that the model does not have yet, for a template to use. Their rows begin as the "
+        "mean of all others, and they alone train in embedding and head, beside any adapter.",
+        examples=[["<|im_start|>", "<|im_end|>"]],
+    )
     dtype: Dtype = Field(
         "auto", description="Of frozen weights and activations; auto takes bfloat16 where it is fast, else float32."
     )

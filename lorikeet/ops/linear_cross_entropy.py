@@ -116,6 +116,8 @@ class LinearCrossEntropyFunction(torch.autograd.Function):
         scale: float,
         softcap: float | None,
         chunk: int,
+        rows: Tensor | None = None,
+        first: int = 0,
     ) -> tuple[Tensor, Tensor, Tensor]:
         count, wide = len(targets), torch.promote_types(hidden.dtype, torch.float32)
         losses = torch.empty(count, dtype=wide, device=hidden.device)
@@ -124,6 +126,7 @@ class LinearCrossEntropyFunction(torch.autograd.Function):
         dhidden = torch.empty_like(hidden, memory_format=torch.contiguous_format) if wants[0] else None
         dweight = torch.zeros_like(weight, dtype=wide) if wants[1] else None
         dbias = torch.zeros_like(bias, dtype=wide) if wants[2] and bias is not None else None
+        drows = torch.zeros_like(rows, dtype=wide) if rows is not None and ctx.needs_input_grad[8] else None
         softmax = compiled.cross_entropy_ if kernels.serves(hidden) else eager_cross_entropy_
         matrix = weight.to(hidden.dtype)
         buffer = torch.empty(min(chunk, count), len(weight), dtype=hidden.dtype, device=hidden.device)
@@ -137,7 +140,7 @@ class LinearCrossEntropyFunction(torch.autograd.Function):
                 torch.mm(hidden[part], matrix.T, out=logits)
             softmax(
                 logits, targets[part], weights[part], losses[part], correct[part],
-                bias=bias, scale=scale, softcap=softcap, gradient=any(wants),
+                bias=bias, scale=scale, softcap=softcap, gradient=any(wants) or drows is not None,
             )  # fmt: skip
             if dbias is not None:
                 dbias.add_(logits.sum(0, dtype=wide))
@@ -147,15 +150,17 @@ class LinearCrossEntropyFunction(torch.autograd.Function):
                 torch.mm(logits, matrix, out=dhidden[part])
             if dweight is not None:
                 dweight.add_(logits.T @ hidden[part])
-        ctx.save_for_backward(dhidden, dweight, dbias)
-        ctx.dtypes = (weight.dtype, None if bias is None else bias.dtype)
+            if drows is not None:
+                drows.add_(logits[:, first : first + len(drows)].T @ hidden[part])
+        ctx.save_for_backward(dhidden, dweight, dbias, drows)
+        ctx.dtypes = (weight.dtype, None if bias is None else bias.dtype, None if rows is None else rows.dtype)
         ctx.mark_non_differentiable(losses, correct)
         return (losses * weights.to(wide)).sum(), losses, correct
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         scale = grads[0]
-        dhidden, dweight, dbias = ctx.saved_tensors
+        dhidden, dweight, dbias, drows = ctx.saved_tensors
         return (
             None if dhidden is None else dhidden * scale.to(dhidden.dtype),
             None if dweight is None else (dweight * scale).to(ctx.dtypes[0]),
@@ -164,6 +169,8 @@ class LinearCrossEntropyFunction(torch.autograd.Function):
             None,
             None,
             None,
+            None,
+            None if drows is None else (drows * scale).to(ctx.dtypes[2]),
             None,
         )
 
@@ -184,9 +191,16 @@ def linear_cross_entropy(
     scale: float = 1.0,
     softcap: float | None = None,
     chunk: int | None = None,
+    rows: tuple[int, Tensor] | None = None,
 ) -> HeadLoss:
-    """hidden [N, D], weight [V, D], targets [N] int64, weights [N] -> HeadLoss. `chunk`: predictions at once."""
+    """hidden [N, D], weight [V, D], targets [N] int64, weights [N] -> HeadLoss. `chunk`: predictions at once. `rows`:
+    (the first of them, rows [n, D] of the weight) that get a gradient where the others have none."""
     if not torch.is_grad_enabled():  # a function of autograd cannot tell: without gradients only the losses are made
         hidden, weight, bias = hidden.detach(), weight.detach(), None if bias is None else bias.detach()
     chunk = chunk or even_chunk(len(targets), max(CHUNK_ROWS, CHUNK_BYTES // (hidden.dtype.itemsize * len(weight))))
-    return HeadLoss(*LinearCrossEntropyFunction.apply(hidden, weight, bias, targets, weights, scale, softcap, chunk))
+    first, trained = (0, None) if rows is None else rows
+    trained = trained if torch.is_grad_enabled() else None
+    found = LinearCrossEntropyFunction.apply(
+        hidden, weight, bias, targets, weights, scale, softcap, chunk, trained, first
+    )
+    return HeadLoss(*found)

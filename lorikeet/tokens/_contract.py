@@ -36,6 +36,10 @@ class Tokenizer(Protocol):
         """The text of `ids`; incomplete UTF-8 at the end becomes U+FFFD."""
         ...
 
+    def with_tokens(self, names: Sequence[str]) -> Tokenizer:
+        """The same with these control tokens behind all others. Raises TokenizerError for names that are tokens."""
+        ...
+
     def save(self, folder: Path) -> None:
         """Write tokenizer.json and tokenizer_config.json (with the chat template) as Hugging Face folders have them."""
         ...

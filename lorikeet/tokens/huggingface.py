@@ -55,7 +55,7 @@ class HuggingFaceTokenizer:
         wanted = [name for name in (*special.names.values(), *special.others) if name not in already]
         backend.add_special_tokens([AddedToken(name, normalized=False, special=True) for name in dict.fromkeys(wanted)])
 
-        self._backend = backend
+        self._backend, self._special = backend, special
         self._files = dict(files or {})
         added = backend.get_added_tokens_decoder()
         self.control = {token.content: id for id, token in added.items() if token.special}
@@ -97,6 +97,30 @@ class HuggingFaceTokenizer:
         """The text of `ids`; incomplete UTF-8 becomes U+FFFD."""
         text: str = self._backend.decode(list(ids), skip_special_tokens=skip_control)
         return text
+
+    def with_tokens(self, names: Sequence[str]) -> HuggingFaceTokenizer:
+        """The same with these control tokens behind all others. Raises TokenizerError for names that are tokens."""
+        known = set(self._backend.get_vocab())
+        wrong = [name for i, name in enumerate(names) if name in known or name in names[:i] or not name.strip()]
+        if wrong:
+            raise TokenizerError(
+                "model.add_tokens: not a new token",
+                given=repr(wrong[0]),
+                allowed="names that the tokenizer does not know, each once",
+                try_="leave it out" if wrong[0] in known else None,
+            )
+        backend = Backend.from_str(self._backend.to_str())
+        backend.add_special_tokens([AddedToken(name, normalized=False, special=True) for name in names])
+        files = dict(self._files)
+        if [backend.token_to_id(name) for name in names] != list(range(self.vocab_size, self.vocab_size + len(names))):
+            raise TokenizerError(
+                "model.add_tokens: this tokenizer's ids have gaps, so new tokens do not come behind all others",
+                given=f"{self.vocab_size} ids",
+                allowed="a tokenizer whose ids follow one another",
+            )
+        if files:
+            files["tokenizer.json"] = backend.to_str(pretty=True).encode()
+        return HuggingFaceTokenizer(backend, self._special, files)
 
     def save(self, folder: Path) -> None:
         """Write the tokenizer's files into the existing `folder`: the original ones where it came from a folder, else

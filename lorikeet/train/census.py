@@ -22,7 +22,8 @@ class Census:
 
     def __init__(self, parameters: Mapping[str, nn.Parameter]):
         self.parameters = parameters
-        self.waiting = set(parameters)
+        # the rows of tokens that no text has yet shown wait without harm
+        self.waiting = {name for name in parameters if not name.endswith("trainable_tokens_delta")}
         self.reached: dict[str, Tensor] = {}  # by the name of a layer's experts: which had a gradient [E]
         self.effective_steps = 0
 
