@@ -7,7 +7,7 @@ table itself, the rows are part of that. Merging writes the grown tables and the
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, NamedTuple, cast
+from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor, nn
 
@@ -21,10 +21,10 @@ KEY = "trainable_token_indices"
 
 
 class NewTokens(NamedTuple):
-    """Tokens first .. first + count."""
+    """Tokens first .. first + size."""
 
     first: int
-    count: int
+    size: int
 
 
 class _Around(Adapter):
@@ -57,7 +57,7 @@ class _Around(Adapter):
 
     def merged_settings(self, settings: dict[str, Any]) -> dict[str, Any]:
         """See `Adapter.merged_settings`."""
-        found, size = super().merged_settings(settings), self.tokens.first + self.tokens.count
+        found, size = super().merged_settings(settings), self.tokens.first + self.tokens.size
         inner = settings.get("text_config")
         if isinstance(inner, dict) and size > inner.get("vocab_size", 0):
             found["text_config"] = {**inner, "vocab_size": size}
@@ -67,7 +67,7 @@ class _Around(Adapter):
 
     def peft_config(self, model: CausalLM) -> dict[str, Any]:
         """See `Adapter.peft_config`; by table, as PEFT has it where there are two."""
-        ids = list(range(self.tokens.first, self.tokens.first + self.tokens.count))
+        ids = list(range(self.tokens.first, self.tokens.first + self.tokens.size))
         leaves = [name.removesuffix(".weight").rpartition(".")[2] for name, _, _ in _tables(model)]
         return super().peft_config(model) | {KEY: dict.fromkeys(leaves, ids) if len(leaves) > 1 else ids}
 
@@ -76,10 +76,10 @@ def around(adapter: Adapter, tokens: NewTokens | None) -> Adapter:
     """The adapter with new tokens beside it; itself where there are none."""
     if tokens is None or isinstance(adapter, _Around):
         return adapter
-    kind = type(adapter)
-    made = cast(type[_Around], type(kind)(kind.__name__, (_Around, kind), {"__module__": kind.__module__}))
+    kind: Any = type(adapter)
+    made: Any = type(kind)(kind.__name__, (_Around, kind), {"__module__": kind.__module__})
     made.tokens = tokens
-    whole = made.model_construct(adapter.model_fields_set, **dict(adapter))
+    whole: Adapter = made.model_construct(adapter.model_fields_set, **dict(adapter))
     if adapter.__pydantic_private__:
         object.__setattr__(whole, "__pydantic_private__", dict(adapter.__pydantic_private__))
     return whole
