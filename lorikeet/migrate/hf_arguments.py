@@ -70,7 +70,7 @@ TABLE: dict[str, Row] = {
     "lora_modules_to_save": differs("no module is trained in full beside the adapter"),
     "lora_weight_path": differs(_NEW),
     "ptuning_checkpoint": differs(_NEW + "; to answer with a run: lorikeet predict RUN FILE"),
-    "prefix_projection": differs("no prefix is trained"),
+    "prefix_projection": by_hand("adapter.prefix_projection"),
     "source_prefix": differs("write it into the rows, or as the template's system prompt"),
     "model_revision": differs("the newest revision is fetched; model.path: hf:ORG/NAME@REVISION names one", "main"),
     "loss_type": differs("the loss here is cross-entropy", "nll"),
@@ -189,10 +189,13 @@ def _dialect(content: Content) -> Dialect:
 
 def _adapter(made: Translation, dialect: Dialect) -> None:
     content = made.content
-    made.seen |= {"use_lora", "use_peft", "use_dora", "pre_seq_len", "q_lora"}
+    made.seen |= {"use_lora", "use_peft", "use_dora", "pre_seq_len", "prefix_projection", "q_lora"}
     told = [key for key in ("use_lora", "use_peft") if content.has(key)]
     if content.has("pre_seq_len"):
         kind = set_method(made, "prefix", "pre_seq_len")
+        made.set("adapter.num_virtual_tokens", int(content.number("pre_seq_len")), "pre_seq_len")
+        if content.has("prefix_projection"):
+            made.set("adapter.prefix_projection", content.flag("prefix_projection"), "prefix_projection")
     elif content.has("use_dora") and content.flag("use_dora"):
         kind = set_method(made, "dora", "use_dora")
     elif any(content.flag(key) for key in told) or any(content.has(key) for key in _LORA.values()):
