@@ -1,15 +1,14 @@
 // Matmuls of the training step on matrix tiles, with a low-rank update in the same sums: y = x W + z B.
 //
 // Each task takes some columns, packs their weights into pairs that stay in its level-2 cache, and runs over all rows
-// in blocks of 32, of which a piece of K stays in the level-1 cache, into which the weights are called ahead. Columns
-// are handed out one by one: of two hyperthreads on a busy machine one is often late.
+// in blocks of 32, of which a piece of K stays in the level-1 cache. Columns are handed out one by one: of two
+// hyperthreads on a busy machine one is often late.
 #include "amx.h"
 
 static const i64 COLUMNS = 192;  // of a task: 192 x 576 pairs are 221 KB; half as many where that gives few tasks
-static const i64 WHOLE = 768;    // the deepest piece: 32 rows of it are 48 KB
+static const i64 WHOLE = 576;    // the deepest piece: 32 rows of it are 36 KB
 static const i64 DEEP = 1024, DEEP_COLUMNS = 320;  // of a piece of a very deep product, and of its tasks
 static const i64 ROWS = 2048;    // between two packings of the same columns
-static const i64 AHEAD = 4096;   // bytes of packed weights, two steps of 32
 
 #if HAS_AMX
 // weights [K, N], or [N, K] if transposed, columns n.. to panels of 32 columns: [columns / 32][K / 32] pairs of tiles
@@ -53,9 +52,8 @@ static inline void store_sums(float* s) {
 static inline void multiply(const bf16* x, i64 stride, i64 depth, const char* pairs) {
     written();
     for (i64 k = 0; k < depth; k += 32, pairs += 2048) {
-        for (int line = 0; line < 32; line++) _mm_prefetch(pairs + AHEAD + line * 64, _MM_HINT_T0);
-        _tile_loadd(6, pairs, 64);
-        _tile_loadd(7, pairs + 1024, 64);
+        _tile_stream_loadd(6, pairs, 64);  // past the level-1 cache, where x stays
+        _tile_stream_loadd(7, pairs + 1024, 64);
         _tile_loadd(4, x + k, stride * 2);
         _tile_loadd(5, x + 16 * stride + k, stride * 2);
         _tile_dpbf16ps(0, 4, 6);
