@@ -51,10 +51,10 @@ class AnsweringGroup:
             if few_rows.serves(x, dense):
                 z = None if self.a is None else few_rows.forward(x, self.a)
                 return few_rows.forward(x, dense, z, self.b)
-            if tiles.serves(x, weight.out_features, weight.in_features):
-                z = None if self.a is None else tiles.forward(x, self.a)
-                return tiles.forward(x, dense, z, self.b)
-        y = weight.linear(x)
+            on_tiles = tiles.serves(x, weight.out_features, weight.in_features)
+            y = tiles.forward(x, dense) if on_tiles else x @ dense.T
+        else:
+            y = weight.linear(x)
         if self.a is not None and self.b is not None:
             y.addmm_(x @ self.a.T, self.b.T)
         return y
