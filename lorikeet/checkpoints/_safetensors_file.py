@@ -34,7 +34,7 @@ def write_model(folder: Path, listed: Sequence[Listed], read: Callable[[str], Te
     if len(shards) == 1:
         _write(folder / "model.safetensors", shards[0], read)
         return
-    where = {}
+    where: dict[str, str] = {}
     for number, shard in enumerate(shards, 1):
         file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         _write(folder / file, shard, read)

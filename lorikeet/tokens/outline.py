@@ -56,6 +56,9 @@ class Outline:
     def decode(self, ids: Sequence[int], *, skip_control: bool = True) -> str:
         raise AssertionError("an outline does not decode")
 
+    def with_tokens(self, names: Sequence[str]) -> Outline:
+        raise AssertionError("an outline takes no new tokens")
+
     def save(self, folder: Path) -> None:
         raise AssertionError("an outline cannot be saved")
 
