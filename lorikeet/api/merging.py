@@ -272,6 +272,9 @@ def _fill(work: _Work, folder: Path, stored: Quant, into: Quant | None) -> None:
     _check_template(work.identity, engine)
     hf.save(folder, _settings(work, stored), work.tensors(into), max_shard_bytes=work.how.max_shard_bytes)
     tokenizer.save(folder)
+    base = work.located.base
+    for code in base.checkpoint.path.glob("*.py") if base.options.trust_remote_code else ():
+        shutil.copyfile(code, folder / code.name)
     write_file(folder / "generation_config.json", json.dumps(engine.generation_config(), indent=2) + "\n")
 
 

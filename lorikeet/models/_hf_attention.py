@@ -39,7 +39,7 @@ class CannotView(Exception):
 
 @dataclass(frozen=True)
 class Asked:
-    """One call of attention, as seen while the network was looked at."""
+    """One call of attention, as seen while the network was looked at; of a mask: layer -1."""
 
     layer: int
     kv_heads: int
@@ -138,6 +138,8 @@ def mask(
     if serving.way == "interface":
         return torch.tensor(local_size or 0, dtype=torch.int64).view(1, 1, 1, 1)
     assert serving.way == "mask" and isinstance(serving.view, PackedView)
+    if serving.asked is not None:
+        serving.asked.append(Asked(-1, 0, 0, 0))
     seen = visible(serving.view.visible_until.cpu(), serving.view.positions.cpu(), local_size)
     hidden = torch.zeros(seen.shape, dtype=dtype).masked_fill_(~seen, torch.finfo(dtype).min)
     return hidden[None, None].to(serving.positions.device)
@@ -184,12 +186,13 @@ def _table(serving: Serving, last: Tensor, heads: int) -> Tensor:
     """The bias [T, H] of the row's tokens, from that of a text as long as the row: `last` [H or 1, T].
 
     While decoding, the row is shorter than the texts: then the longest table so far is used, and continued linearly."""
-    tables, layer = serving.tables, serving.layer
-    if layer not in tables or tables[layer].shape[-1] < last.shape[-1]:
-        tables[layer] = last.detach().expand(heads, -1)
-    table, positions = tables[layer], serving.positions
+    tables, layer, positions = serving.tables, serving.layer, serving.positions
+    last = last.detach().expand(heads, -1)
     if isinstance(serving.view, PackedView):
-        return by_position(table, positions).T
+        return by_position(last, positions).T
+    if layer not in tables or tables[layer].shape[-1] < last.shape[-1]:
+        tables[layer] = last
+    table = tables[layer]
     slope = table[:, 1:2] - table[:, :1] if table.shape[-1] > 1 else torch.zeros_like(table)
     known = positions.clamp(max=table.shape[-1] - 1)
     return (by_position(table, known) + slope * (positions - known).to(slope.dtype)).T

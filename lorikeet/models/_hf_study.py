@@ -84,15 +84,20 @@ def look(
     vocabulary, width = module.weight.shape
     replace_module(network, head, capture)
     graph.watch_layers(blocks)
+    called = _note_calls(network)
     with torch.no_grad():
         run = _first_that_serves(network, capture, fake, len(blocks))
+    # a module that takes the weight of its linear itself would not hear of an adapter there
+    linears = {name: layout for name, layout in linears.items()
+               if name in called or name.rpartition(".")[0] not in called}  # fmt: skip
     if run.width != width:
         raise ModelError(
             f"{type(network).__name__}: its head reads {width} numbers of a token, and is given {run.width}",
             try_="model.source=native, where the family is known",
         )
     scale, softcap = (1.0, None) if run.logits is None else _fitted(network, run.logits)
-    asked = run.asked or [serve.Asked(0, 1, int(getattr(text, "num_attention_heads", None) or 1), 4)]
+    heads = int(getattr(text, "num_attention_heads", None) or 1)
+    asked = [one for one in run.asked if one.layer >= 0] or [serve.Asked(0, 1, heads, 4)]
     wide = max([width, *(_out(network, name, layout) for name, layout in linears.items())])
     shape = Shape(
         vocab_size=vocabulary,
@@ -107,6 +112,14 @@ def look(
     )
     prefix = getattr(network, "base_model_prefix", "")
     return shape, Outline(run.way, layers, head, scale, softcap, linears, stacks, tuple(found), prefix)
+
+
+def _note_calls(network: nn.Module) -> set[str]:
+    """Fills with the names of the modules that are called."""
+    called: set[str] = set()
+    for name, module in network.named_modules():
+        module.register_forward_pre_hook(lambda *_, name=name: called.add(name))
+    return called
 
 
 def head_of(network: Any) -> str:
@@ -181,6 +194,8 @@ def _first_that_serves(network: Any, capture: graph.Capture, fake: FakeTensorMod
             error = found
             continue
         if way in ("interface", "sdpa") and sorted(one.layer for one in run.asked) != list(range(layers)):
+            continue
+        if way == "mask" and {one.layer for one in run.asked} != {-1}:
             continue
         if way in ("mask", "padded") or run.asked:
             return run

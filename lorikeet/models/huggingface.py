@@ -12,7 +12,6 @@ import contextlib
 import json
 from dataclasses import dataclass
 from functools import cache
-from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -21,7 +20,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from lorikeet.base.errors import ModelError
+from lorikeet.base.errors import MissingExtra, ModelError, RecipeError
 from lorikeet.base.extras import require
 from lorikeet.checkpoints._contract import Checkpoint
 from lorikeet.models import _hf_attention as serve
@@ -58,7 +57,11 @@ class Transformers(Family):
     @property
     def installed(self) -> bool:
         """Whether transformers is there to be asked."""
-        return find_spec("transformers") is not None
+        try:
+            self.check_installed()
+        except MissingExtra:
+            return False
+        return True
 
     def check_installed(self) -> None:
         """Raise MissingExtra, with the pip line, where transformers is not installed."""
@@ -71,6 +74,8 @@ class Transformers(Family):
         if checkpoint.layout != "hf" or not isinstance(config.get("model_type"), str):
             return False
         if _knows(config["model_type"]):
+            if self._trust:
+                raise needless_trust(config["model_type"])
             return True
         own = "AutoModelForCausalLM" in (config.get("auto_map") or {})
         if own and not self._trust:
@@ -108,6 +113,15 @@ class Transformers(Family):
         model.settle()
 
 
+def needless_trust(network: str) -> RecipeError:
+    """The error about code that would not run."""
+    return RecipeError(
+        f"model.trust_remote_code: has no effect, because the network '{network}' is known without code of its own",
+        given="true",
+        try_="leave model.trust_remote_code out",
+    )
+
+
 def _library() -> SimpleNamespace:
     """transformers' parts, with our functions registered in its interfaces."""
     return _imported()
@@ -133,24 +147,30 @@ def _imported() -> SimpleNamespace:
 
 def _knows(model_type: str) -> bool:
     auto = _library().auto
-    return model_type in auto.CONFIG_MAPPING and auto.CONFIG_MAPPING[model_type] in auto.MODEL_FOR_CAUSAL_LM_MAPPING
+    if model_type not in auto.CONFIG_MAPPING:
+        return False
+    config = auto.CONFIG_MAPPING[model_type]  # code of a model's own, once run, is listed there, too
+    return config.__module__.startswith("transformers.") and config in auto.MODEL_FOR_CAUSAL_LM_MAPPING
 
 
 def _make(settings: dict[str, Any], path: Path, trust: bool) -> Any:
     """The network as transformers makes it, in float32 but for what the mode in force says."""
     library = _library()
     kept = {key: value for key, value in settings.items() if key not in ("quantization_config", "dtype", "torch_dtype")}
-    if _knows(kept["model_type"]):
-        kept.pop("auto_map", None)
-        config = library.auto.CONFIG_MAPPING[kept["model_type"]].from_dict(kept)
-    else:
-        config = library.root.AutoConfig.from_pretrained(path, trust_remote_code=trust)
-    config.use_cache = False
     try:
+        if _knows(kept["model_type"]):
+            kept.pop("auto_map", None)
+            kind = library.auto.CONFIG_MAPPING[kept["model_type"]]
+            config = kind.from_dict(kind._decode_special_floats(kept))
+        else:
+            config = library.root.AutoConfig.from_pretrained(path, trust_remote_code=trust)
+        config.use_cache = False
         network = library.root.AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=trust)
-    except ImportError as error:
+    except Exception as error:  # of transformers' code, or of the model's own
         raise ModelError(
-            f"{path}: the network's code needs a package that is not installed", given=str(error).splitlines()[0]
+            f"{path}: transformers cannot build a network from config.json",
+            given=f"{type(error).__name__}: {' '.join(str(error).split())[:300]}",
+            try_="the config.json that belongs to the weights",
         ) from error
     with contextlib.suppress(AttributeError, KeyError, ValueError):  # networks without experts
         network.config._experts_implementation = serve.NAME
@@ -170,11 +190,11 @@ def _undo(network: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 def _exchange(network: Any, outline: Outline, build: Build) -> None:
     """Put our linears, experts and head into the network, and watch its layers."""
     stems = {piece.key: piece.stem for piece in outline.pieces}
-    counts = {name.module.rpartition(".")[0]: name for name in outline.stacks}
+    beside = {stack.module.rpartition(".")[0]: stack for stack in outline.stacks}
     for name, layout in outline.linears.items():
         module = network.get_submodule(name)
         out, width = module.weight.shape if layout == "rows" else module.weight.shape[::-1]
-        stack = counts.get(name.rpartition(".")[0])
+        stack = beside.get(name.rpartition(".")[0])
         routes = stack is not None and out == network.get_submodule(stack.module).gate_up_proj.shape[0]
         bias = getattr(module, "bias", None) is not None
         group = build.linears([stems[f"{name}.weight"]], [out], width, bias=bias, routes=routes)

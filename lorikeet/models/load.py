@@ -25,7 +25,7 @@ from lorikeet.kernels import Kernels
 from lorikeet.models.build import Build
 from lorikeet.models.causal_lm import CausalLM
 from lorikeet.models.families._contract import Family
-from lorikeet.models.huggingface import Transformers
+from lorikeet.models.huggingface import Transformers, needless_trust
 from lorikeet.models.mapped_embedding import mapped_embedding
 from lorikeet.models.slots import Slot
 from lorikeet.models.spec import DecoderSpec, Spec
@@ -143,6 +143,8 @@ def identify(checkpoint: Checkpoint, choice: Choice | str | None = None) -> tupl
     known = [own] if own is not None else [] if choice.source == "transformers" else list(families())
     for candidate in known:
         if candidate.matches(checkpoint):
+            if choice.trust_remote_code:
+                raise needless_trust(candidate.kind)
             return candidate, candidate.spec(candidate.config(checkpoint))
     config = checkpoint.config
     named = config.get("model_type") or config.get("general.architecture")

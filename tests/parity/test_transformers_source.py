@@ -112,3 +112,42 @@ def stored(folder: Path) -> dict[str, tuple[int, ...]]:
 
     checkpoint = open_checkpoint(folder)
     return {name: checkpoint.shape(name) for name in checkpoint.names()}
+
+
+@pytest.mark.parametrize("case", EXPERTS)
+def test_gradients_of_experts_equal_those_of_changed_weights(case: str, tmp_path: Path) -> None:
+    """LoRA on all linears and experts, against transformers' own network with W + s B A in the place of W."""
+    reference = theirs(case)
+    reference.save_pretrained(tmp_path)
+    model = ours(tmp_path)
+    parameters = tiny.with_lora(model, r=2)
+    loss, gradients = tiny.loss_and_gradients(model, parameters, [pack_row(examples())])
+    factors = {name: parameter.detach().clone().requires_grad_() for name, parameter in parameters.items()}
+    linears = {linear.name for group in model.groups() for linear in group.linears}
+    changed = dict(reference.state_dict())
+    changes: dict[str, list[Any]] = {}
+    for piece in model.outline.pieces:
+        update = _update(piece.stem, factors) if piece.stem in linears and piece.name.endswith("weight") else None
+        if update is not None:
+            changes.setdefault(piece.key, []).append((piece.rows, update))
+    assert any(len(found) > 1 for found in changes.values()), "experts are among them"
+    for key, found in changes.items():
+        whole = changed[key].flatten(0, -2)
+        for rows, update in found:
+            where = torch.arange(len(whole))[rows or slice(None)]
+            whole = whole.index_add(0, where, update)
+        changed[key] = whole.view(changed[key].shape)
+    expected = their_loss(lambda **given: torch.func.functional_call(reference, changed, (), given), examples())
+    slopes = torch.autograd.grad(expected, list(factors.values()))
+    tiny.assert_same((loss, gradients), (expected.item(), dict(zip(factors, slopes))), rtol=1e-4)
+
+
+def _update(stem: str, factors: dict[str, torch.Tensor]) -> torch.Tensor | None:
+    """s B A of a linear; A and B of experts lie in one tensor for all."""
+    owner, expert, leaf = (["", *stem.rsplit(".", 2)])[-3:]
+    if expert.isdigit():
+        found = [factors.get(f"base_model.model.{owner}.{leaf}.lora_{part}.weight") for part in "AB"]
+        pair = [None if factor is None else factor[int(expert)] for factor in found]
+    else:
+        pair = [factors.get(f"base_model.model.{stem}.lora_{part}.weight") for part in "AB"]
+    return None if pair[0] is None or pair[1] is None else 2.0 * pair[1] @ pair[0]
