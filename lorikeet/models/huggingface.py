@@ -150,7 +150,10 @@ def _knows(model_type: str) -> bool:
     if model_type not in auto.CONFIG_MAPPING:
         return False
     config = auto.CONFIG_MAPPING[model_type]  # code of a model's own, once run, is listed there, too
-    return config.__module__.startswith("transformers.") and config in auto.MODEL_FOR_CAUSAL_LM_MAPPING
+    if not config.__module__.startswith("transformers."):
+        return False
+    # encoders have a class for continuing texts, too, which nobody has trained them for
+    return config in auto.MODEL_FOR_CAUSAL_LM_MAPPING and config not in auto.MODEL_FOR_MASKED_LM_MAPPING
 
 
 def _make(settings: dict[str, Any], path: Path, trust: bool) -> Any:

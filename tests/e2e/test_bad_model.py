@@ -99,7 +99,7 @@ MODELS: list[tuple[str, Callable[[Path], Any], str, list[str]]] = [
     ("config without a bottom", text("config.json", "[" * 100000), "CheckpointError: model/config.json: not JSON", []),
     ("eight bits and scales", eight_bits, "CheckpointError: model: the weights are quantised", ["fp8", "F8_E4M3"]),
     ("whole numbers", lambda model: retyped(model, torch.int8), "CheckpointError: model: the weights are quantised", ["I8"]),
-    ("another architecture", set_(model_type="mamba"), "ModelError: ", ["mamba", "llama"]),
+    ("another architecture", set_(model_type="t5"), "ModelError: ", ["t5", "llama"]),
     ("no architecture", set_(model_type=None), "ModelError: ", ["llama"]),
     ("a setting missing", set_(hidden_size=None), "ModelError: ", ["hidden_size"]),
     ("a setting of another type", set_(num_hidden_layers="two"), "ModelError: ", ["num_hidden_layers", "two"]),

@@ -221,15 +221,21 @@ def test_networks_that_cannot_take_a_view_compute_whole_texts(
     assert difference(again, model) <= TOLERANCE
 
 
+def with_hook(folder: Path, name: str, hook: str) -> Choice:
+    """A GPT-2 with code of its own, which does something behind its first norm."""
+    saved(folder)
+    init = "    def __init__(self, config):\n        super().__init__(config)\n"
+    added = f"        self.transformer.h[0].ln_1.register_forward_hook(lambda m, x, y: {hook})\n"
+    (folder / "own.py").write_text(OWN_CODE.replace("my-own-net", name) + init + added)
+    own = {"AutoConfig": "own.MyConfig", "AutoModelForCausalLM": "own.MyModel"}
+    changed_config(folder, model_type=name, auto_map=own)
+    return Choice(trust_remote_code=True)
+
+
 def test_a_network_that_looks_ahead_is_refused(tmp_path: Path) -> None:
-    settings = IDS | {
-        "hidden_size": 64, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
-        "max_position_embeddings": 128,
-    }  # fmt: skip
-    torch.manual_seed(0)
-    transformers.BertLMHeadModel(transformers.BertConfig(**settings)).save_pretrained(tmp_path)
+    choice = with_hook(tmp_path, "my-all-seeing-net", "y + y.mean(1, keepdim=True)")
     with pytest.raises(ModelError, match="tokens see those after them"):
-        ours(tmp_path)
+        load(open_checkpoint(tmp_path), NoQuant(), dtype=torch.float32, device=tiny.CPU, family=choice)
 
 
 @torch.no_grad()
@@ -251,20 +257,10 @@ def test_a_long_row_of_dense_attention_is_computed_in_parts(tmp_path: Path, monk
 
 def test_a_leak_between_texts_is_found_when_weights_are_there(tmp_path: Path) -> None:
     """A network that asks for attention in every layer and mixes tokens beside it: only numbers show that."""
-    reference = saved(tmp_path)
-    (tmp_path / "own.py").write_text(
-        OWN_CODE
-        + "    def __init__(self, config):\n"
-        + "        super().__init__(config)\n"
-        + "        self.transformer.h[0].ln_1.register_forward_hook(lambda m, x, y: y + 0.2 * y.cumsum(1))\n"
-    )
-    own = {"AutoConfig": "own.MyConfig", "AutoModelForCausalLM": "own.MyModel"}
-    changed_config(tmp_path, model_type="my-leaky-net", auto_map=own)
-    (tmp_path / "own.py").write_text((tmp_path / "own.py").read_text().replace("my-own-net", "my-leaky-net"))
-    choice = Choice(trust_remote_code=True)
+    choice = with_hook(tmp_path, "my-leaky-net", "y + 0.2 * y.cumsum(1)")
     model = load(open_checkpoint(tmp_path), NoQuant(), dtype=torch.float32, device=tiny.CPU, family=choice)
     assert isinstance(model, TransformersModel) and model.way == "padded"
-    assert difference(reference, model) > 100 * TOLERANCE  # it is another network than GPT-2
+    assert difference(theirs("gpt2"), model) > 100 * TOLERANCE  # it is another network than GPT-2
     with torch.no_grad():
         assert_a_shared_prefix_equals_each_conversation_alone(model)
 

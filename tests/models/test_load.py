@@ -81,7 +81,7 @@ def test_a_tensor_of_another_shape_is_named_with_both_shapes(name: str, tmp_path
 @pytest.mark.parametrize(
     ("config", "match"),
     [
-        (CONFIG | {"model_type": "mamba"}, "unknown kind of network"),
+        (CONFIG | {"model_type": "t5"}, "unknown kind of network"),
         ({name: value for name, value in CONFIG.items() if name != "hidden_size"}, "lacks 'hidden_size'"),
         (CONFIG | {"hidden_act": "relu"}, "an activation that is not known"),
         (CONFIG | {"rope_scaling": {"rope_type": "spiral", "factor": 2.0}}, "unknown rope scaling"),
