@@ -58,7 +58,7 @@ def test_predict_tells_files_from_options(api: dict[str, Any]) -> None:
     options = ["generate.temperature=0.5", "model.dtype=float32"]
     assert run_command(["predict", "runs/x", "a.json", "b.csv", *options, "-o", "out.jsonl"]) == 0
     expected = (Path("runs/x"), [Path("a.json"), Path("b.csv")], Path("out.jsonl"), {"dtype": "float32"})
-    assert api["calls"] == [("predict", expected, {"temperature": 0.5})]
+    assert api["calls"] == [("predict", expected, {"temperature": 0.5, "allow_other_base": False})]
     assert run_command(["predict", "runs/x", "generate.temperature=1", "-o", "out.jsonl"]) == 2
 
 
@@ -68,6 +68,7 @@ def test_merge_counts_in_gib(api: dict[str, Any]) -> None:
     assert {name: given[name] for name in given if given[name] not in (None, {})} == {
         "base": "quantised",
         "keep_adapter": False,
+        "allow_other_base": False,
         "max_shard_bytes": 1 << 29,
     }
 

@@ -24,7 +24,7 @@ from lorikeet.quant._contract import Quant
 
 GRID = [(quant, adapter) for quant in kinds("lorikeet.quant") for adapter in kinds("lorikeet.adapters")]
 OPTIONS: dict[str, dict[str, Any]] = {"bias": {"norms": True}}  # where defaults are not enough
-RATES: dict[str, float] = {"full": 0.002, "head": 0.01, "ia3": 0.3}  # other than 0.02
+RATES: dict[str, float] = {"full": 0.002, "head": 0.01, "ia3": 0.1}  # other than 0.02
 OFTEN = {"before": True, "samples": 2}
 NEVER = {"before": False, "samples": 0}
 Make = Callable[..., Path]

@@ -42,7 +42,7 @@ def data(place: Path) -> Path:
     ],
 )
 def test_it_trains(source: str, shown: str, data: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    tiny = [f"model.path={tiny_model}", "model.dtype=float32", "model.threads=1", "data.max_length=400"]
+    tiny = [f"model.path={tiny_model}", "model.dtype=float32", "model.threads=1", "data.max_length=380"]
     few = ["train.max_steps=1", "train.examples_per_step=4", "evaluate.samples=0", "output_dir=run"]
     assert run_command(["import", source, *tiny, *few]) == 0
     listed = capsys.readouterr().out

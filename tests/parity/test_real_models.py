@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from lorikeet.data.templates.gemma import Gemma
 from lorikeet.data.templates.jinja import Jinja
 from lorikeet.infer import engine as engine_module
 from lorikeet.infer.engine import Engine, Request
-from lorikeet.infer.sampling import GenerateOptions, Sampler
+from lorikeet.infer.sampling import GenerateOptions, Sampler, pick_each
 from lorikeet.models.load import load
 from lorikeet.quant.none import NoQuant
 from lorikeet.tokens.open import open_tokenizer
@@ -48,11 +49,14 @@ def our_tokens(engine: Engine, prompts: list[list[int]], monkeypatch: pytest.Mon
             super().__init__(options, prompt, name)
             self.name = name
 
-        def pick(self, logits: torch.Tensor) -> int:
-            picked[self.name].append(super().pick(logits))
-            return picked[self.name][-1]
+    def recorded(logits: torch.Tensor, samplers: Sequence[Recording]) -> list[int]:
+        found = pick_each(logits, samplers)
+        for sampler, token in zip(samplers, found):
+            picked[sampler.name].append(token)
+        return found
 
     monkeypatch.setattr(engine_module, "Sampler", Recording)
+    monkeypatch.setattr(engine_module, "pick_each", recorded)
     options = GenerateOptions(max_new_tokens=NEW_TOKENS, batch_size=len(prompts))
     list(engine.generate([Request(i, prompt, options) for i, prompt in enumerate(prompts)]))
     return [picked[i] for i in range(len(prompts))]

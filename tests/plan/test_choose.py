@@ -73,7 +73,7 @@ def test_less_memory_means_smaller_rows_then_recomputed_layers_then_shorter_conv
     assert seen == sorted(seen)
     assert seen[0] == (False, -2048)
     assert seen[-1][0]
-    length, _, checkpointing, _ = fit(SMALL, replace(MACHINE, memory_bytes=int(1.8 * GIB)), 16, 8192)
+    length, _, checkpointing, _ = fit(SMALL, replace(MACHINE, memory_bytes=int(1.5 * GIB)), 16, 8192)
     assert length < 8192 and checkpointing
 
 
