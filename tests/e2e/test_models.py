@@ -48,10 +48,10 @@ def test_a_model(place: Place) -> None:
 
 def test_a_model_that_cannot_be_trained_is_still_told(place: Place) -> None:
     model = place.copy_model()
-    config = json.loads((model / "config.json").read_text()) | {"model_type": "mamba"}
+    config = json.loads((model / "config.json").read_text()) | {"model_type": "t5"}
     (model / "config.json").write_text(json.dumps(config))
     said = place.ok("models", model).out
-    assert "none that is known here (mamba)" in said and "no: unknown kind of network" in said
+    assert "none that is known here (t5)" in said and "no: unknown kind of network" in said
     (model / "tokenizer.json").unlink()
     assert "none that can be read" in place.ok("models", model).out
 
