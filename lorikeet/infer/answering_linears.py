@@ -35,7 +35,7 @@ class AnsweringGroup:
             pairs = [(linear.rows, linear.adapter) for linear in group.linears]
             found = [(rows, pair) for rows, pair in pairs if isinstance(pair, LoraPair)]
             members = [LowRank(rows, pair.factor) for rows, pair in found]
-            factors = [factor for _, pair in found for factor in _factors(pair)]
+            factors = [factor for _, pair in found for factor in pair.factors()]
             self.a, self.b = side_by_side(members, factors, group.weight.out_features, dtype)
 
     def __call__(self, source: Tensor, prologue: Prologue | None = None) -> Tensor:
@@ -58,12 +58,6 @@ class AnsweringGroup:
         if self.a is not None and self.b is not None:
             y.addmm_(x @ self.a.T, self.b.T)
         return y
-
-
-def _factors(pair: LoraPair) -> tuple[Tensor, Tensor]:
-    """A and B as they compute: some kinds of pairs make them of what they keep."""
-    made = getattr(pair, "factors", None)
-    return (pair.a, pair.b) if made is None else made()
 
 
 def side_by_side(

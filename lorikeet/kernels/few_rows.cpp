@@ -101,15 +101,6 @@ static void product(const Product* parts, int count, i64 rows, i64 width, bf16* 
 }
 #endif
 
-// whether the system lends this process the tiles
-extern "C" void few_rows_available(i64* answer) {
-#if HAS_AMX
-    *answer = tiles_allowed();
-#else
-    *answer = 0;
-#endif
-}
-
 // y [rows, width] = x [rows, depth] weight^T + z [rows, rank] low^T, for weight [width, depth] and low [width, rank];
 // depth and rank are multiples of 32, width of 16
 extern "C" void few_rows_product(i64 rows, i64 depth, i64 width, const bf16* x, i64 x_stride, const bf16* weight,

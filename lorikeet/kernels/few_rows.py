@@ -2,27 +2,16 @@
 
 from __future__ import annotations
 
-import ctypes
-from functools import cache
-
 import torch
 from torch import Tensor
 
 from lorikeet import kernels
-from lorikeet.kernels import Kernel, build
+from lorikeet.kernels import Kernel
 from lorikeet.kernels.counting import count
+from lorikeet.kernels.linear import has_tiles
 
 MOST_ROWS = 96  # with more, the matmuls of linear.cpp are as fast
 _product = Kernel("few_rows", "few_rows_product")
-
-
-@cache
-def _tiles() -> bool:
-    library, answer = build.load("few_rows"), ctypes.c_int64(0)
-    if library is None:
-        return False
-    library.few_rows_available(ctypes.byref(answer))
-    return bool(answer.value)
 
 
 def serves(x: Tensor, weight: Tensor) -> bool:
@@ -31,7 +20,7 @@ def serves(x: Tensor, weight: Tensor) -> bool:
         x.dtype == torch.bfloat16
         and len(x) <= MOST_ROWS
         and kernels.serves(x, weight)
-        and _tiles()
+        and has_tiles()
         and x.stride(1) == 1
         and weight.stride(1) == 1
         and weight.shape[0] % 16 == 0

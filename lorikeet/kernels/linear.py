@@ -27,7 +27,8 @@ _backward, _gradients = Kernel("linear", "linear_low_rank_backward"), Kernel("li
 
 
 @cache
-def _tiles() -> bool:
+def has_tiles() -> bool:
+    """Whether this processor has matrix tiles and the system has lent them to this process, which it asks once."""
     library, answer = build.load("linear"), ctypes.c_int64(0)
     if library is None:
         return False
@@ -41,7 +42,7 @@ def serves(x: Tensor, out_features: int, in_features: int) -> bool:
         x.dtype == torch.bfloat16
         and len(x) >= LEAST_ROWS
         and kernels.serves(x)
-        and _tiles()
+        and has_tiles()
         and x.stride(1) == 1
         and out_features % MULTIPLE == 0
         and in_features % MULTIPLE == 0

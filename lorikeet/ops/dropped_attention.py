@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from lorikeet.base.rng import torch_rng
-from lorikeet.ops.attention import PackedView
+from lorikeet.ops.attention import PackedView, Prefix
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class DroppedView(PackedView):
         scale: float,
         window: int | None = None,
         softcap: float | None = None,
-        prefix: tuple[Tensor, Tensor] | None = None,
+        prefix: Prefix | None = None,
     ) -> Tensor:
         """See `View.attend`."""
         self.asked = True

@@ -104,8 +104,8 @@ class LoraLinearFunction(torch.autograd.Function):
         low, factors = rest[: ctx.low], rest[ctx.low :]
         dbias = dy.sum(0, dtype=bias.dtype) if bias is not None and ctx.needs_input_grad[3] else None
         if ctx.tiles:
-            dy = dy.contiguous()
-            dx, dz = _tiles_backward(dy, ctx.weight, members, factors, low, ctx.needs_input_grad[0])
+            dy, stacked = dy.contiguous(), _on_tiles(members, factors)
+            dx, dz = _tiles_backward(dy, ctx.weight, stacked, low, ctx.needs_input_grad[0])
         else:
             dx, dz, dbs = _plain_backward(
                 dy, ctx.weight, members, factors, low, keep, ctx.dropout, ctx.needs_input_grad[0]
@@ -117,7 +117,7 @@ class LoraLinearFunction(torch.autograd.Function):
             x, _ = ctx.prologue.forward(source)
         dfactors: list[Tensor] = []
         if members and ctx.tiles:
-            found = tiles.factor_gradients(dy, dz, x, _on_tiles(members, factors), *low)
+            found = tiles.factor_gradients(dy, dz, x, stacked, *low)
             dfactors = [grad.to(factor.dtype) for grad, factor in zip(found, factors)]
         elif members:
             da = dz.T @ _drop(x, keep, ctx.dropout)
@@ -204,16 +204,15 @@ def _tiles_forward(
 def _tiles_backward(
     dy: Tensor,
     weight: FrozenWeight,
-    members: Sequence[LowRank],
-    factors: Sequence[Tensor],
+    stacked: tiles.Factors,
     low: Sequence[Tensor],
     wants_input: bool,
 ) -> tuple[Tensor | None, Tensor]:
     """dx and dz [T, S]."""
     dense = weight.dense(dy.dtype)
-    if not members:
+    if not low:
         return tiles.backward(dy, dense) if wants_input else None, dy
-    return tiles.low_rank_backward(dy, dense, _on_tiles(members, factors), *low, wants_input=wants_input)
+    return tiles.low_rank_backward(dy, dense, stacked, *low, wants_input=wants_input)
 
 
 def _split(z: Tensor, factors: Sequence[Tensor], dim: int = -1) -> tuple[Tensor, ...]:
