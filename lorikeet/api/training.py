@@ -184,6 +184,7 @@ def _identity(recipe: Recipe, base: Base, template: Template, prepared: Prepared
     cadence = {"logging_steps", "eval_steps", "save_steps", "save_total_limit"}
     return {
         "base": recipe.model.path,
+        "model.source": model.source,
         "family": recipe.model.family and sha256_file(Path(recipe.model.family)),
         "base_fingerprint": base.checkpoint.fingerprint(),
         "tokenizer_fingerprint": base.tokenizer.fingerprint,

@@ -76,6 +76,7 @@ class CausalLM(nn.Module):
 
     shape: Shape
     head: Head
+    source: str = "native"  # whose network computes, with its version where it is not Lorikeet's
     activations: torch.dtype | None = None  # their dtype, where the head is kept in another
     gradient_checkpointing: bool | int = False  # layers computed twice in training: all, none, or the first so many
     grown: tuple[int, int] | None = None  # new tokens that the tables were grown for: the first, how many

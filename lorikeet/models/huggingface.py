@@ -99,7 +99,9 @@ class Transformers(Family):
         network.config.pad_token_id = None  # else it looks for padding in the ids, and warns
         _exchange(network, spec.outline, build)
         _place(network, build)
-        return TransformersModel(network.eval(), spec.shape, spec.outline)
+        model = TransformersModel(network.eval(), spec.shape, spec.outline)
+        model.source = f"transformers {_library().root.__version__}"
+        return model
 
     def read(self, checkpoint: Checkpoint, name: str, spec: TransformersSpec) -> Tensor:
         """See `Family.read`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,16 @@ def test_quantised_and_with_virtual_tokens(place: Place) -> None:
     assert trained.code == 0, trained.err
     reply = place.run("predict", "prefixed", "tiny.jsonl", "generate.max_new_tokens=2", "-o", "replies.jsonl")
     assert reply.code == 0, reply.err
+
+
+def test_a_run_goes_on_only_with_the_network_it_began_with(place: Place) -> None:
+    recipe = place.recipe(model={"source": "native"}, train={"save_steps": 2}, evaluate={"samples": 0})
+    place.ok("train", recipe)
+    shutil.rmtree(place.folder / "run/checkpoint-4")
+    (place.folder / "run/summary.json").unlink()
+    said = place.refused(["train", str(recipe), "model.source=transformers"], "RecipeError: model.source differs")
+    assert f"given    transformers {transformers.__version__}" in said and "allowed  native" in said
+    place.ok("train", recipe, "model.source=auto")
 
 
 @pytest.mark.parametrize(
