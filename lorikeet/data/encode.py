@@ -25,7 +25,7 @@ def encode(
     assert len(segments) == len(weights)
     ids: list[int] = []
     losses: list[np.ndarray] = []
-    for run in _runs(segments):
+    for run in runs(segments):
         if segments[run.start].control:
             ids.append(tokenizer.control[segments[run.start].text])
             losses.append(np.array([weights[run.start]], np.float32))
@@ -42,7 +42,7 @@ def encode(
     return tokens, loss
 
 
-def _runs(segments: Sequence[Segment]) -> Iterator[range]:
+def runs(segments: Sequence[Segment]) -> Iterator[range]:
     """Ranges of segments that are encoded together: one control token, or text up to the next split."""
     starts = [0] if segments else []
     for number, (left, right) in enumerate(pairwise(segments), 1):

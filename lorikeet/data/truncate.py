@@ -24,7 +24,7 @@ from typing import Literal
 
 import numpy as np
 
-from lorikeet.base.errors import DataError
+from lorikeet.base.errors import DataError, LorikeetError, TemplateError
 from lorikeet.base.nouns import Conversation, Message
 from lorikeet.data.encode import encode_conversation
 from lorikeet.data.layout import Layout
@@ -43,6 +43,11 @@ class Piece:
     weights: np.ndarray  # [L] float32
     cut: bool = False
     dropped: str | None = None
+    # what the ledger needs, to say where each token comes from
+    layout: Layout | None = None  # the tokens are of its encoding
+    ranges: tuple[tuple[int, int], ...] | None = None  # which of that encoding's tokens; None: all
+    numbers: tuple[int, ...] | None = None  # which messages of the conversation the layout's are; None: the first ones
+    whole: int = 0  # tokens before anything was cut
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,26 +60,47 @@ class Encoder:
     max_length: int
     truncation: Truncation
 
+    def usable(self, conversation: Conversation) -> tuple[list[Piece], LorikeetError | None]:
+        """The conversation's pieces, and why none of it can be used, where that is so."""
+        try:
+            pieces = list(self.pieces(conversation))
+        except TemplateError as error:
+            return [], error
+        if any(piece.dropped != "no trained token" for piece in pieces):
+            return pieces, None
+        roles = " ".join(message.role for message in conversation.messages)
+        return pieces, DataError(
+            f"{conversation.origin}: no token of this conversation is learned",
+            given=f"roles {roles}; data.loss={self.loss.loss}",
+            allowed="at least one trained message",
+            try_="data.bad_rows=skip leaves such rows out and counts them",
+        )
+
     def pieces(self, conversation: Conversation) -> Iterator[Piece]:
         """The conversation's examples. One without any trained token before truncation is yielded with
         `dropped="no trained token"`; the caller decides whether that is an error."""
         for layout, tokens, weights in encode_conversation(conversation, self.template, self.tokenizer, self.loss):
+            whole = len(tokens)
             if not weights.any():
-                yield Piece(tokens, weights, dropped="no trained token")
-            elif len(tokens) <= self.max_length:
-                yield Piece(tokens, weights)
+                yield Piece(tokens, weights, dropped="no trained token", layout=layout, whole=whole)
+            elif whole <= self.max_length:
+                yield Piece(tokens, weights, layout=layout, whole=whole)
             elif self.truncation == "drop":
-                yield Piece(tokens, weights, dropped="longer than max_length")
+                yield Piece(tokens, weights, dropped="longer than max_length", layout=layout, whole=whole)
             elif self.truncation == "keep_reply" and layout.conversation.messages[0].role == "text":
-                yield from self._windows(tokens, weights, conversation)
+                yield from self._windows(layout, tokens, weights, conversation)
             else:
+                numbers = None
                 if self.truncation == "keep_reply":
-                    tokens, weights = self._keep_reply(layout, tokens, weights)
+                    layout, numbers, tokens, weights = self._keep_reply(layout)
+                ranges = ((0, min(len(tokens), self.max_length)),)
                 tokens, weights = tokens[: self.max_length], weights[: self.max_length]
                 lost = None if weights.any() else "no trained token within max_length"
-                yield Piece(tokens, weights, cut=True, dropped=lost)
+                yield Piece(tokens, weights, True, lost, layout, ranges, numbers, whole)
 
-    def _windows(self, tokens: np.ndarray, weights: np.ndarray, document: Conversation) -> Iterator[Piece]:
+    def _windows(
+        self, layout: Layout, tokens: np.ndarray, weights: np.ndarray, document: Conversation
+    ) -> Iterator[Piece]:
         """A document's windows. Raises DataError for a stride that leaves a window nothing new."""
         bos = self.tokenizer.control.get(self.tokenizer.bos_token or "")
         head = 1 if bos is not None and tokens[0] == bos else 0
@@ -91,10 +117,13 @@ class Encoder:
             repeated = stride if start > head else 0
             own = np.concatenate((weights[:head], weights[start : start + room]))
             own[head : head + repeated] = 0
-            yield Piece(np.concatenate((tokens[:head], tokens[start : start + room])), own)
+            window = np.concatenate((tokens[:head], tokens[start : start + room]))
+            ranges = ((0, head), (start, min(start + room, len(tokens))))
+            yield Piece(window, own, layout=layout, ranges=ranges, whole=len(tokens))
 
-    def _keep_reply(self, layout: Layout, tokens: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Ids and weights of a shorter conversation; longer than max_length only where the reply itself is."""
+    def _keep_reply(self, layout: Layout) -> tuple[Layout, tuple[int, ...], np.ndarray, np.ndarray]:
+        """(layout, its messages' places in the conversation, ids, weights) of a shorter conversation; longer than
+        max_length only where the reply itself is."""
         conversation = layout.conversation
         # replies that an earlier layout trained must not train again
         messages = tuple(
@@ -106,26 +135,26 @@ class Encoder:
         # the fewest oldest turns to leave out: bisection, because each look renders the conversation again
         while low < high:
             middle = (low + high) // 2
-            if len(self._encode(_without_turns(conversation, middle))[0]) <= self.max_length:
+            if len(self._encode(_without_turns(conversation, middle))[1]) <= self.max_length:
                 high = middle
             else:
                 low = middle + 1
-        shorter = _without_turns(conversation, max(low, 0))
-        return self._shorten_question(shorter, *self._encode(shorter))
+        shorter, kept = _without_turns(conversation, max(low, 0)), _kept(conversation, max(low, 0))
+        layout, tokens, weights = self._shorten_question(shorter, *self._encode(shorter))
+        return layout, tuple(kept[: len(layout.conversation.messages)]), tokens, weights
 
-    def _encode(self, conversation: Conversation) -> tuple[np.ndarray, np.ndarray]:
-        """The last layout's ids and weights: the one with the last trained reply."""
-        _, tokens, weights = encode_conversation(conversation, self.template, self.tokenizer, self.loss)[-1]
-        return tokens, weights
+    def _encode(self, conversation: Conversation) -> tuple[Layout, np.ndarray, np.ndarray]:
+        """The last layout with its ids and weights: the one with the last trained reply."""
+        return encode_conversation(conversation, self.template, self.tokenizer, self.loss)[-1]
 
     def _shorten_question(
-        self, conversation: Conversation, tokens: np.ndarray, weights: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
+        self, conversation: Conversation, layout: Layout, tokens: np.ndarray, weights: np.ndarray
+    ) -> tuple[Layout, np.ndarray, np.ndarray]:
         """Take tokens off the start of the longest question until the conversation fits; a few remain."""
         messages = list(conversation.messages)
         questions = [index for index, message in enumerate(messages) if message.role in ("user", "tool")]
         if not questions:
-            return tokens, weights
+            return layout, tokens, weights
         index = max(questions, key=lambda question: len(messages[question].content))
         for _ in range(8):  # the ids of a shorter text can differ by one or two at the new start: look again
             excess = len(tokens) - self.max_length
@@ -133,8 +162,8 @@ class Encoder:
             if shorter is None:
                 break
             messages[index] = shorter
-            tokens, weights = self._encode(replace(conversation, messages=tuple(messages)))
-        return tokens, weights
+            layout, tokens, weights = self._encode(replace(conversation, messages=tuple(messages)))
+        return layout, tokens, weights
 
 
 def _shorter(message: Message, excess: int, tokenizer: Tokenizer) -> Message | None:
@@ -167,10 +196,17 @@ def _turn_starts(conversation: Conversation) -> list[int]:
     return [index for index, role in enumerate(roles) if role == "user" and (index == 0 or roles[index - 1] != "user")]
 
 
+def _kept(conversation: Conversation, count: int) -> list[int]:
+    """Indices of the messages that are left without the `count` oldest turns; system messages in front stay."""
+    messages = conversation.messages
+    if count == 0:
+        return list(range(len(messages)))
+    starts = _turn_starts(conversation)
+    head = [index for index in range(starts[0]) if messages[index].role == "system"]
+    return [*head, *range(starts[count], len(messages))]
+
+
 def _without_turns(conversation: Conversation, count: int) -> Conversation:
     """The conversation without its `count` oldest turns; system messages in front stay."""
-    if count == 0:
-        return conversation
-    starts = _turn_starts(conversation)
-    head = tuple(message for message in conversation.messages[: starts[0]] if message.role == "system")
-    return replace(conversation, messages=head + conversation.messages[starts[count] :])
+    kept = _kept(conversation, count)
+    return replace(conversation, messages=tuple(conversation.messages[index] for index in kept))
