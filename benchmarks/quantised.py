@@ -60,7 +60,6 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3, help="speed, decode, peer: how often each, in turns")
     parser.add_argument("--steps", type=int, default=12, help="quality: of training")
     parser.add_argument("--tokens", type=int, default=48, help="decode, quality: of each reply")
-    parser.add_argument("--no-copies", action="store_true", help="decode: keep no weight dense meanwhile")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--no-memory", action="store_true", help="speed: leave out the runs that measure memory")
     parser.add_argument("--show", action="store_true", help="quality: only print what is there")
@@ -121,7 +120,8 @@ def peak(asked: argparse.Namespace, kind: str) -> float:
 
 
 def decode(asked: argparse.Namespace) -> dict[str, Any]:
-    """Greedy replies of the same length by each kind in turns: one prompt, and eight at once."""
+    """Greedy replies of the same length by each kind in turns, its weights kept dense meanwhile (`generate.dequantize`)
+    and not: one prompt, and eight at once."""
     kinds = list(asked.kind or SPEED)
     rows = workloads.write_rows(W1, asked.data, asked.folder).resolve()
     recipe = workloads.recipe(W1, rows, W1.model, threads=asked.threads)
@@ -135,8 +135,8 @@ def decode(asked: argparse.Namespace) -> dict[str, Any]:
     asks = [Conversation((Message("user", ask),)) for ask, _ in workloads.pairs_of(asked.data)[:8]]
     prompts = [engines[kinds[0]].prompt(ask) for ask in asks]
 
-    def replies(kind: str, count: int) -> float:
-        options = GenerateOptions(max_new_tokens=asked.tokens, dense_copies=not asked.no_copies)
+    def replies(kind: str, count: int, keep: bool) -> float:
+        options = GenerateOptions(max_new_tokens=asked.tokens, dequantize=keep)
         start = time.perf_counter()
         for _ in engines[kind].generate([Request(i, prompt, options) for i, prompt in enumerate(prompts[:count])]):
             pass
@@ -145,7 +145,11 @@ def decode(asked: argparse.Namespace) -> dict[str, Any]:
     found, tokens = {}, {}
     with others() as busy:
         for name, count in (("one prompt", 1), ("eight prompts", 8)):
-            jobs = {kind: lambda _, kind=kind, count=count: replies(kind, count) for kind in kinds}
+            jobs = {kind: lambda _, kind=kind, count=count: replies(kind, count, True) for kind in kinds}
+            jobs |= {
+                f"{kind}, kept quantised": lambda _, kind=kind, count=count: replies(kind, count, False)
+                for kind in kinds[1:]
+            }
             for job in jobs.values():
                 job(0)  # what is made at first use
             found[name] = quant_figures.against(quant_figures.in_turns(jobs, asked.rounds), kinds[0])

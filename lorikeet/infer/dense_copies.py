@@ -2,14 +2,17 @@
 
 A training step makes a weight dense twice and multiplies thousands of tokens with it. A new token of a reply is one
 row: making the weight dense costs more than the product. So while replies are made the dense form is kept from its
-first use on, where the copies of all weights fit into a share of the memory that is free; else none is kept. The copies
-are what `dense` answers anyway, so no reply depends on them. They are gone when the block ends.
+first use on, where the copies of all weights and the cache of keys and values leave an eighth of the memory free (or
+where `generate.dequantize` says so); else none is kept. The copies are what `dense` answers anyway, so no reply depends
+on them. They are gone when the block ends.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -19,7 +22,28 @@ from lorikeet.base.machine import memory
 from lorikeet.models.causal_lm import CausalLM
 from lorikeet.quant._contract import FrozenWeight
 
-SHARE = 0.25  # of the memory that is free: the cache of keys and values, and other processes, want some too
+Dequantize = Literal["auto"] | bool
+RESERVE = 1 / 8  # of all memory stays free: activations, logits and other processes want some
+GIB = 1 << 30
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Whether copies are kept, and the bytes that decided it."""
+
+    keep: bool
+    needed: int
+    beside: int
+    free: int
+    reserve: int
+
+    def __str__(self) -> str:
+        """In one line, for people."""
+        kept = f"dense they take {self.needed / GIB:.2f} GiB"
+        room = f"{max(0, self.free - self.reserve - self.beside) / GIB:.2f} GiB are free for that"
+        if self.keep:
+            return f"quantised weights stay dense while replies are made: {kept}, {room}"
+        return f"quantised weights are made dense anew for each token: {kept}, {room} (generate.dequantize)"
 
 
 def copied_weights(model: CausalLM) -> list[FrozenWeight]:
@@ -34,28 +58,42 @@ def copied_weights(model: CausalLM) -> list[FrozenWeight]:
     return found
 
 
-def free_bytes(device: torch.device) -> int:
-    """Memory that nobody uses now."""
-    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else memory()[1]
+def memory_of(device: torch.device) -> tuple[int, int]:
+    """(total, free) bytes where weights lie; on CUDA, what PyTorch holds and does not use counts as free."""
+    if device.type != "cuda":
+        return memory()
+    free, total = torch.cuda.mem_get_info(device)
+    return total, free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+
+
+def decide(model: CausalLM, asked: Dequantize, beside: int = 0) -> Decision | None:
+    """Whether the model's quantised weights are kept dense; None where there are none that are not kept so already.
+
+    `beside`: bytes that making the replies takes besides."""
+    size = torch.empty(0, dtype=model.dtype).element_size()
+    weights = [weight for weight in copied_weights(model) if "dense" not in vars(weight)]
+    if not weights:
+        return None
+    needed = sum(weight.out_features * weight.in_features * size for weight in weights)
+    total, free = memory_of(model.device)
+    reserve = int(RESERVE * total)
+    keep = needed + beside + reserve <= free if asked == "auto" else asked
+    return Decision(keep, needed, beside, free, reserve)
 
 
 @contextmanager
-def dense_copies(model: CausalLM) -> Iterator[bool]:
-    """Keep copies inside the block; yields whether they are. Inside another such block it changes nothing."""
+def dense_copies(model: CausalLM) -> Iterator[None]:
+    """Keep copies inside the block. Inside another such block it changes nothing."""
     weights = [weight for weight in copied_weights(model) if "dense" not in vars(weight)]
-    size = torch.empty(0, dtype=model.dtype).element_size()
-    needed = sum(weight.out_features * weight.in_features * size for weight in weights)
-    if not weights or needed > SHARE * free_bytes(model.device):
-        yield False
-        return
     for weight in weights:
         vars(weight).update(zip(("dense", "rows"), _keeping(weight, model.dtype)))
     try:
-        yield True
+        yield
     finally:
         for weight in weights:
             del vars(weight)["dense"], vars(weight)["rows"]
-        give_back()
+        if weights:
+            give_back()
 
 
 def _keeping(

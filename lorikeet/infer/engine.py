@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -16,14 +16,16 @@ import torch
 from torch import Tensor
 
 from lorikeet.base.errors import LorikeetError, ModelError
+from lorikeet.base.log import note
 from lorikeet.base.nouns import Conversation
 from lorikeet.data.encode import encode_prompt
 from lorikeet.data.templates._contract import Template
 from lorikeet.infer.answering_linears import answering_linears
-from lorikeet.infer.dense_copies import dense_copies
+from lorikeet.infer.dense_copies import decide, dense_copies
 from lorikeet.infer.reading import Reading, common_prefix
 from lorikeet.infer.sampling import GenerateOptions, Sampler, pick_each
 from lorikeet.models.causal_lm import CausalLM
+from lorikeet.models.kv_cache import KvCache
 from lorikeet.tokens._contract import Tokenizer
 
 Reason = Literal["stop", "length"]
@@ -59,6 +61,7 @@ class Engine:
         self.model, self.tokenizer, self.template, self.identity = model, tokenizer, template, identity
         # the template's own ends first; a model may still say its own under a template of text
         self.stop_ids = tuple(dict.fromkeys((*template.stop_ids, *tokenizer.eos_ids)))
+        self._said: set[bool] = set()  # which decisions about copies
 
     def prompt(self, conversation: Conversation) -> list[int]:
         """The ids after which the model answers: exactly those it was trained on."""
@@ -85,9 +88,22 @@ class Engine:
         """Events of all requests. Raises ModelError for a prompt that leaves no room to answer."""
         for request in requests:
             self._check(request)
-        keep = all(request.options.dense_copies for request in requests)
-        with dense_copies(self.model) if keep else nullcontext(), answering_linears(self.model):
+        with self._copies(requests), answering_linears(self.model):
             yield from self._answer(requests)
+
+    def _copies(self, requests: Sequence[Request]) -> AbstractContextManager[None]:
+        """Dense copies of quantised weights, where the requests ask for them. What was decided is said once."""
+        asked = {request.options.dequantize for request in requests}
+        if not asked or False in asked:
+            return nullcontext()
+        rows = min(len(requests), min(request.options.batch_size for request in requests))
+        longest = max(len(request.prompt) + self._room(request) for request in requests)
+        cache = KvCache.bytes_of(self.model.shape, rows, longest, self.model.dtype)
+        decided = decide(self.model, "auto" if "auto" in asked else True, cache)
+        if decided is not None and decided.keep not in self._said:
+            self._said.add(decided.keep)
+            note(str(decided))
+        return dense_copies(self.model) if decided is not None and decided.keep else nullcontext()
 
     def _check(self, request: Request) -> None:
         limit = self.model.shape.max_position
@@ -124,8 +140,11 @@ class Engine:
             yield from _take(live, logits)
 
     def _reply(self, request: Request) -> _Reply:
-        room = min(request.options.max_new_tokens, self.model.shape.max_position - len(request.prompt))
-        return _Reply(request, room, self.tokenizer, self.template, self.stop_ids)
+        return _Reply(request, self._room(request), self.tokenizer, self.template, self.stop_ids)
+
+    def _room(self, request: Request) -> int:
+        """Tokens that a reply may have."""
+        return min(request.options.max_new_tokens, self.model.shape.max_position - len(request.prompt))
 
     def _reading(self, replies: Collection[_Reply]) -> Reading:
         """Rows for the replies. What all prompts begin with is computed once, unless some text outgrows sharing."""

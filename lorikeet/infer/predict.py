@@ -80,7 +80,7 @@ def _line(index: int, row: dict[str, Any]) -> str:
 
 
 def _identity(engine: Engine, prompts: Sequence[Conversation], options: GenerateOptions) -> str:
-    digest = hashlib.sha256(options.model_dump_json(exclude={"batch_size", "dense_copies"}).encode())
+    digest = hashlib.sha256(options.model_dump_json(exclude={"batch_size", "dequantize"}).encode())
     digest.update(f"{engine.identity} {engine.tokenizer.fingerprint} {engine.template.fingerprint}".encode())
     for prompt in prompts:
         digest.update(repr((prompt.messages, prompt.tools)).encode())

@@ -31,7 +31,7 @@ def write_samples(
     """Answer the last prompt of each example; rows {prompt, reference, before, after} go to samples.jsonl."""
     asked = [prompt_and_reply(example) for example in examples]
     # a training run takes no more memory than its steps do
-    changed = {"max_new_tokens": min(options.max_new_tokens, LONGEST), "dense_copies": False}
+    changed = {"max_new_tokens": min(options.max_new_tokens, LONGEST), "dequantize": False}
     short = options.model_copy(update=changed)
     texts = [""] * len(asked)
     for event in engine.generate([Request(i, prompt, short) for i, (prompt, _) in enumerate(asked)]):

@@ -6,13 +6,15 @@ Order as in transformers: repetition penalty, temperature, top-k, top-p, then on
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from lorikeet.base.options import Options
 from lorikeet.base.rng import torch_rng
+from lorikeet.infer.dense_copies import Dequantize
 
 
 class GenerateOptions(Options):
@@ -28,10 +30,20 @@ class GenerateOptions(Options):
     seed: int = Field(0, ge=0, description="Replies with the same seed and prompt are the same.")
     stop: list[str] = Field([], description="A reply also ends before any of these strings.")
     batch_size: int = Field(32, ge=1, description="Replies generated at once.")
-    dense_copies: bool = Field(
-        True,
-        description="Keep quantised weights dense while replies are made, where a quarter of the free memory suffices.",
+    dequantize: Dequantize = Field(
+        "auto",
+        description="Keep quantised weights dense while replies are made: always, never, or where an eighth of the "
+        "memory stays free. The samples of a training run never do.",
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _renamed(cls, values: Any) -> Any:
+        """Recipes of runs that were made before `dequantize` had this name go on being read."""
+        if isinstance(values, dict) and "dense_copies" in values:
+            rest = {name: value for name, value in values.items() if name != "dense_copies"}
+            return {"dequantize": "auto" if values["dense_copies"] is True else values["dense_copies"]} | rest
+        return values
 
 
 class Sampler:

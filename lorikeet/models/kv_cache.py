@@ -31,6 +31,13 @@ class KvCache:
         self.values = torch.zeros(sizes, dtype=dtype, device=device)
         self.lengths = torch.zeros(rows, dtype=torch.int64, device=device)
 
+    @staticmethod
+    def bytes_of(shape: Shape, rows: int, capacity: int, dtype: torch.dtype) -> int:
+        """What a cache of these sizes takes."""
+        return (
+            2 * shape.layers * rows * shape.kv_heads * (capacity + -capacity % ROUND) * shape.head_dim * dtype.itemsize
+        )
+
     def move(self, source: int, target: int) -> None:
         """Row `source` takes the place of row `target`, whose conversation is over."""
         length = int(self.lengths[source])

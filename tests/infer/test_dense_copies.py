@@ -10,16 +10,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
 from infer.conftest import VOCAB, ByteTokenizer, LineTemplate, ids
+from lorikeet import config
 from lorikeet.base.kinds import kind_class, kinds
 from lorikeet.base.nouns import Example
 from lorikeet.infer import dense_copies as module
-from lorikeet.infer.dense_copies import copied_weights, dense_copies
+from lorikeet.infer import engine as engine_module
+from lorikeet.infer.dense_copies import RESERVE, Dequantize, copied_weights, decide, dense_copies
 from lorikeet.infer.engine import Engine, Request
 from lorikeet.infer.samples import write_samples
 from lorikeet.infer.sampling import GenerateOptions
+from lorikeet.models.kv_cache import KvCache
 from lorikeet.quant._contract import FrozenWeight, Quant
 from lorikeet.quant.int8 import Int8, Int8Weight
 from lorikeet.quant.nf4 import NF4
@@ -60,7 +64,7 @@ def made(monkeypatch: pytest.MonkeyPatch) -> Counter[int]:
 
 def test_every_weight_is_made_dense_once_and_the_replies_are_the_same(made: Counter[int]) -> None:
     answering = engine(Int8())
-    slow = replies(answering, dense_copies=False)
+    slow = replies(answering, dequantize=False)
     assert min(made.values()) >= 8, "without copies: in every pass"
     made.clear()
     assert replies(answering) == slow
@@ -70,12 +74,16 @@ def test_every_weight_is_made_dense_once_and_the_replies_are_the_same(made: Coun
 def test_no_copy_outlives_the_replies() -> None:
     answering = engine(NF4())
     weights = [group.weight for group in answering.model.groups()]
-    with dense_copies(answering.model) as kept:
-        assert kept
+    decided = decide(answering.model, True)
+    with dense_copies(answering.model):
         copies = [weakref.ref(weight.dense(torch.float32)) for weight in weights]
-        assert all(copy() is not None for copy in copies)
-        with dense_copies(answering.model) as again:
-            assert not again, "they are there already"
+        alive = [copy() for copy in copies]
+        assert decided is not None
+        assert decided.needed == sum(0 if copy is None else copy.untyped_storage().nbytes() for copy in alive)
+        del alive
+        assert decide(answering.model, "auto") is None, "they are there already"
+        with dense_copies(answering.model):
+            pass
         assert weights[0].dense(torch.float32) is copies[0](), "the inner block left them alone"
     gc.collect()
     assert all(copy() is None for copy in copies)
@@ -112,13 +120,70 @@ def test_another_dtype_and_rows_are_answered_as_ever() -> None:
             assert torch.equal(weight.rows(1, 4, torch.float64), expected[torch.float64][1:4])
 
 
-def test_little_memory_means_no_copies(monkeypatch: pytest.MonkeyPatch) -> None:
-    answering = engine(Int8())
+def memory_is(monkeypatch: pytest.MonkeyPatch, total: int, free: int) -> None:
+    monkeypatch.setattr(module, "memory_of", lambda device: (total, free))
+
+
+@pytest.mark.parametrize("asked", ["auto", True, False])
+def test_little_memory_means_no_copies_unless_they_were_asked_for(
+    monkeypatch: pytest.MonkeyPatch, asked: Dequantize
+) -> None:
+    answering, beside = engine(Int8()), 1000
     needed = sum(4 * weight.out_features * weight.in_features for weight in copied_weights(answering.model))
-    for free, kept in ((needed / module.SHARE + 1, True), (needed / module.SHARE - 1, False)):
-        monkeypatch.setattr(module, "free_bytes", lambda device, free=free: free)
-        with dense_copies(answering.model) as found:
-            assert found is kept
+    total = 8 * needed
+    for free, fits in ((needed + beside + int(RESERVE * total), True), (needed + int(RESERVE * total), False)):
+        memory_is(monkeypatch, total, free)
+        decided = decide(answering.model, asked, beside)
+        assert decided is not None and decided.needed == needed
+        assert decided.keep is (fits if asked == "auto" else asked)
+
+
+def test_what_was_decided_is_said_once_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, made: Counter[int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    answering = engine(Int8())
+    memory_is(monkeypatch, 1 << 34, 1 << 33)
+    replies(answering), replies(answering)
+    assert capsys.readouterr().err == (
+        "quantised weights stay dense while replies are made: dense they take 0.00 GiB, 6.00 GiB are free for that\n"
+    )
+    memory_is(monkeypatch, 1 << 34, 1 << 30)
+    made.clear()
+    replies(answering)
+    assert min(made.values()) >= 8, "made dense in every pass"
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "dense anew for each token" in said and "generate.dequantize" in said
+    replies(answering, dequantize=False)
+    assert capsys.readouterr().err == ""
+
+
+def test_the_memory_of_the_cache_of_keys_and_values_is_kept_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    answering = engine(Int8())
+    decided = decide(answering.model, "auto")
+    assert decided is not None
+    cache = KvCache(answering.model.shape, 3, 16, torch.float32, torch.device("cpu"))
+    size = 2 * cache.keys.numel() * 4
+    assert KvCache.bytes_of(answering.model.shape, 3, 16, torch.float32) == size
+    asked: list[int] = []
+    monkeypatch.setattr(engine_module, "decide", lambda model, keep, beside: asked.append(beside))
+    replies(answering)
+    assert asked == [size], "three replies of at most 7 + 8 tokens"
+
+
+@pytest.mark.parametrize("value", ["sometimes", 2, "Auto", None])
+def test_other_values_are_refused(value: object) -> None:
+    with pytest.raises(ValidationError, match="dequantize"):
+        GenerateOptions(dequantize=value)
+
+
+def test_the_name_that_saved_recipes_have_is_read(tmp_path: Path) -> None:
+    for written, read in (("true", "auto"), ("false", False)):
+        file = tmp_path / f"{written}.yaml"
+        about = "output_dir: out\nmodel: {path: m}\ndata: {train: [rows.json]}\n"
+        file.write_text(f"{about}generate: {{dense_copies: {written}}}\n")
+        assert config.load(file).generate.dequantize == read
+        config.save(config.load(file), file)
+        assert "dense_copies" not in file.read_text() and config.load(file).generate.dequantize == read
 
 
 def test_dense_weights_and_weights_with_a_product_of_their_own_are_left_alone() -> None:
@@ -137,4 +202,4 @@ def test_dense_weights_and_weights_with_a_product_of_their_own_are_left_alone() 
 def test_the_kinds_of_the_folder_give_the_same_replies_with_copies() -> None:
     for kind in kinds("lorikeet.quant"):
         answering = engine(kind_class("lorikeet.quant", Quant, kind).model_validate({}))
-        assert replies(answering) == replies(answering, dense_copies=False), kind
+        assert replies(answering) == replies(answering, dequantize=False), kind
