@@ -47,6 +47,7 @@ def main() -> None:
     options.add_argument("--data", required=True)
     options.add_argument("--peer", help="the Python of an environment with gptqmodel")
     options.add_argument("--group-sizes", type=int, nargs="+", default=[128, 64])
+    options.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS), help="of solving")
     options.add_argument("--work", type=Path, help="keeps the folders here, and uses those that are there")
     given = options.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
@@ -83,10 +84,10 @@ def _measure(given: argparse.Namespace, work: Path) -> Iterator[dict[str, Any]]:
             row = _row(f"gptqmodel, group {size}", _load(folder, base), prepared, None)
             peer_loss = row["loss"]
             yield row
-        for name, changes in WAYS.items():
+        for name in given.ways:
             folder = work / f"ours-{size}-{name}"
             if not folder.exists():
-                quantize(recipe, folder, SolverOptions(group_size=size, **changes), rows=CALIBRATION)
+                quantize(recipe, folder, SolverOptions(group_size=size, **WAYS[name]), rows=CALIBRATION)
             yield _row(f"lorikeet {name}, group {size}", _load(folder, base), prepared, peer_loss)
             if given.peer:
                 for reader in ("gptqmodel", "transformers"):

@@ -1,8 +1,9 @@
 """Every way to merge one run, measured against what was trained: a table of KL, agreement, loss and size.
 
-    python benchmarks/merge_ways.py RUN [--conversations 100] [--prompts 50] [--tokens 64]
+    python benchmarks/merge_ways.py RUN [--conversations 100] [--prompts 50] [--tokens 64] [--ways fp4 beside]
 
-RUN is a run with held-out conversations. The folders are written beside it, and deleted.
+RUN is a run with held-out conversations. The folders are written beside it, and deleted. `--ways` takes the ways whose
+names contain one of these.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     for name, default in (("conversations", 100), ("prompts", 50), ("tokens", 64)):
         parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--ways", nargs="+", default=[""])
     given = parser.parse_args()
     asked = verifying.Asked(given.conversations, given.prompts, given.tokens)
     trained = verifying.settled(locate(given.run))
@@ -49,7 +51,7 @@ def main() -> None:
     said, held_out = verifying.listen(trained, template, None, examples, asked)
     print("| way | mean KL | largest KL | same top token | loss | increase | same replies | MB |")
     print("|---|---:|---:|---:|---:|---:|---:|---:|", flush=True)
-    for name, way in WAYS:
+    for name, way in [(name, way) for name, way in WAYS if any(part in name for part in given.ways)]:
         folder = given.run.with_name(f"{given.run.name}-merged")
         made = api.merge(given.run, folder, verify=False, **way)
         other = locate(folder, verifying.as_trained(trained))
