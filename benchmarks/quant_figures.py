@@ -48,6 +48,11 @@ def speed_table(found: Mapping[str, Figures], memory: Mapping[str, float]) -> st
     return markdown(("kind", "a step, s", "least", "times bf16's", "of the least", "peak RSS, GiB"), rows)
 
 
+def memory_table(memory: Mapping[str, float]) -> str:
+    """Peak GiB of each kind."""
+    return markdown(("kind", "peak RSS, GiB"), [(kind, f"{size:.2f}") for kind, size in memory.items()])
+
+
 def decode_table(found: Mapping[str, Mapping[str, Figures]], tokens: Mapping[str, int], base: str) -> str:
     """Of `against`'s answers for each batch; `tokens`: how many one call of each batch made."""
     columns = ["kind"]

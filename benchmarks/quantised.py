@@ -58,10 +58,12 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--kind", nargs="+", choices=[*KINDS, *MADE], help="default: the command's own choice")
     parser.add_argument("--model", default="smollm2-135m", help="quality, errors: an alias")
     parser.add_argument("--rounds", type=int, default=3, help="speed, decode, peer: how often each, in turns")
+    parser.add_argument("--short", action="store_true", help="peer: rounds as short as the search for a setting")
     parser.add_argument("--steps", type=int, default=12, help="quality: of training")
     parser.add_argument("--tokens", type=int, default=48, help="decode, quality: of each reply")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--no-memory", action="store_true", help="speed: leave out the runs that measure memory")
+    parser.add_argument("--only-memory", action="store_true", help="speed: nothing but those, which others may disturb")
     parser.add_argument("--show", action="store_true", help="quality: only print what is there")
     parser.add_argument("--folder", type=Path, default=workloads.FOLDER, help="where rows, models and jobs go")
     parser.add_argument("--venvs", type=Path, default=workloads.FOLDER / "venvs", help="one environment per trainer")
@@ -69,6 +71,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--limit", type=float, default=1800, help="seconds a run may take")
     parser.add_argument("--json", type=Path, help="also write the figures here")
     asked = parser.parse_args()
+    if asked.no_memory and asked.only_memory:
+        parser.error("--only-memory or --no-memory")
     if asked.command != "install" and asked.data is None:
         parser.error("--data is needed")
     return asked
@@ -93,6 +97,9 @@ def speed(asked: argparse.Namespace) -> dict[str, Any]:
     recipe = workloads.recipe(W1, rows, W1.model, threads=asked.threads)
     # first: a process counts what the one that started it held
     memory = {} if asked.no_memory else {kind: peak(asked, kind) for kind in kinds}
+    if asked.only_memory:
+        print(quant_figures.memory_table(memory))
+        return {"peak_rss_gib": memory}
     works = {}
     for kind in kinds:
         works[kind] = Training(config.parse(with_kind(recipe, kind)))
@@ -213,12 +220,12 @@ def errors(asked: argparse.Namespace) -> dict[str, Any]:
 def peer(asked: argparse.Namespace) -> dict[str, Any]:
     """nf4 here and by TRL with PEFT and bitsandbytes: its settings once each, then the fastest and ours in turns."""
     jobs = KindJobs(asked.data, asked.folder, asked.venvs, asked.results, threads=asked.threads, limit=asked.limit)
-    size, ours = FULL[W1.name], {"kind": "nf4"}
+    size, ours = (SHORT if asked.short else FULL)[W1.name], {"kind": "nf4"}
     swept = [jobs.run(TRL.name, W1, SHORT[W1.name], setting) for setting in TRL_SETTINGS]
     for run in swept:
         print(describe(run["setting"]), run.get("error") or f"{run['seconds']:.1f} s, {run['peak_rss_gib']:.2f} GiB")
     good = [run for run in swept if "error" not in run]
-    if not good:
+    if not good or not asked.rounds:
         return {"swept": swept}
     fastest = min(good, key=lambda run: run["seconds"])
     smallest = min(good, key=lambda run: run["peak_rss_gib"])
