@@ -10,8 +10,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from lorikeet.adapters import _expert_lora
 from lorikeet.adapters._merge import merged_tensors
-from lorikeet.adapters._storage import save_adapter
+from lorikeet.adapters._storage import fill, read_adapter, save_adapter
 from lorikeet.adapters.lora import Lora
 from lorikeet.checkpoints import hf
 from lorikeet.data.pack import pack_row
@@ -140,6 +141,65 @@ def test_gradients_of_experts_equal_those_of_changed_weights(case: str, tmp_path
     expected = their_loss(lambda **given: torch.func.functional_call(reference, changed, (), given), examples())
     slopes = torch.autograd.grad(expected, list(factors.values()))
     tiny.assert_same((loss, gradients), (expected.item(), dict(zip(factors, slopes))), rtol=1e-4)
+
+
+@pytest.mark.parametrize("case", EXPERTS)
+def test_loss_and_gradients_of_stacked_experts_equal_peft(case: str, tmp_path: Path) -> None:
+    """PEFT trains the stacked parameters of transformers 5 (target_parameters), where gate and up share an A: its
+    gradient is the sum of ours."""
+    reference = theirs(case)
+    reference.save_pretrained(tmp_path / "base")
+    model = ours(tmp_path / "base")
+    attention = {name.rsplit(".", 1)[-1] for name in model.outline.linears if "self_attn" in name}
+    stacked = ["experts.gate_up_proj", "experts.down_proj"]
+    settings = {"r": 2, "lora_alpha": 5, "target_modules": sorted(attention), "target_parameters": stacked}
+    with_peft = peft.get_peft_model(reference, peft.LoraConfig(task_type="CAUSAL_LM", **settings)).eval()
+    torch.manual_seed(1)
+    trained = {name: parameter for name, parameter in with_peft.named_parameters() if parameter.requires_grad}
+    with torch.no_grad():
+        for parameter in trained.values():
+            parameter.normal_(0, 0.3)
+    with_peft.save_pretrained(tmp_path / "adapter")
+    adapter, tensors, _ = read_adapter(tmp_path / "adapter")
+    adapter.attach(model, seed=9)
+    fill(model, adapter, tensors, source="PEFT's")
+    loss, found = tiny.loss_and_gradients(model, adapter.parameters(model), [pack_row(examples())])
+    expected = their_loss(with_peft, examples())
+    expected.backward()
+    slopes = {name: parameter.grad for name, parameter in trained.items()}
+    wanted = _expert_lora.unstacked(model, peft.get_peft_model_state_dict(with_peft, state_dict=slopes), rank=2)
+    ours_by_name: dict[str, torch.Tensor] = {}
+    for name, slope in found.items():
+        ours_by_name |= {name: slope} if slope.dim() < 3 else _expert_lora.one_by_one(name, slope)
+    gates, ups = _leaves(model)
+    for name in [name for name in ours_by_name if f".{gates}.lora_A." in name and ".experts." in name]:
+        other = name.replace(f".{gates}.", f".{ups}.")
+        ours_by_name[name] = ours_by_name[other] = ours_by_name[name] + ours_by_name[other]
+    largest = max(slope.abs().max() for slope in wanted.values())
+    assert loss == pytest.approx(expected.item(), rel=1e-4)
+    assert ours_by_name.keys() == wanted.keys() and sum(".experts." in name for name in wanted) >= 24
+    for name, slope in wanted.items():
+        torch.testing.assert_close(ours_by_name[name], slope, rtol=1e-4, atol=1e-4 * largest.item(), msg=name)
+
+
+def _leaves(model: Any) -> tuple[str, str]:
+    """What a checkpoint calls the gates and ups of its experts."""
+    gate, up = model.outline.stacks[0].gate_up[1]
+    return gate, up
+
+
+@pytest.mark.parametrize("case", EXPERTS)
+@torch.no_grad()
+def test_an_adapter_on_experts_loads_in_peft_with_equal_logits(case: str, tmp_path: Path) -> None:
+    reference = theirs(case)
+    reference.save_pretrained(tmp_path / "base")
+    model = ours(tmp_path / "base")
+    options: dict[str, Any] = {"r": 3, "target_modules": r".*\.(self_attn\.[a-z_]+|experts\.\d+\.\w+)"}
+    tiny.with_lora(model, **options)
+    (tmp_path / "adapter").mkdir()
+    save_adapter(tmp_path / "adapter", Lora(**options), model, {"base": "tiny"})
+    loaded = peft.PeftModel.from_pretrained(reference, tmp_path / "adapter").eval()
+    assert difference(loaded, model, length=40) <= TOLERANCE
 
 
 def _update(stem: str, factors: dict[str, torch.Tensor]) -> torch.Tensor | None:
