@@ -77,6 +77,8 @@ def write_defaults(defaults: Mapping[str, tuple[str, Any]], translation: Transla
     """Where the source is silent, write its default down if ours is another. `defaults`: option -> (key, value)."""
     for option, (key, value) in defaults.items():
         path = tuple(option.split("."))
+        if find(Recipe, path, plain(translation))[0] is None:
+            continue  # an option of another kind than the one chosen
         if path not in translation.settings and value != our_default(option, translation):
             translation.set(option, value, "", f"{translation.system}'s default for {key}")
 

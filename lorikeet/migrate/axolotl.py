@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -20,6 +21,7 @@ from lorikeet.migrate._kinds import (
     set_template,
 )
 from lorikeet.migrate._table import apply, write_defaults
+from lorikeet.migrate._trained_layers import unfrozen
 from lorikeet.migrate._training_arguments import warm_up
 
 NAME = "Axolotl"
@@ -82,20 +84,46 @@ def _adapter(made: Translation) -> None:
     elif content.flag("load_in_8bit"):
         set_quant(made, "int8", "load_in_8bit")
     if kind not in ("lora", "dora") or name not in ("lora", "qlora"):
-        for key in [key for key in content.values if key.startswith("lora_") and content.has(key)]:
-            made.leave("not needed", key, "no adapter there: every weight was trained")
+        for key in [key for key in content.values if key.startswith(("lora_", "peft_", "loraplus_"))]:
+            if content.has(key):
+                made.leave("not needed", key, "no adapter there: weights were trained in full")
+        if content.has("unfrozen_parameters") and kind == "full":
+            unfrozen(made, "unfrozen_parameters")
         return
     for option, key in (("r", "lora_r"), ("lora_alpha", "lora_alpha"), ("lora_dropout", "lora_dropout")):
         if content.has(key):
             made.set(f"adapter.{option}", content.number(key), key)
     if content.has("peft_use_rslora"):
         made.set("adapter.use_rslora", content.flag("peft_use_rslora"), "peft_use_rslora")
+    if content.has("loraplus_lr_ratio"):
+        made.set("adapter.loraplus_lr_ratio", content.number("loraplus_lr_ratio"), "loraplus_lr_ratio")
+    if content.has("unfrozen_parameters"):
+        made.leave("differs", "unfrozen_parameters", "nothing but the adapter is trained beside an adapter")
+    _first_values(made)
     _targets(made)
+
+
+def _first_values(made: Translation) -> None:
+    """peft_init_lora_weights: PEFT's words; those that are none here are listed."""
+    content, key = made.content, "peft_init_lora_weights"
+    made.seen.add(key)
+    if not content.has(key) or content.text(key).lower() == "true":
+        return
+    word = content.text(key)
+    if re.fullmatch(r"gaussian|orthogonal|olora|pissa(_niter_\d+)?", word):
+        made.set("adapter.init_lora_weights", word, key)
+    else:
+        made.leave("differs", key, "A starts random and B at zero")
 
 
 def _targets(made: Translation) -> None:
     content = made.content
-    made.seen |= {"lora_target_linear", "lora_target_modules"}
+    made.seen |= {"lora_target_linear", "lora_target_modules", "peft_layers_to_transform", "peft_layers_pattern"}
+    if content.has("peft_layers_to_transform"):
+        layers = [int(word) for word in content.words("peft_layers_to_transform") if word.isdigit()]
+        made.set("adapter.layers_to_transform", layers, "peft_layers_to_transform")
+        if content.has("peft_layers_pattern"):
+            made.set("adapter.layers_pattern", content.words("peft_layers_pattern"), "peft_layers_pattern")
     if content.flag("lora_target_linear"):
         set_targets(made, ["all-linear"], "lora_target_linear")
     elif isinstance(content.values.get("lora_target_modules"), str):

@@ -12,140 +12,11 @@ from lorikeet.migrate import _training_arguments as arguments
 from lorikeet.migrate._contract import Content, System, Translation
 from lorikeet.migrate._datasets import Dataset, from_info, set_datasets, split_names
 from lorikeet.migrate._kinds import set_method, set_quant, set_targets, set_template
-from lorikeet.migrate._table import Row, apply, by_hand, differs, not_needed, to, write_defaults
+from lorikeet.migrate._llamafactory_table import DEFAULTS, PREFIXES, STAGE, TABLE
+from lorikeet.migrate._table import apply, write_defaults
+from lorikeet.migrate._trained_layers import freeze_tuning
 
 NAME = "LLaMA-Factory"
-_SPEED = "changes speed or memory there, and no number"
-_PREPARED = "examples are prepared once and kept under the cache folder by content; data.cache says whether"
-_STAGE = "only supervised training here: no preference, reward or reinforcement stages"
-_OPTIMIZER = "no such optimizer here; AdamW is used"
-_VISION = "models here read text only"
-
-TABLE: dict[str, Row] = {
-    **arguments.TABLE,
-    "model_name_or_path": to("model.path", "text"),
-    "stage": by_hand("data.loss"),
-    "finetuning_type": by_hand("adapter.kind"),
-    "template": by_hand("data.template"),
-    "dataset": by_hand("data.train", "data.format"),
-    "dataset_dir": by_hand("data.train"),
-    "eval_dataset": by_hand("data.validation", "data.format"),
-    "val_size": by_hand("data.validation"),
-    "max_samples": by_hand("data.max_examples"),
-    "cutoff_len": by_hand("data.max_length", "data.truncation"),
-    "train_on_prompt": by_hand("data.loss"),
-    "mask_history": by_hand("data.loss"),
-    "packing": by_hand(),
-    "neat_packing": by_hand(),
-    "mix_strategy": by_hand("data.mix"),
-    "interleave_probs": by_hand("data.train"),
-    "lora_rank": by_hand("adapter.r"),
-    "lora_alpha": by_hand("adapter.lora_alpha"),
-    "lora_dropout": by_hand("adapter.lora_dropout"),
-    "lora_target": by_hand("adapter.target_modules"),
-    "use_rslora": by_hand("adapter.use_rslora"),
-    "use_dora": by_hand("adapter.kind"),
-    "quantization_bit": by_hand("quant"),
-    "quantization_method": by_hand("quant"),
-    "quantization_type": by_hand("quant"),
-    "double_quantization": by_hand("quant"),
-    "disable_gradient_checkpointing": by_hand("train.gradient_checkpointing"),
-    "default_system": by_hand("data.template"),
-    "max_new_tokens": to("generate.max_new_tokens", "whole"),
-    "temperature": by_hand("generate.temperature"),
-    "top_p": by_hand("generate.top_p"),
-    "top_k": by_hand("generate.top_k"),
-    "repetition_penalty": to("generate.repetition_penalty", "number"),
-    "do_sample": by_hand("generate.temperature"),
-    "adapter_name_or_path": differs("training always starts a new adapter; merge the old one first: lorikeet merge"),
-    "additional_target": differs("no module is trained in full beside the adapter"),
-    "loraplus_lr_ratio": differs("A and B have one learning rate", 1, 1.0),
-    "pissa_init": differs("A starts random and B at zero, as in PEFT"),
-    "use_galore": differs(_OPTIMIZER),
-    "use_apollo": differs(_OPTIMIZER),
-    "use_badam": differs(_OPTIMIZER),
-    "use_adam_mini": differs(_OPTIMIZER),
-    "use_muon": differs(_OPTIMIZER),
-    "use_llama_pro": differs("no blocks are added to the model"),
-    "freeze_trainable_layers": differs("no layers are trained in full"),
-    "freeze_trainable_modules": differs("no layers are trained in full"),
-    "use_dft_loss": differs("the loss here is cross-entropy"),
-    "pure_bf16": differs("trained weights are float32 here"),
-    "rope_scaling": differs("positions are scaled as the model's config says"),
-    "shift_attn": differs("attention here is the whole causal one"),
-    "mixture_of_depths": differs("every token passes every layer"),
-    "resize_vocab": differs("no tokens are added to the vocabulary"),
-    "add_tokens": differs("no tokens are added to the vocabulary"),
-    "new_special_tokens": differs("no tokens are added to the vocabulary"),
-    "add_special_tokens": differs("no tokens are added to the vocabulary"),
-    "disable_shuffling": differs("the order of every epoch is random, from train.seed"),
-    "early_stopping_steps": differs("a run ends at its last step"),
-    "enable_thinking": differs("thinking is trained where the rows have it, as the template lays it out", "true"),
-    "tool_format": differs("tools are laid out by the template"),
-    "train_from_scratch": differs("training starts from the model's weights"),
-    "pref_beta": differs(_STAGE),
-    "pref_loss": differs(_STAGE),
-    "pref_ftx": differs(_STAGE),
-    "reward_model": differs(_STAGE),
-    "ref_model": differs(_STAGE),
-    "num_beams": differs("replies are sampled or greedy, without beams", 1),
-    "length_penalty": differs("replies are sampled or greedy, without beams", 1.0, 1),
-    "model_revision": differs("the newest revision is fetched; model.path: hf:ORG/NAME@REVISION names one", "main"),
-    "streaming": not_needed(_PREPARED),
-    "buffer_size": not_needed(_PREPARED),
-    "overwrite_cache": not_needed(_PREPARED),
-    "tokenized_path": not_needed(_PREPARED),
-    "preprocessing_num_workers": not_needed(_PREPARED),
-    "preprocessing_batch_size": not_needed(_PREPARED),
-    "cache_dir": not_needed("$XDG_CACHE_HOME/lorikeet"),
-    "trust_remote_code": not_needed("no code of a model is ever run"),
-    "plot_loss": not_needed("report.html has the curves"),
-    "compute_accuracy": not_needed("token accuracy is always measured"),
-    "include_effective_tokens_per_second": not_needed("metrics.jsonl has it"),
-    "use_swanlab": not_needed("figures go to metrics.jsonl and report.html; no account, no upload"),
-    "swanlab_project": not_needed("figures go to metrics.jsonl and report.html; no account, no upload"),
-    "flash_attn": not_needed(_SPEED),
-    "enable_liger_kernel": not_needed(_SPEED),
-    "use_unsloth": not_needed(_SPEED),
-    "use_unsloth_gc": not_needed(_SPEED),
-    "use_kv_cache": not_needed(_SPEED),
-    "low_cpu_mem_usage": not_needed(_SPEED),
-    "use_fast_tokenizer": not_needed("tokenizer.json is always used"),
-    "upcast_layernorm": not_needed("norms compute in float32"),
-    "upcast_lmhead_output": not_needed("the loss computes in float32"),
-    "split_special_tokens": not_needed("text of a row never becomes a control token"),
-    "ignore_pad_token_for_loss": not_needed("there is no padding"),
-    "eval_on_each_dataset": not_needed("validation is one figure over all its rows"),
-    "freeze_vision_tower": not_needed(_VISION),
-    "freeze_multi_modal_projector": not_needed(_VISION),
-    "media_dir": not_needed(_VISION),
-    "image_max_pixels": not_needed(_VISION),
-    "video_max_pixels": not_needed(_VISION),
-    "hf_hub_token": not_needed("huggingface_hub reads its own login"),
-    "infer_backend": not_needed("lorikeet chat RUN"),
-    "infer_dtype": not_needed("model.dtype serves training and answering"),
-    "export_dir": not_needed("lorikeet merge RUN FOLDER"),
-    "export_size": not_needed("lorikeet merge RUN FOLDER"),
-    "export_device": not_needed("lorikeet merge RUN FOLDER"),
-    "export_legacy_format": not_needed("weights are always saved as safetensors"),
-}
-# settings of things that have a switch of their own above, and of what is not here at all
-PREFIXES: dict[str, Row] = {
-    **dict.fromkeys(("galore_", "apollo_", "badam_", "pissa_", "oft_", "freeze_"), not_needed("belongs to its switch")),
-    **dict.fromkeys(("pref_", "kto_", "ppo_", "simpo_", "dpo_", "ref_", "reward_"), not_needed(_STAGE)),
-    **dict.fromkeys(("image_", "video_", "audio_", "crop_"), not_needed(_VISION)),
-    **dict.fromkeys(("ray_", "ddp_", "fsdp_", "fp8_", "megatron_"), not_needed("one device")),
-    **dict.fromkeys(("swanlab_", "export_"), not_needed("lorikeet merge RUN FOLDER; figures stay in the run's folder")),
-    "dataloader_": not_needed(_SPEED),
-}
-DEFAULTS: dict[str, tuple[str, Any]] = {
-    **arguments.DEFAULTS,
-    "data.validation": ("val_size", None),
-    "data.max_length": ("cutoff_len", 2048),
-    "data.truncation": ("cutoff_len", "keep_reply"),
-    "adapter.r": ("lora_rank", 8),
-    "train.gradient_checkpointing": ("disable_gradient_checkpointing", True),
-}
 _ONLY_HERE = ("finetuning_type", "stage", "cutoff_len", "lora_rank", "lora_target", "dataset_dir", "template")
 
 
@@ -179,13 +50,17 @@ class LlamaFactory(System):
 def _adapter(made: Translation) -> None:
     content = made.content
     key = "finetuning_type"
-    kind = set_method(made, content.text(key, "lora"), key) if content.has(key) else "lora"
+    if content.text(key) == "freeze":
+        freeze_tuning(made)
+        kind = "full"
+    else:
+        kind = set_method(made, content.text(key, "lora"), key) if content.has(key) else "lora"
     if content.has("use_dora") and content.flag("use_dora"):
         kind = set_method(made, "dora", "use_dora")
     made.seen.add("use_dora")
     if kind not in ("lora", "dora") or content.text(key, "lora") != "lora":
-        for name in ("lora_rank", "lora_alpha", "lora_dropout", "lora_target", "use_rslora"):
-            if content.has(name):
+        for name in [name for name, row in TABLE.items() if "lora" in name or name.startswith("pissa_")]:
+            if content.has(name) and name not in made.seen:
                 made.leave("not needed", name, f"has no effect there with finetuning_type: {content.text(key)}")
         return
     if content.has("lora_rank"):
@@ -198,6 +73,13 @@ def _adapter(made: Translation) -> None:
         set_targets(made, content.words("lora_target"), "lora_target")
     if content.has("use_rslora"):
         made.set("adapter.use_rslora", content.flag("use_rslora"), "use_rslora")
+    if content.has("loraplus_lr_ratio"):
+        made.set("adapter.loraplus_lr_ratio", content.number("loraplus_lr_ratio"), "loraplus_lr_ratio")
+    made.seen |= {"pissa_init", "pissa_iter"}
+    if content.flag("pissa_init"):
+        rounds = content.whole("pissa_iter", 16)
+        start = "pissa" if rounds < 0 else f"pissa_niter_{rounds}"
+        made.set("adapter.init_lora_weights", start, "pissa_init")
 
 
 def _quant(made: Translation) -> None:
@@ -345,7 +227,7 @@ def _loss(made: Translation) -> None:
     if stage == "pt":
         made.set("data.loss", "all", "stage")
     elif stage != "sft":
-        made.leave("differs", "stage", f"{_STAGE}; the recipe trains the good answers")
+        made.leave("differs", "stage", f"{STAGE}; the recipe trains the good answers")
     if content.flag("train_on_prompt"):
         made.set("data.loss", "all", "train_on_prompt")
     if content.flag("mask_history"):

@@ -15,8 +15,11 @@ from .conftest import FIXTURES
 GOLDEN = Path(__file__).parent / "golden"
 SOURCES = [
     "llamafactory_lora.yaml",
+    "llamafactory_freeze.yaml",
     "axolotl_qlora.yml",
     "axolotl_alpaca.yml",
+    "axolotl_lora_plus.yml",
+    "axolotl_unfrozen.yml",
     "trl.yaml",
     "alpaca_lora.sh",
     "qwen_lora.sh",

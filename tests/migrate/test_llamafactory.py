@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from lorikeet.base.errors import RecipeError
@@ -44,7 +46,7 @@ def test_data_options(imported: Import, line: str, option: str, value: object) -
     ("line", "status", "key", "says"),
     [
         ("stage: dpo", "differs", "stage", "supervised"),
-        ("finetuning_type: freeze", "differs", "finetuning_type", "freeze"),
+        ("finetuning_type: freeze", "differs", "finetuning_type", "how many layers m has is not known"),
         ("neat_packing: true", "differs", "neat_packing", "a step here counts conversations"),
         ("packing: false", "not needed", "packing", "always packed"),
         ("adapter_name_or_path: saves/old", "differs", "adapter_name_or_path", "new adapter"),
@@ -70,6 +72,45 @@ def test_what_has_no_equivalent_is_listed(imported: Import, line: str, status: s
 def test_noise_and_smoothing_are_carried_over(imported: Import) -> None:
     train = imported("x.yaml", LEAST + "neftune_noise_alpha: 5\nlabel_smoothing_factor: 0.1\n").recipe.train
     assert (train.neftune_noise_alpha, train.label_smoothing_factor) == (5.0, 0.1)
+
+
+@pytest.mark.parametrize(
+    ("model", "lines", "targets"),
+    [
+        ("smollm2-135m", "", ["layers.28", "layers.29"]),
+        ("smollm2-135m", "freeze_trainable_layers: 1\nfreeze_extra_modules: norm\n", r".*(layers\.(29)\.|norm).*"),
+        ("anything", "freeze_trainable_layers: -2\n", ["layers.0", "layers.1"]),
+        ("here", "freeze_trainable_layers: 9\n", ["layers.0", "layers.1", "layers.2"]),
+        ("smollm2-135m", "freeze_trainable_modules: mlp\n", r".*(layers\.(28|29)\.(mlp)\.).*"),
+    ],
+)
+def test_freeze_tuning_names_layers(imported: Import, place: Path, model: str, lines: str, targets: object) -> None:
+    (place / "here").mkdir()
+    (place / "here" / "config.json").write_text('{"num_hidden_layers": 3}')
+    text = LEAST.replace("path: m", f"path: {model}").replace("type: lora", "type: freeze") + lines
+    made = imported("x.yaml", text)
+    assert (made.recipe.adapter.kind, made.recipe.adapter.target_modules) == ("full", targets)
+    assert left(made, "differs") == {}
+
+
+@pytest.mark.parametrize(
+    ("lines", "option", "value"),
+    [
+        ("loraplus_lr_ratio: 16.0", "loraplus_lr_ratio", 16.0),
+        ("pissa_init: true", "init_lora_weights", "pissa_niter_16"),
+        ("pissa_init: true\npissa_iter: -1\npissa_convert: true", "init_lora_weights", "pissa"),
+        ("pissa_init: false\npissa_iter: 4", "init_lora_weights", True),
+    ],
+)
+def test_what_lora_starts_with_and_lora_plus(imported: Import, lines: str, option: str, value: object) -> None:
+    made = imported("x.yaml", LEAST + lines + "\n")
+    assert getattr(made.recipe.adapter, option) == value
+    assert left(made, "differs") == {}
+
+
+def test_full_fine_tuning_is_ours(imported: Import) -> None:
+    adapter = imported("x.yaml", LEAST.replace("type: lora", "type: full")).recipe.adapter
+    assert (adapter.kind, adapter.target_modules) == ("full", "all")
 
 
 def test_off_is_no_difference(imported: Import) -> None:
