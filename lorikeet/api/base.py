@@ -23,7 +23,6 @@ from lorikeet.checkpoints.open import open_checkpoint
 from lorikeet.config import Recipe
 from lorikeet.data import pipeline
 from lorikeet.data.pipeline import Prepared
-from lorikeet.data.show import show as show_examples
 from lorikeet.data.templates._contract import Template
 from lorikeet.models.causal_lm import CausalLM, Shape
 from lorikeet.models.load import ModelOptions, identify, load, pick_device, pick_dtype
@@ -117,17 +116,6 @@ def within_context(recipe: Recipe, context: int) -> Recipe:
         )
     note(f"data.max_length is {context}, the model's context")
     return recipe.model_copy(update={"data": recipe.data.model_copy(update={"max_length": context})})
-
-
-def show(recipe: Recipe, n: int = 5) -> None:
-    """Print `n` conversations as the model sees them, trained tokens coloured; in brackets where there is no colour."""
-    from rich.console import Console
-
-    _, base, _, prepared = prepare(recipe)
-    console = Console()
-    for part in show_examples(prepared.preview(), base.tokenizer, n, colours=console.color_system is not None):
-        console.print(part)
-    note(str(prepared))
 
 
 def attach(

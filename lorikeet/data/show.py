@@ -1,65 +1,119 @@
-"""Conversations as the model will see them, for eyes: trained tokens coloured, control tokens visible, counts."""
+"""Conversations as the model will see them, for eyes: trained tokens coloured, control tokens visible, and what was
+cut away, from the ledger's accounts."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from itertools import groupby, islice
+from collections.abc import Iterator, Sequence
+from itertools import groupby
 
 import numpy as np
-from rich.console import RenderableType
 from rich.panel import Panel
 from rich.text import Text
 
-from lorikeet.base.nouns import Example
-from lorikeet.tokens._contract import Tokenizer
+from lorikeet.base.nouns import Conversation
+from lorikeet.data.ledger import entries
+from lorikeet.data.picture import CONTEXT, CUT, TRAINED, WEIGHT, Shown
+from lorikeet.data.picture import Piece as Look
+from lorikeet.data.provenance import Spelled
+from lorikeet.data.truncate import Encoder, Piece
+from lorikeet.data.walk import Walked
 
-_TRAINED, _CONTEXT, _CONTROL = "bold green", "dim", "reverse"
+_STYLES = {TRAINED: "bold green", CONTEXT: "dim", CUT: "red strike", WEIGHT: "yellow"}
 _OPEN, _CLOSE = "\u27e6", "\u27e7"  # around what is trained, where no colour says it
 
 
-def show(
-    examples: Iterable[Example], tokenizer: Tokenizer, n: int = 5, *, colours: bool = True
-) -> Iterator[RenderableType]:
-    """One panel for each of the first `n` examples, and a last line that explains the colours, or the brackets that
-    stand for them."""
-    for example in islice(examples, n):
-        trained = int(np.count_nonzero(example.weights))
-        title = f"{example.origin or 'example'}  {len(example.tokens)} tokens, {trained} trained"
-        yield Panel(coloured(example, tokenizer, brackets=not colours), title=Text(title), title_align="left")
-    if not colours:
-        yield Text(f"{_OPEN}trained{_CLOSE}  ⟨weight⟩ where it is not 1")
+def shown(row: Walked, encoder: Encoder, *, tokens: bool = False) -> Iterator[Shown]:
+    """Each example of the row, and what was cut away or why there is none. `tokens`: one piece of text for each token,
+    with a hint that says where it comes from; else one for each run of tokens that look the same."""
+    if row.error is not None or row.conversation is None:
+        assert row.error is not None
+        yield Shown(f"{row.origin}  cannot be used", [Look(row.error.what, CUT)])
         return
-    yield Text.assemble(
-        ("trained", _TRAINED),
-        "  ",
-        ("context", _CONTEXT),
-        "  ",
-        ("control token", _CONTROL),
-        "  ⟨weight⟩ where it is not 1",
-    )
+    kept = [piece for piece in row.pieces if piece.dropped is None]
+    for piece in kept:
+        found = entries(piece, row.conversation, encoder)
+        title = f"{row.origin}  {len(piece.tokens)} tokens, {int(np.count_nonzero(piece.weights))} trained"
+        title += f", cut from {piece.whole}" if piece.cut else ""
+        looks = list(_each_token(piece, found, encoder) if tokens else _runs(piece, encoder))
+        yield Shown(title, [*looks, *_lost([found], row.conversation)] if piece.cut else looks)
+    for piece in row.pieces:
+        if piece.dropped is not None:
+            text = encoder.tokenizer.decode(piece.tokens.tolist(), skip_control=False)
+            yield Shown(f"{row.origin}  {piece.whole} tokens, left out: {piece.dropped}", [Look(text, CUT)])
 
 
-def coloured(example: Example, tokenizer: Tokenizer, *, brackets: bool = False) -> Text:
-    """The example's text; each run of tokens with the same weight has one style. `brackets` also enclose what is
-    trained."""
-    control = set(tokenizer.control.values())
-    text = Text(no_wrap=False, overflow="fold")  # a console that does not wrap would cut the lines off
-    tokens = [int(token) for token in example.tokens]
-    keys = [(float(weight), token in control) for token, weight in zip(tokens, example.weights)]
-    shown = 1.0  # the weight last written: runs of the same weight are not labelled again
-    position, inside = 0, False
-    for (weight, is_control), run in groupby(keys):
+def _runs(piece: Piece, encoder: Encoder) -> Iterator[Look]:
+    control = set(encoder.tokenizer.control.values())
+    ids = piece.tokens.tolist()
+    weighted = 1.0  # the weight last written: runs of the same weight are not labelled again
+    position = 0
+    for (weight, is_control), run in groupby((w, token in control) for w, token in zip(piece.weights.tolist(), ids)):
         count = len(list(run))
-        words = tokenizer.decode(tokens[position : position + count], skip_control=False)
+        text = encoder.tokenizer.decode(ids[position : position + count], skip_control=False)
         position += count
-        style = _TRAINED if weight > 0 else _CONTEXT
-        if brackets and (weight > 0) != inside:
-            inside = weight > 0
+        if weight not in (0.0, 1.0) and weight != weighted:
+            yield Look(f"⟨{weight:g}⟩", WEIGHT)
+        weighted = weight if weight > 0 else 1.0
+        yield Look(text, TRAINED if weight > 0 else CONTEXT, is_control)
+
+
+def _each_token(piece: Piece, found: Sequence[Spelled], encoder: Encoder) -> Iterator[Look]:
+    control = set(encoder.tokenizer.control.values())
+    ids = piece.tokens.tolist()
+    start = 0
+    for end in range(1, len(ids) + 1):
+        text = encoder.tokenizer.decode(ids[start:end], skip_control=False)
+        # several tokens are one character: they are shown together
+        if text.endswith("\ufffd") and end < len(ids) and ids[end] not in control and end - start < 4:
+            continue
+        weight = float(piece.weights[start])
+        hint = f"token {ids[start:end]} at {start}, weight {weight:g}; {_whence(found[start])}"
+        yield Look(text, TRAINED if weight > 0 else CONTEXT, ids[start] in control, hint)
+        start = end
+
+
+def _whence(one: Spelled) -> str:
+    if not one.ranges:
+        return "the template's" + (f", ends message {one.message}" if one.part == "end" else "")
+    return ", ".join(f"message {message}, characters {start} to {end}" for message, start, end in one.ranges)
+
+
+def _lost(examples: Sequence[Sequence[Spelled]], source: Conversation) -> Iterator[Look]:
+    """The characters that no token of the examples spells, message by message."""
+    for index, message in enumerate(source.messages):
+        left = np.ones(len(message.content), bool)
+        for one in (one for found in examples for one in found):
+            for number, start, end in one.ranges:
+                if number == index:
+                    left[start:end] = False
+        text = "".join(character for character, lost in zip(message.content, left.tolist()) if lost)
+        if text.strip():
+            short = text if len(text) <= 200 else f"{text[:120]} [... {len(text) - 200:,} more ...] {text[-80:]}"
+            yield Look(f"\nnot in it, of message {index} ({message.role}): ", CONTEXT)
+            yield Look(short, CUT)
+
+
+def panel(one: Shown, *, brackets: bool = False) -> Panel:
+    """For a terminal. `brackets` enclose what is trained, where there are no colours."""
+    text = Text(no_wrap=False, overflow="fold")  # a console that does not wrap would cut the lines off
+    inside = False
+    for piece in one.pieces:
+        if brackets and piece.look != WEIGHT and (piece.look == TRAINED) != inside:
+            inside = piece.look == TRAINED
             text.append(_OPEN if inside else _CLOSE)
-        if weight not in (0.0, 1.0) and weight != shown:
-            text.append(f"⟨{weight:g}⟩", "yellow")
-        shown = weight if weight > 0 else 1.0
-        text.append(words, f"{style} {_CONTROL}" if is_control else style)
+        text.append(piece.text, f"{_STYLES[piece.look]} reverse" if piece.control else _STYLES[piece.look])
     if inside:
         text.append(_CLOSE)
-    return text
+    return Panel(text, title=Text(one.title), title_align="left")
+
+
+def legend(*, brackets: bool = False) -> Text:
+    """The line that explains the colours, or the brackets that stand for them."""
+    if brackets:
+        return Text(f"{_OPEN}trained{_CLOSE}  ⟨weight⟩ where it is not 1")
+    parts = (("trained", TRAINED), ("context", CONTEXT), ("control token", CONTEXT), ("cut", CUT))
+    text = Text()
+    for name, look in parts:
+        text.append(name, _STYLES[look] + (" reverse" if name == "control token" else ""))
+        text.append("  ")
+    return text.append("⟨weight⟩ where it is not 1")

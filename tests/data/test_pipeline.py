@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from pydantic import ValidationError
-from rich.console import Console
 
 from lorikeet.base.errors import DataError, TemplateError
 from lorikeet.data import rows as rows_module
@@ -15,7 +14,6 @@ from lorikeet.data.encode import encode_conversation
 from lorikeet.data.formats.auto import Auto
 from lorikeet.data.pipeline import DataOptions, Prepared, prepare
 from lorikeet.data.rows import conversations
-from lorikeet.data.show import coloured, show
 
 pytestmark = pytest.mark.usefixtures("cache")
 
@@ -229,16 +227,3 @@ def test_conversations_for_predict(tmp_path: Path) -> None:
         list(conversations([str(path)], Auto(), reply=False))
     found = list(conversations([str(path)], Auto(), reply=False, bad_rows="skip"))
     assert [one.reference for one in found] == [None, "a"]
-
-
-def test_show(tokenizer, train: str) -> None:
-    prepared = run(tokenizer, train, role_weights={"user": 0.25})
-    console = Console(record=True, width=60, soft_wrap=True)
-    with console.capture() as captured:
-        console.print(*show(prepared.train, tokenizer, 2))
-    shown = captured.get()
-    assert f"{train.split('/')[-1]}:1" in shown.replace("\n", "") or "train.jsonl" in shown
-    assert "<|im_end|>" in shown and "say 1" in shown and "say 2" not in shown and "⟨0.25⟩" in shown
-    text = coloured(prepared.train[0], tokenizer)
-    green = "".join(text.plain[span.start : span.end] for span in text.spans if "green" in str(span.style))
-    assert green == "say 0<|im_end|>it is 0<|im_end|>"
