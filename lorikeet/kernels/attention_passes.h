@@ -230,28 +230,26 @@ static void forward(const Call& c, Rate rate, const void* q, const void* k, cons
     using T = typename G::Source;
     const i64 side = c.padded * c.width * item<G>();  // of one head's keys
     char* packed = packed_memory.of(2 * c.kv_heads * side);
-#pragma omp parallel
-    {
+    in_parallel([=](Team& team) {
         char* at = own.of(forward_bytes<G>(c));
         G::begin();
-#pragma omp for schedule(static)
-        for (i64 n = 0; n < c.kv_heads * c.strips; n++) {
+        team.each(c.kv_heads * c.strips, [&](i64 n) {
             const i64 head = n / c.strips, place = n % c.strips;
             const Strip& s = c.strip[place];
             char* to = packed + head * side + place * 32 * c.width * item<G>();
             pack_a_rows<G>(rows<T>(k, s.token, head, c.k_token, c.k_head, s.real), 32, c.width, to);
             pack_a_columns<G>(rows<T>(v, s.token, head, c.v_token, c.v_head, s.real), 32, c.width,
                               to + c.kv_heads * side);
-        }
-#pragma omp for schedule(dynamic, 1)
-        for (i64 n = 0; n < c.heads * c.blocks; n++) {
+        });
+        team.wait();
+        team.take(c.heads * c.blocks, 1, [&](i64 n) {
             const i64 head = n / c.blocks;
             const char* keys = packed + head / (c.heads / c.kv_heads) * side;
             forward_block<G>(c, rate, c.block[n % c.blocks], head, q, keys, keys + c.kv_heads * side, out,
                              lse + head * c.padded, at);
-        }
+        });
         G::end();
-    }
+    });
 }
 
 // Scores and their gradients [keys, 32 queries] become probabilities (A) and score gradients (A and B).
@@ -412,12 +410,10 @@ static void backward(const Call& c, Rate rate, const void* k, const void* v, con
     const i64 side = c.padded * c.width * item<G>(), third = c.kv_heads * side;
     const i64 half = c.kv_heads * c.partial_rows * c.width * 4, longest = c.longest * c.width * 4;
     char *packed = packed_memory.of(3 * third), *partial = partial_memory.of(2 * half);
-#pragma omp parallel
-    {
+    in_parallel([=](Team& team) {
         char *at = own.of(backward_bytes<G>(c)), *alone = sums_memory.of(2 * longest);
         G::begin();
-#pragma omp for schedule(static)
-        for (i64 n = 0; n < c.kv_heads * c.strips; n++) {
+        team.each(c.kv_heads * c.strips, [&](i64 n) {
             const i64 head = n / c.strips, place = n % c.strips;
             const Strip& s = c.strip[place];
             char* to = packed + head * side + place * 32 * c.width * item<G>();
@@ -425,26 +421,26 @@ static void backward(const Call& c, Rate rate, const void* k, const void* v, con
             pack_a_rows<G>(keys, 32, c.width, to);
             pack_a_rows<G>(rows<T>(v, s.token, head, c.v_token, c.v_head, s.real), 32, c.width, to + third);
             pack_a_columns<G>(keys, 32, c.width, to + 2 * third);
-        }
-#pragma omp for schedule(dynamic, 1)
-        for (i64 n = 0; n < c.kv_heads * c.parts; n++) {
+        });
+        team.wait();
+        team.take(c.kv_heads * c.parts, 1, [&](i64 n) {
             const i64 head = n % c.kv_heads, shift = head * c.partial_rows * c.width * 4;
             const Part& p = c.part[c.order[n / c.kv_heads]];
             char* sums = p.row < 0 ? alone : partial + shift;
             backward_part<G>(c, rate, p, head, x, packed + head * side, third, sums, sums + (p.row < 0 ? longest : half),
                              at);
-        }
+        });
         if (c.partial_rows > 0) {
-#pragma omp for schedule(static)
-            for (i64 n = 0; n < c.kv_heads * c.strips; n++) {
+            team.wait();
+            team.each(c.kv_heads * c.strips, [&](i64 n) {
                 const i64 head = n / c.strips, place = n % c.strips;
                 const Strip& s = c.strip[place];
                 const char* sums = partial + head * c.partial_rows * c.width * 4;
                 if (s.parts > 1)
                     join<G>(c, rate.scale, head, place, c.part + s.part, s.parts, sums, sums + half, x.grads);
-            }
+            });
         }
         G::end();
-    }
+    });
 }
 

@@ -12,7 +12,6 @@
 #include <unistd.h>
 #endif
 
-typedef float vf __attribute__((vector_size(64)));
 typedef int32_t vi __attribute__((vector_size(64)));
 
 constexpr i64 TILE = 1024;         // bytes
@@ -20,7 +19,6 @@ constexpr i64 WIDEST = 1024;       // of a head
 constexpr float NOWHERE = -1e30f;  // the score of a hidden key
 
 static inline vf all(float x) { return vf{} + x; }
-static inline vf larger(vf a, vf b) { return a > b ? a : b; }
 static inline vf* row_of(void* tiles, i64 tile, i64 row) { return (vf*)((char*)tiles + tile * TILE + row * 64); }
 
 // 2^x; x may be far below the least exponent. The degree is what the result's type can show.

@@ -1,16 +1,13 @@
 // What the kernels share: bfloat16, a vectorisable exp, and dispatch on the dtype.
 #pragma once
-#if defined(__AVX512F__) && defined(__GNUC__) && !defined(__clang__)
-#pragma GCC target("prefer-vector-width=512")  // the compiler's choice is 256: a softmax takes a third longer with it
-#endif
 #include <cmath>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
-#include <omp.h>
 #ifdef __AVX512F__
 #include <immintrin.h>
 #endif
+#include "parallel.h"
 
 using i64 = int64_t;
 
@@ -67,6 +64,25 @@ static inline float fast_exp(float x) {
 }
 
 static inline float sigmoid(float x) { return 1.0f / (1.0f + fast_exp(-x)); }
+
+typedef float vf __attribute__((vector_size(64)));
+static inline vf larger(vf a, vf b) { return a > b ? a : b; }
+
+// The largest of `count` numbers and `top`, NaN aside. By hand: clang takes no maximum of floats for a reduction.
+static inline float largest(const float* numbers, i64 count, float top) {
+    vf even = vf{} + top, odd = even, next;
+    i64 i = 0;
+    for (; i + 32 <= count; i += 32) {
+        std::memcpy(&next, numbers + i, 64);
+        even = larger(next, even);
+        std::memcpy(&next, numbers + i + 16, 64);
+        odd = larger(next, odd);
+    }
+    even = larger(even, odd);
+    for (int j = 0; j < 16; j++) top = even[j] > top ? even[j] : top;
+    for (; i < count; i++) top = numbers[i] > top ? numbers[i] : top;
+    return top;
+}
 
 #ifdef __AVX512F__
 // 16 x 16 words; `out` may be `in`

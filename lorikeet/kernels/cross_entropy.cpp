@@ -45,12 +45,6 @@ struct Row {
 };
 
 // The loops over a block, each a function of its own: inlined, gcc 12 leaves them scalar, eight times slower.
-ALONE static float largest(const float* l, i64 count, float top) {
-#pragma omp simd reduction(max : top)
-    for (i64 i = 0; i < count; i++) top = l[i] > top ? l[i] : top;
-    return top;
-}
-
 ALONE static float sum_of_powers(const float* l, i64 count, float top) {
     float sum = 0;
 #pragma omp simd reduction(+ : sum)
@@ -130,26 +124,24 @@ static void rows_of(i64 rows, void* logits_, const Shape& shape, const i64* targ
     T* logits = (T*)logits_;
     bool keeps = wanted && shape.softcap == 0;
     i64 blocks = (shape.width + BLOCK - 1) / BLOCK;
-#pragma omp parallel
-    {
+    in_parallel([=](Team& team) {
         float* powers = keeps ? (float*)std::malloc(size_t(shape.width + blocks) * 4) : nullptr;
         float* tops = keeps ? powers + shape.width : nullptr;
-#pragma omp for schedule(dynamic, 4)
-        for (i64 n = 0; n < rows; n++) {
+        team.take(rows, 4, [&](i64 n) {
             T* row = logits + n * shape.width;
             i64 target = targets[n];
             if (target < 0 || target >= shape.width) {
                 losses[n] = NAN;
                 correct[n] = false;
-                continue;
+                return;
             }
             Row found = normalise(row, shape, target, powers, tops);
             losses[n] = std::log(found.total) + (found.top - found.picked);
             correct[n] = found.picked >= found.top && found.total == found.total;
             if (wanted) slope(row, shape, found, target, weights[n], powers, tops);
-        }
+        });
         std::free(powers);
-    }
+    });
 }
 
 extern "C" void cross_entropy(i64 dtype, i64 rows, i64 width, void* logits, const float* bias, float scale,

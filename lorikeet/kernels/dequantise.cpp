@@ -92,20 +92,18 @@ template <typename T>
 static void four_bit(const FourBit& w, void* out) {
     i64 blocks = (w.width + w.block - 1) / w.block, row_bytes = (w.width + 1) / 2;
     in_large_pages(out, w.rows * w.width * sizeof(T));
-#pragma omp parallel
-    {
+    in_parallel([=](Team& team) {
         float* made = (float*)std::malloc(blocks * sizeof(float));
-#pragma omp for schedule(static)
-        for (i64 row = 0; row < w.rows; row++) {
+        team.each(w.rows, [&](i64 row) {
             const float* scales = scales_of(w, row, blocks, made);
             for (i64 b = 0; b < blocks; b++) {
                 i64 start = b * w.block, count = w.width - start < w.block ? w.width - start : w.block;
                 const uint8_t* codes = w.codes + row * row_bytes + start / 2;
                 look_up(count, codes, w.table, scales[b], (T*)out + row * w.width + start);
             }
-        }
+        });
         std::free(made);
-    }
+    });
 }
 
 extern "C" void dequantise_four_bit(i64 dtype, i64 rows, i64 width, i64 block, const float* table, const void* codes,
@@ -118,14 +116,13 @@ extern "C" void dequantise_four_bit(i64 dtype, i64 rows, i64 width, i64 block, c
 template <typename T>
 static void int8(i64 rows, i64 width, const int8_t* codes, const float* absmax, void* out_) {
     in_large_pages(out_, rows * width * sizeof(T));
-#pragma omp parallel for schedule(static)
-    for (i64 row = 0; row < rows; row++) {
+    parallel_loop(rows, 16, [=](i64 row) {
         const int8_t* from = codes + row * width;
         T* out = (T*)out_ + row * width;
         float scale = absmax[row];
 #pragma omp simd
         for (i64 i = 0; i < width; i++) put(float(from[i]) * scale * 0.007874015718698502f, out + i);
-    }
+    });
 }
 
 extern "C" void dequantise_int8(i64 dtype, i64 rows, i64 width, const int8_t* codes, const float* absmax, void* out) {
@@ -138,11 +135,9 @@ template <typename T>
 static void quantise(i64 rows, i64 width, i64 block, const float* bounds, const uint8_t* order, const void* weight,
                      uint8_t* codes, float* absmax) {
     i64 blocks = (width + block - 1) / block, row_bytes = (width + 1) / 2;
-#pragma omp parallel
-    {
+    in_parallel([=](Team& team) {
         uint8_t* found = (uint8_t*)std::malloc(block + 1);
-#pragma omp for schedule(static)
-        for (i64 row = 0; row < rows; row++)
+        team.each(rows, [&](i64 row) {
             for (i64 b = 0; b < blocks; b++) {
                 i64 start = b * block, count = width - start < block ? width - start : block;
                 const T* from = (const T*)weight + row * width + start;
@@ -167,8 +162,9 @@ static void quantise(i64 rows, i64 width, i64 block, const float* bounds, const 
                 for (i64 i = 0; i + 1 < count; i += 2) to[i / 2] = uint8_t(order[found[i]] << 4 | order[found[i + 1]]);
                 if (count % 2) to[count / 2] = uint8_t(order[found[count - 1]] << 4);
             }
+        });
         std::free(found);
-    }
+    });
 }
 
 extern "C" void quantise_four_bit(i64 dtype, i64 rows, i64 width, i64 block, const float* bounds, const void* order,

@@ -25,12 +25,10 @@ static void unpack(i64 width, const u8* packed, u8* codes) {
 template <typename T, int BITS>
 static void rows_of(i64 rows, i64 width, i64 row_bytes, i64 groups, i64 group_size, const u8* packed, const u8* zeros,
                     const float* scales, const int32_t* g_idx, T* out) {
-#pragma omp parallel
-    {
+    in_parallel([=](Team& team) {
         u8* codes = (u8*)std::malloc(width + 8);  // whole bytes are unpacked
         float* zero = (float*)std::malloc(groups * sizeof(float));
-#pragma omp for schedule(static)
-        for (i64 row = 0; row < rows; row++) {
+        team.each(rows, [&](i64 row) {
             unpack<BITS>(width, packed + row * row_bytes, codes);
             const float* scale = scales + row * groups;
             T* to = out + row * width;
@@ -46,10 +44,10 @@ static void rows_of(i64 rows, i64 width, i64 row_bytes, i64 groups, i64 group_si
                     for (i64 j = start; j < stop; j++) put((float(codes[j]) - z) * s, to + j);
                 }
             }
-        }
+        });
         std::free(codes);
         std::free(zero);
-    }
+    });
 }
 
 template <typename T>

@@ -6,8 +6,7 @@ static void forward(i64 rows, i64 width, i64 stride, const void* x_, const void*
                     void* y_, float* scale) {
     const T *x = (const T*)x_, *weight = (const T*)weight_;
     T* y = (T*)y_;
-#pragma omp parallel for schedule(dynamic, 16)
-    for (i64 row = 0; row < rows; row++) {
+    parallel_loop(rows, 16, [=](i64 row) {
         const T* from = x + row * stride;
         T* to = y + row * width;
         float sum = 0;
@@ -25,7 +24,7 @@ static void forward(i64 rows, i64 width, i64 stride, const void* x_, const void*
 #pragma omp simd
             for (i64 i = 0; i < width; i++) put(rounded<T>(to_float(from[i]) * s) * to_float(weight[i]), to + i);
         }
-    }
+    });
 }
 
 // dx = scale * (g - n * mean(g * n)) with n = x * scale and g = dy * (weight + offset)
@@ -34,8 +33,7 @@ static void backward(i64 rows, i64 width, i64 stride, const void* x_, const void
                      const float* scale, const void* dy_, void* dx_) {
     const T *x = (const T*)x_, *weight = (const T*)weight_, *dy = (const T*)dy_;
     T* dx = (T*)dx_;
-#pragma omp parallel for schedule(dynamic, 16)
-    for (i64 row = 0; row < rows; row++) {
+    parallel_loop(rows, 16, [=](i64 row) {
         const T *from = x + row * stride, *slope = dy + row * width;
         T* to = dx + row * width;
         float s = scale[row], sum = 0;
@@ -48,7 +46,7 @@ static void backward(i64 rows, i64 width, i64 stride, const void* x_, const void
             float g = to_float(slope[i]) * (to_float(weight[i]) + offset);
             put((g - to_float(from[i]) * s * mean) * s, to + i);
         }
-    }
+    });
 }
 
 extern "C" void norm_forward(i64 dtype, i64 rows, i64 width, i64 stride, const void* x, const void* weight, float eps,

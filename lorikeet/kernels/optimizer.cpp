@@ -71,10 +71,9 @@ extern "C" void adamw_8bit(i64 n, float* parameter, const float* gradient, uint8
     const float move = rate / seen(fresh1, *step), spread = 1 / std::sqrt(seen(fresh2, *step));
     const float kept = 1.0 - (double)rate * decay, beta1 = 1.0 - (double)fresh1, beta2 = 1.0 - (double)fresh2;
     const i64 blocks = (n + BLOCK - 1) / BLOCK;
-#pragma omp parallel for schedule(static) if (blocks > 64)
-    for (i64 block = 0; block < blocks; block++) {
+    const auto move_block = [=](i64 block) {
         const i64 from = block * BLOCK, size = n - from < BLOCK ? n - from : BLOCK;
-        float mean[BLOCK], square[BLOCK], most_mean = 0, most_square = 0;
+        float mean[BLOCK], square[BLOCK], sizes[BLOCK];
         const float old_mean = mean_scale[block], old_square = square_scale[block], *g = gradient + from;
         float* p = parameter + from;
         uint8_t *mean_code = mean_codes + from, *square_code = square_codes + from;
@@ -85,15 +84,13 @@ extern "C" void adamw_8bit(i64 n, float* parameter, const float* gradient, uint8
             mean[i] = beta1 * (signed_place < 0 ? -m : m) + fresh1 * g[i];
             square[i] = beta2 * (Nearest<2>::value(square_code[i]) * old_square) + fresh2 * g[i] * g[i];
         }
-#pragma omp simd reduction(max : most_mean, most_square)
+#pragma omp simd
         for (i64 i = 0; i < size; i++) {
             p[i] = p[i] * kept - move * (mean[i] / (std::sqrt(square[i]) * spread + epsilon));
-            const float size_of_mean = std::fabs(mean[i]);
-            most_mean = size_of_mean > most_mean ? size_of_mean : most_mean;
-            most_square = square[i] > most_square ? square[i] : most_square;
+            sizes[i] = std::fabs(mean[i]);
         }
-        mean_scale[block] = magnitude(most_mean);
-        square_scale[block] = magnitude(most_square);
+        mean_scale[block] = magnitude(largest(sizes, size, 0));
+        square_scale[block] = magnitude(largest(square, size, 0));
         const float of_mean = inverse(mean_scale[block]), of_square = inverse(square_scale[block]);
 #pragma omp simd
         for (i64 i = 0; i < size; i++) {
@@ -107,5 +104,9 @@ extern "C" void adamw_8bit(i64 n, float* parameter, const float* gradient, uint8
             const int32_t place = of_one_sign.place(square[i] * of_square);
             square_code[i] = place == 0 && square[i] > 0 ? 1 : place;
         }
-    }
+    };
+    if (blocks > 64)
+        parallel_loop(blocks, 16, move_block);
+    else
+        for (i64 block = 0; block < blocks; block++) move_block(block);
 }

@@ -12,8 +12,7 @@ static void forward(i64 tokens, i64 heads, i64 kv_heads, i64 width, i64 rotary, 
     const T *qkv = (const T*)qkv_, *cosines = (const T*)cos_, *sines = (const T*)sin_;
     T* out = (T*)out_;
     i64 turned = heads + kv_heads, half = rotary / 2;
-#pragma omp parallel for schedule(dynamic, 16)
-    for (i64 t = 0; t < tokens; t++) {
+    parallel_loop(tokens, 16, [=](i64 t) {
         const T *c = cosines + t * rotary, *s = sines + t * rotary;
         float x[MOST];
         for (i64 h = 0; h < turned; h++) {
@@ -45,7 +44,7 @@ static void forward(i64 tokens, i64 heads, i64 kv_heads, i64 width, i64 rotary, 
 #pragma omp simd
             for (i64 i = rotary; i < width; i++) put(x[i], to + i);
         }
-    }
+    });
 }
 
 // dq [T, H, E], dk and dv [T, K, E] with strides of their own between tokens -> dqkv [T, H + 2 K, E].
@@ -56,8 +55,7 @@ static void backward(i64 tokens, i64 heads, i64 kv_heads, i64 width, i64 rotary,
                      void* dqkv_) {
     const T *qkv = (const T*)qkv_, *cosines = (const T*)cos_, *sines = (const T*)sin_;
     i64 turned = heads + kv_heads, half = rotary / 2;
-#pragma omp parallel for schedule(dynamic, 16)
-    for (i64 t = 0; t < tokens; t++) {
+    parallel_loop(tokens, 16, [=](i64 t) {
         const T *c = cosines + t * rotary, *s = sines + t * rotary;
         T* out = (T*)dqkv_ + t * (heads + 2 * kv_heads) * width;
         float g[MOST];
@@ -90,7 +88,7 @@ static void backward(i64 tokens, i64 heads, i64 kv_heads, i64 width, i64 rotary,
             for (i64 i = 0; i < width; i++) put(g[i], to + i);
         }
         std::memcpy(out + turned * width, (const T*)dv + t * dv_stride, size_t(kv_heads * width) * sizeof(T));
-    }
+    });
 }
 
 extern "C" void rope_forward(i64 dtype, i64 tokens, i64 heads, i64 kv_heads, i64 width, i64 rotary, const void* qkv,

@@ -20,20 +20,18 @@ struct GeluTanh {
 
 template <typename T, typename Act>
 static void forward(i64 rows, i64 width, const void* gate_up, void* out) {
-#pragma omp parallel for schedule(dynamic, 16)
-    for (i64 row = 0; row < rows; row++) {
+    parallel_loop(rows, 16, [=](i64 row) {
         const T *gate = (const T*)gate_up + row * 2 * width, *up = gate + width;
         T* to = (T*)out + row * width;
 #pragma omp simd
         for (i64 i = 0; i < width; i++) put(Act::value(to_float(gate[i])) * to_float(up[i]), to + i);
-    }
+    });
 }
 
 // dgate_up [T, 2 F] from dy [T, F], and the product again where `out` is given. dgate_up may be gate_up itself.
 template <typename T, typename Act>
 static void backward(i64 rows, i64 width, const void* gate_up, const void* dy_, void* dgate_up, void* out_) {
-#pragma omp parallel for schedule(dynamic, 16)
-    for (i64 row = 0; row < rows; row++) {
+    parallel_loop(rows, 16, [=](i64 row) {
         const T *gate = (const T*)gate_up + row * 2 * width, *up = gate + width, *dy = (const T*)dy_ + row * width;
         T *dgate = (T*)dgate_up + row * 2 * width, *dup = dgate + width, *out = (T*)out_ + row * width;
         if (out_) {
@@ -52,7 +50,7 @@ static void backward(i64 rows, i64 width, const void* gate_up, const void* dy_, 
                 put(d * u * Act::slope(g), dgate + i);
             }
         }
-    }
+    });
 }
 
 extern "C" void swiglu_forward(i64 dtype, i64 act, i64 rows, i64 width, const void* gate_up, void* out) {

@@ -245,6 +245,8 @@ def test_identity_tells_the_ways_apart() -> None:
 
 
 TRAIN = """
+import sys
+sys.modules["ziglang"] = None  # as if it were not installed
 import torch
 from lorikeet import kernels
 from lorikeet.ops.norm import rms_norm
@@ -270,3 +272,30 @@ def test_a_compiler_that_fails_is_told_in_one_line(tmp_path: Path) -> None:
     assert done.returncode == 0 and done.stdout.split()[0] == "eager", done.stderr
     assert "plain PyTorch computes (slower): no such luck" in done.stderr
     assert not list((tmp_path / "cache").rglob("*.unfinished"))
+
+
+def test_threads_are_asked_of_the_loaded_runtime_alone() -> None:
+    """clang's `omp parallel` calls another runtime, and without -fopenmp none: only `omp simd` may stand there."""
+    for file in [*build.sources(), *build.FOLDER.glob("*.h")]:
+        if file.stem in ("linear", "product", "few_rows"):
+            continue
+        told = [line.strip() for line in file.read_text().splitlines() if line.strip().startswith("#pragma omp")]
+        assert [line for line in told if not line.startswith("#pragma omp simd")] == [], file.name
+
+
+PACKAGE = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from lorikeet import kernels
+from lorikeet.kernels import build
+print(build.compiler(), build._front()[1:], build._linker()[1:4])
+"""
+
+
+def test_a_compiler_that_is_a_package_serves_where_the_system_has_none(tmp_path: Path) -> None:
+    (tmp_path / "ziglang").mkdir()
+    (tmp_path / "ziglang" / "__init__.py").touch()
+    command = [sys.executable, "-c", PACKAGE, str(tmp_path)]
+    environment = os.environ | {"PATH": str(tmp_path)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
+    assert done.stdout.strip() == f"{tmp_path}/ziglang/zig ['c++'] ['ld.lld', '-shared', '-z']"
