@@ -1,187 +1,7 @@
-// Matmuls of the training step on matrix tiles, with a low-rank update in the same sums: y = x W + z B.
-//
-// Each task takes some columns, packs their weights into pairs that stay in its level-2 cache, and runs over all rows
-// in blocks of 32, of which a piece of K stays in the level-1 cache. Columns are handed out one by one: of two
-// hyperthreads on a busy machine one is often late.
-#include "amx.h"
-
-static const i64 COLUMNS = 192;  // of a task: 192 x 576 pairs are 221 KB; half as many where that gives few tasks
-static const i64 WHOLE = 576;    // the deepest piece: 32 rows of it are 36 KB
-static const i64 DEEP = 1024, DEEP_COLUMNS = 320;  // of a piece of a very deep product, and of its tasks
-static const i64 ROWS = 2048;    // between two packings of the same columns
+// The linears' passes with LoRA's low-rank updates, on matrix tiles: y, dx, and the factors' gradients.
+#include "product.h"
 
 #if HAS_AMX
-// weights [K, N], or [N, K] if transposed, columns n.. to panels of 32 columns: [columns / 32][K / 32] pairs of tiles
-static void pack(const bf16* weight, i64 stride, i64 transposed, i64 depth, i64 n, i64 columns, char* to) {
-    if (transposed)
-        for (i64 c = 0; c < columns; c += 32)
-            for (i64 k = 0; k < depth; k += 32, to += 2048) {
-                pairs_of_transposed(weight + (n + c) * stride + k, stride, to);
-                pairs_of_transposed(weight + (n + c + 16) * stride + k, stride, to + 1024);
-            }
-    else
-        for (i64 k = 0; k < depth; k += 32, to += 2048)
-            for (i64 c = 0; c < columns; c += 32)
-                pairs_of_rows(weight + k * stride + n + c, stride, to + c * depth * 2);
-}
-
-// four tiles of 16 x 16 sums, 4 KB side by side
-static inline void start_sums(const float* s, bool zero) {
-    if (zero) {
-        _tile_zero(0);
-        _tile_zero(1);
-        _tile_zero(2);
-        _tile_zero(3);
-        return;
-    }
-    written();
-    _tile_loadd(0, s, 64);
-    _tile_loadd(1, s + 256, 64);
-    _tile_loadd(2, s + 512, 64);
-    _tile_loadd(3, s + 768, 64);
-}
-
-static inline void store_sums(float* s) {
-    _tile_stored(0, s, 64);
-    _tile_stored(1, s + 256, 64);
-    _tile_stored(2, s + 512, 64);
-    _tile_stored(3, s + 768, 64);
-}
-
-// 32 rows x 32 columns: add `depth` products to the four sums
-static inline void multiply(const bf16* x, i64 stride, i64 depth, const char* pairs) {
-    written();
-    for (i64 k = 0; k < depth; k += 32, pairs += 2048) {
-        _tile_stream_loadd(6, pairs, 64);  // past the level-1 cache, where x stays
-        _tile_stream_loadd(7, pairs + 1024, 64);
-        _tile_loadd(4, x + k, stride * 2);
-        _tile_loadd(5, x + 16 * stride + k, stride * 2);
-        _tile_dpbf16ps(0, 4, 6);
-        _tile_dpbf16ps(3, 5, 7);
-        _tile_dpbf16ps(1, 4, 7);
-        _tile_dpbf16ps(2, 5, 6);
-    }
-}
-
-// Tiles read 32 whole rows: x itself, or its `rows` real ones copied to `spare` [32, depth] above zeros.
-static const bf16* whole_rows(const bf16* x, i64& stride, i64 rows, i64 depth, bf16* spare) {
-    if (rows >= 32) return x;
-    std::memset(spare, 0, size_t(32 * depth) * 2);
-    for (i64 i = 0; i < rows; i++) std::memcpy(spare + i * depth, x + i * stride, size_t(depth) * 2);
-    stride = depth;
-    return spare;
-}
-
-// the first `rows` of 32 x 32 sums
-static void write_rows(const float* sums, i64 rows, bf16* to, i64 stride, bool woven) {
-    for (i64 i = 0; i < rows; i++) store_rounded(sums + (i >> 4) * 512 + (i & 15) * 16, to + i * stride, woven);
-}
-
-struct Matmul {
-    const bf16* x;  // [rows, depth]
-    i64 x_stride, depth;
-    const bf16* weight;
-    i64 weight_stride, transposed;
-};
-
-// y rows t..t+rows (at most 32 of them real), the task's columns: the low-rank part goes into the sums of the last piece
-static void block(const Matmul& m, const Matmul* low, i64 t, i64 rows, i64 n, i64 columns, const char* packed,
-                  float* sums, bf16* spare, bf16* y, i64 y_stride) {
-    i64 stride = m.x_stride, low_stride = 0, pieces = (m.depth + WHOLE - 1) / WHOLE;
-    i64 piece = ((m.depth + pieces - 1) / pieces + 31) / 32 * 32;
-    const bf16 *x = whole_rows(m.x + t * stride, stride, rows, m.depth, spare), *z = nullptr;
-    if (low) {
-        low_stride = low->x_stride;
-        z = whole_rows(low->x + t * low_stride, low_stride, rows, low->depth, spare + 32 * m.depth);
-    }
-    const char* low_packed = packed + m.depth * columns * 2;
-    for (i64 k = 0; k < m.depth; k += piece) {
-        i64 depth = m.depth - k < piece ? m.depth - k : piece;
-        bool last = k + depth == m.depth;
-        for (i64 c = 0; c < columns; c += 32) {
-            float* s = pieces == 1 ? sums : sums + c * 32;  // no more of the level-1 cache than need be
-            start_sums(s, k == 0);
-            multiply(x + k, stride, depth, packed + (c * m.depth + k * 32) * 2);
-            if (last && low) multiply(z, low_stride, low->depth, low_packed + c * low->depth * 2);
-            store_sums(s);
-            if (last) write_rows(s, rows, y + t * y_stride + n + c, y_stride, !m.transposed);
-        }
-    }
-}
-
-static void matmul(const Matmul* parts, int count, i64 rows, i64 width, bf16* y, i64 y_stride) {
-    i64 depth = 0;
-    for (int i = 0; i < count; i++) depth += parts[i].depth;
-    i64 each = width < 6 * COLUMNS ? COLUMNS / 2 : COLUMNS;
-    i64 columns = (width + each - 1) / each, pieces = (rows + ROWS - 1) / ROWS;
-    if (columns < 4 && pieces < 4) pieces = rows < 512 ? 1 : rows / 128;  // a thin result: share out its rows
-    i64 share = ((rows + pieces - 1) / pieces + 31) / 32 * 32;
-#pragma omp parallel
-    {
-        configure_tiles();
-        char* packed = (char*)std::aligned_alloc(64, size_t(each * depth) * 2);
-        float* sums = (float*)std::aligned_alloc(64, size_t(32 * each) * 4);
-        bf16* spare = (bf16*)std::aligned_alloc(64, size_t(32 * depth) * 2);
-#pragma omp for schedule(dynamic, 1)
-        for (i64 task = 0; task < columns * pieces; task++) {
-            i64 n = task % columns * each, taken = width - n < each ? width - n : each;
-            i64 from = task / columns * share, to = from + share < rows ? from + share : rows;
-            char* at = packed;
-            for (int i = 0; i < count && from < to; i++) {
-                pack(parts[i].weight, parts[i].weight_stride, parts[i].transposed, parts[i].depth, n, taken, at);
-                at += parts[i].depth * taken * 2;
-            }
-            for (i64 t = from; t < to; t += 32)
-                block(parts[0], count > 1 ? parts + 1 : nullptr, t, to - t < 32 ? to - t : 32, n, taken, packed, sums,
-                      spare, y, y_stride);
-        }
-        std::free(packed);
-        std::free(sums);
-        std::free(spare);
-        _tile_release();
-    }
-}
-
-// The same for a depth of many thousands and few columns (the head's gradient): a piece of the depth at a time over all
-// rows, whose sums stay in the level-2 cache, so that x is read once by each task.
-static void deep_matmul(const Matmul& m, i64 rows, i64 width, bf16* y, i64 y_stride) {
-    i64 blocks = (rows + 31) / 32, tasks = omp_get_max_threads();
-    i64 each = ((width + tasks - 1) / tasks + 31) / 32 * 32;
-    if (each > DEEP_COLUMNS) each = DEEP_COLUMNS;
-#pragma omp parallel
-    {
-        configure_tiles();
-        char* packed = (char*)std::aligned_alloc(64, size_t(each * DEEP) * 2);
-        float* sums = (float*)std::aligned_alloc(64, size_t(blocks * 32 * each) * 4);
-        bf16* spare = (bf16*)std::aligned_alloc(64, size_t(32 * DEEP) * 2);
-#pragma omp for schedule(dynamic, 1)
-        for (i64 n = 0; n < width; n += each) {
-            i64 columns = width - n < each ? width - n : each;
-            for (i64 from = 0; from < m.depth; from += DEEP) {
-                i64 depth = m.depth - from < DEEP ? m.depth - from : DEEP;
-                i64 start = m.transposed ? from : from * m.weight_stride;
-                pack(m.weight + start, m.weight_stride, m.transposed, depth, n, columns, packed);
-                for (i64 t = 0; t < rows; t += 32) {
-                    i64 real = rows - t < 32 ? rows - t : 32, stride = m.x_stride;
-                    const bf16* x = whole_rows(m.x + t * stride + from, stride, real, depth, spare);
-                    for (i64 c = 0; c < columns; c += 32) {
-                        float* s = sums + t * each + c * 32;
-                        start_sums(s, from == 0);
-                        multiply(x, stride, depth, packed + c * depth * 2);
-                        store_sums(s);
-                        if (from + depth == m.depth)
-                            write_rows(s, real, y + t * y_stride + n + c, y_stride, !m.transposed);
-                    }
-                }
-            }
-        }
-        std::free(packed);
-        std::free(sums);
-        std::free(spare);
-        _tile_release();
-    }
-}
-
 // one row of the sums of two woven tiles to 32 values in order
 static inline void unwoven(const float* from, float* to) {
     __m512 first = _mm512_load_ps(from), second = _mm512_load_ps(from + 256);
@@ -262,11 +82,8 @@ extern "C" void linear_available(void* answer) {
 extern "C" void linear_matmul(i64 rows, i64 depth, i64 width, i64 transposed, const bf16* x, i64 x_stride,
                               const bf16* weight, i64 weight_stride, bf16* y) {
 #if HAS_AMX
-    Matmul part = {x, x_stride, depth, weight, weight_stride, transposed};
-    if (depth > 4 * DEEP)
-        deep_matmul(part, rows, width, y, width);
-    else
-        matmul(&part, 1, rows, width, y, width);
+    const Product p = {rows, depth, width, x, x_stride, {weight, weight_stride, transposed}, y, 0};
+    matmul(p);
 #endif
 }
 
@@ -320,10 +137,7 @@ extern "C" void linear_low_rank_forward(i64 rows, i64 depth, i64 width, i64 rank
 #if HAS_AMX
     Kept to(kept, depth, width, rank);
     stack(count, members, scalings, depth, width, rank, to);
-    Matmul thin = {x, x_stride, depth, to.a, depth, 1};
-    matmul(&thin, 1, rows, rank, to.z, rank);
-    Matmul parts[2] = {{x, x_stride, depth, weight, weight_stride, 1}, {to.z, rank, rank, to.b, rank, 1}};
-    matmul(parts, 2, rows, width, y, width);
+    matmul({rows, depth, width, x, x_stride, {weight, weight_stride, 1}, y, rank, {to.a, depth, 1}, {to.b, rank, 1}, to.z});
 #endif
 }
 
@@ -332,11 +146,11 @@ extern "C" void linear_low_rank_backward(i64 rows, i64 depth, i64 width, i64 ran
                                          const bf16* weight, i64 weight_stride, bf16* dz, bf16* dx) {
 #if HAS_AMX
     Kept from(kept, depth, width, rank);
-    Matmul thin = {dy, width, width, from.b, rank, 0};
-    matmul(&thin, 1, rows, rank, dz, rank);
-    if (!dx) return;
-    Matmul parts[2] = {{dy, width, width, weight, weight_stride, 0}, {dz, rank, rank, from.a, depth, 0}};
-    matmul(parts, 2, rows, depth, dx, depth);
+    const Weight thin = {from.b, rank, 0};
+    if (dx)
+        matmul({rows, width, depth, dy, width, {weight, weight_stride, 0}, dx, rank, thin, {from.a, depth, 0}, dz});
+    else
+        matmul({rows, width, rank, dy, width, thin, dz, 0});
 #endif
 }
 
