@@ -1,0 +1,270 @@
+"""Cleaning: rows of any files through a chain of steps to one file, with every row accounted for.
+
+Beside the output NAME.jsonl stand NAME.rejected.jsonl (what was left out, each with file, row, step and reason),
+NAME.origins.jsonl (which row of which file each row of the output is) and NAME.report.json (what each step did).
+They appear together at the end; until then everything is in a folder of its own, and the same command goes on there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
+from itertools import islice
+from pathlib import Path
+from typing import IO, Any
+
+from pydantic import Field
+
+from lorikeet.base.errors import DataError, Interrupted, OutputError, RecipeError
+from lorikeet.base.files import need_space, sha256_file
+from lorikeet.base.kinds import kind_field, own_code
+from lorikeet.base.log import note, progress
+from lorikeet.base.machine import usable_cores
+from lorikeet.base.options import Options
+from lorikeet.data.files import Advance
+from lorikeet.data.formats._contract import Format
+from lorikeet.data.formats.auto import Auto
+from lorikeet.data.sources import Sources, open_all
+from lorikeet.data.steps import _read, _work
+from lorikeet.data.steps._contract import Log, Step
+from lorikeet.data.steps._record import Record
+from lorikeet.data.steps._report import Report, companion, finished
+from lorikeet.data.steps._values import to_line
+
+# raised when the same inputs and steps begin to give other rows: unfinished work from before is then done again
+_VERSION = 1
+_SMALL_BYTES = 4 << 20  # files below this are clean before processes have started
+_BIG_BYTES = 8 << 20  # files from this size on show a progress bar
+_ENDINGS = (".jsonl", ".json")
+
+
+class CleanOptions(Options):
+    """What `lorikeet data clean` does: a YAML file of these, or the same said on the command line."""
+
+    input: Sources = Field(min_length=1, description="Files, folders, URLs or hub data sets.", examples=[["mine.json"]])
+    output: Path = Field(description="The file to write: .jsonl, or .json (one list).", examples=["clean.jsonl"])
+    steps: list[kind_field("lorikeet.data.steps", Step)] = Field(  # type: ignore[valid-type]
+        min_length=1, description="The steps in their order, each a name, or a mapping with its kind and options."
+    )
+    format: kind_field("lorikeet.data.formats", Format) = Field(  # type: ignore[valid-type]
+        Auto.model_validate({}), description="How rows read: a format's name, alone or with its options."
+    )
+    workers: int | None = Field(None, ge=1, le=256, description="Processes; null: one for each core.")
+
+
+def clean(options: CleanOptions, *, overwrite: bool = False) -> Report:
+    """Run the chain. A finished output of the same inputs and steps is left as it is.
+
+    Raises RecipeError for options that contradict each other, DataError for files that cannot be read, MissingExtra for
+    a step's package, OutputError for an output that is there or in use, Interrupted (resumable) on Ctrl-C."""
+    output = _checked_output(options)
+    for step in options.steps:
+        step.start()
+    files = [file for source in open_all(options.input) for file in source.files]
+    if output.resolve() in {Path(file).resolve() for file in files}:
+        raise RecipeError("output: is one of the inputs", given=output, allowed="another file")
+    identity = _identity(options, files)
+    before = finished(output, identity)
+    if before is not None:
+        note(f"{output}: made from the same files by the same steps before; nothing to do")
+        return before
+    there = [path for path in _all_files(output) if path.exists()]
+    if there and not overwrite:
+        raise OutputError(
+            f"{there[0]} is there already, of other inputs or steps", given=output, try_="--overwrite, or another -o"
+        )
+    need_space(output.parent, 3 * sum(Path(file).stat().st_size for file in files), "the rows and the work on them")
+    with _work_folder(output, identity) as folder:
+        try:
+            report = _Run(options, files, folder, identity).run()
+        except KeyboardInterrupt as error:
+            raise Interrupted("stopped; what is done is kept", try_="the same command goes on from there") from error
+        except DataError:  # with another input none of the work would be of use
+            shutil.rmtree(folder)
+            raise
+        for path in _all_files(output):
+            name = folder / path.name
+            _flush(name)
+            name.replace(path)
+        shutil.rmtree(folder)
+    return report
+
+
+class _Run:
+    """One run of a chain in its work folder."""
+
+    def __init__(self, options: CleanOptions, files: Sequence[str], folder: Path, identity: str):
+        self.options, self.files, self.folder, self.identity = options, files, folder, identity
+        self.size = sum(Path(file).stat().st_size for file in files)
+        self.chain = _work.stages(options.steps)
+        names = [_read.STEP, *(str(step.model_dump()["kind"]) for step in options.steps)]
+        self.logs = [Log(name) for name in names]
+        self.rows_of_files: dict[str, int] = {}
+        self.workers = options.workers or (usable_cores() if self.size >= _SMALL_BYTES else 1)
+
+    def run(self) -> Report:
+        output = self.options.output
+        with ExitStack() as stack:
+            opened = {
+                name: stack.enter_context((self.folder / path.name).open("wb"))
+                for name, path in zip(("output", "rejected", "origins"), _all_files(output))
+            }
+            self.rejected: IO[bytes] = opened["rejected"]
+            submit = stack.enter_context(_work.pool(self.chain, self.workers))
+            bar = stack.enter_context(_bar(self.size))
+            results = self._stages(submit, bar, stack)
+            rows = _written(results, opened["output"], opened["origins"], as_list=output.suffix == ".json")
+        for log in self.logs:
+            log.check()
+        report = Report(self.identity, str(output), self.rows_of_files, rows, [log.as_dict() for log in self.logs])
+        report.check()
+        (self.folder / companion(output, "report.json").name).write_bytes(report.as_json())
+        return report
+
+    def _stages(
+        self, submit: Callable[[_work.Task], Callable[[], bytes]], bar: Advance | None, stack: ExitStack
+    ) -> Iterator[_work.Result]:
+        """The last stage's results."""
+        records: Iterator[Record] | None = None
+        for number, stage in enumerate(self.chain):
+            if stage.in_order:
+                assert records is not None
+                for step, place in zip(stage.steps, stage.numbers):
+                    records = self._in_order(step, self.logs[place], records)
+                continue
+            tasks = self._read_tasks(bar) if records is None else _packed_tasks(number, records)
+            journal = _work.Journal(self.folder / f"stage{number}.journal")
+            stack.callback(journal.close)
+            results = map(self._counted, _work.mapped(tasks, submit, journal, self.workers))
+            if stage.last:
+                return results
+            records = (record for result in results for record in result.records())
+        raise AssertionError("the last stage writes")
+
+    def _read_tasks(self, bar: Advance | None) -> Iterator[_work.Task]:
+        for file in self.files:
+            settled, rows = _read.rows_of(file, self.options.format, bar)
+            while piece := list(islice(rows, _work.PIECE)):
+                self.rows_of_files[file] = self.rows_of_files.get(file, 0) + len(piece)
+                yield 0, settled, piece
+
+    def _in_order(self, step: Step, log: Log, records: Iterator[Record]) -> Iterator[Record]:
+        for record in step.clean(records, log):
+            self._reject(log.entries)
+            yield record
+        self._reject(log.entries)
+
+    def _counted(self, made: bytes) -> _work.Result:
+        result = _work.result(made)
+        for place, counts, entries in result.logs:
+            self.logs[place].add(counts)
+            self._reject(entries)
+        return result
+
+    def _reject(self, entries: list[dict[str, Any]]) -> None:
+        for entry in entries:
+            self.rejected.write(to_line(entry))
+        entries.clear()
+
+
+def _packed_tasks(number: int, records: Iterator[Record]) -> Iterator[_work.Task]:
+    while piece := [record.packed() for record in islice(records, _work.PIECE)]:
+        yield number, None, piece
+
+
+def _written(results: Iterable[_work.Result], output: IO[bytes], origins: IO[bytes], *, as_list: bool) -> int:
+    """Write the rows and where they came from; how many there are."""
+    rows = 0
+    for result in results:
+        for line in result.lines:
+            if as_list:
+                output.write(b",\n" if rows else b"[\n")
+                line = line.rstrip(b"\n")
+            output.write(line)
+            rows += 1
+        origins.write(b"".join(map(to_line, result.origins)))
+    if as_list:
+        output.write(b"\n]\n" if rows else b"[]\n")
+    return rows
+
+
+def _all_files(output: Path) -> list[Path]:
+    """The output and what stands beside it; the report comes last, so it is there only with all the others."""
+    return [output, *(companion(output, kind) for kind in ("rejected.jsonl", "origins.jsonl", "report.json"))]
+
+
+def _checked_output(options: CleanOptions) -> Path:
+    output = options.output
+    if output.suffix not in _ENDINGS or output.is_dir():
+        raise RecipeError(
+            "output: is no file of rows",
+            given=output,
+            allowed=" ".join(_ENDINGS),
+            try_=str(output.with_suffix(".jsonl")),
+        )
+    need_space(output.parent, 0, "the rows")
+    return output
+
+
+def _identity(options: CleanOptions, files: Sequence[str]) -> str:
+    """A hash over everything that decides the output."""
+    parts = {
+        "version": _VERSION,
+        "files": [[file, sha256_file(Path(file))] for file in files],
+        "steps": [[step.model_dump(mode="json"), own_code(step)] for step in options.steps],
+        "format": [options.format.model_dump(mode="json"), own_code(options.format)],
+    }
+    return hashlib.sha256(to_line(parts)).hexdigest()[:32]
+
+
+@contextmanager
+def _work_folder(output: Path, identity: str) -> Iterator[Path]:
+    """A folder for unfinished work, locked; work of other inputs or steps in it is thrown away."""
+    folder = output.parent / f".{output.name}.work"
+    folder.mkdir(parents=True, exist_ok=True)
+    handle = os.open(folder / "lock", os.O_CREAT | os.O_RDWR, 0o644)
+    try:
+        _lock(handle, output)
+        name = folder / "identity"
+        if not name.is_file() or name.read_text() != identity:
+            for old in folder.glob("*.journal"):
+                old.unlink()
+            name.write_text(identity)
+        elif any(folder.glob("*.journal")):
+            note(f"{output}: goes on where it was stopped")
+        yield folder
+    finally:
+        os.close(handle)
+
+
+def _lock(handle: int, output: Path) -> None:
+    try:
+        import fcntl
+    except ImportError:  # Windows has no such locks; two runs at once are the person's own care there
+        return
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        raise OutputError(f"{output} is being made by another process", try_="wait for it, or another -o") from error
+
+
+@contextmanager
+def _bar(size: int) -> Iterator[Advance | None]:
+    """A progress bar over the bytes of big files; nothing for small ones."""
+    with progress() if size >= _BIG_BYTES else nullcontext() as bar:
+        if bar is None:
+            yield None
+            return
+        task = bar.add_task("cleaning (bytes read)", total=size)
+        yield lambda count: bar.advance(task, count)
+
+
+def _flush(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

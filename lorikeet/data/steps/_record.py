@@ -1,0 +1,130 @@
+"""A row on its way through the cleaning steps: its turns, and everything else it had, so that it can be written back.
+
+Steps see turns (who speaks, and the text) whatever the row looked like. What no step needs (ids, scores, a turn's own
+keys) rides along untouched and stands in the output row as it stood in the input. Roles are not checked here: a row
+that begins with the assistant is what the step `roles` is for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from lorikeet.base.nouns import Origin
+from lorikeet.data.formats import messages as messages_format
+from lorikeet.data.formats import sharegpt as sharegpt_format
+
+Layout = Literal["sharegpt", "messages", "alpaca", "text"]
+
+CALL = sharegpt_format.CALL
+ROLES = {**messages_format.ROLES, **sharegpt_format.ROLES, "text": "text"}
+_SHAREGPT = {"user": "human", "assistant": "gpt", "tool": "observation"}
+_MESSAGES = {"human": "user", "gpt": "assistant", "observation": "tool"}
+
+
+@dataclass(slots=True)
+class Turn:
+    """One turn. `speaker` is the name the file has; `input` the text of an alpaca row's input column."""
+
+    speaker: str
+    content: str
+    input: str = ""
+    rest: dict[str, Any] = field(default_factory=dict)  # the turn's other keys
+
+    @property
+    def role(self) -> str | None:
+        """system, user, assistant, tool or text; None for a speaker that is none of them."""
+        role = ROLES.get(self.speaker.lower())
+        return "assistant" if role == CALL else role
+
+    @property
+    def calls(self) -> bool:
+        """Whether the assistant calls a tool here, so that a tool speaks next."""
+        return ROLES.get(self.speaker.lower()) == CALL or bool(self.rest.get("tool_calls"))
+
+    @property
+    def text(self) -> str:
+        """What is said, with an alpaca row's input behind the instruction."""
+        return "\n".join(part for part in (self.content, self.input) if part) if self.input else self.content
+
+    def apply(self, change: Callable[[str], str]) -> bool:
+        """Change the text, an input column for itself; whether that made a difference."""
+        before = self.content, self.input
+        self.content = change(self.content) if self.content else self.content
+        self.input = change(self.input) if self.input else self.input
+        return (self.content, self.input) != before
+
+
+@dataclass(slots=True)
+class Record:
+    """A row as the steps see it."""
+
+    origin: Origin
+    turns: list[Turn]
+    rest: dict[str, Any] = field(default_factory=dict)  # the row's other columns, its id among them
+    layout: Layout = "sharegpt"
+    column: str = "conversations"  # where a list of turns stands
+    keys: tuple[str, str] = ("from", "value")  # of a turn in that list
+    part: str = ""  # which piece of its row this is, where a step cut the row: "0", then "0.1" for a piece of a piece
+    changed_by: str = ""  # the step that changed it last: a row counts once per step
+
+    def part_of(self, turns: list[Turn], number: int) -> Record:
+        """A piece of this row with copies of the turns given; its id, if it has one, gets the piece's number."""
+        part = f"{self.part}.{number}" if self.part else str(number)
+        rest = (
+            {**self.rest, "id": f"{self.rest['id']}_{number}"} if self.rest.get("id") is not None else dict(self.rest)
+        )
+        copies = [replace(turn, rest=dict(turn.rest)) for turn in turns]
+        return replace(self, turns=copies, rest=rest, part=part)
+
+    def texts(self) -> list[str]:
+        """Every turn's text."""
+        return [turn.text for turn in self.turns]
+
+    def as_row(self) -> dict[str, Any]:
+        """The row to write."""
+        if self.layout == "alpaca":
+            return self._alpaca()
+        if self.layout == "text":
+            return {**self.rest, self.column: "\n\n".join(self.texts())}
+        speaker, words = self.keys
+        turns = [{speaker: turn.speaker, words: turn.text, **turn.rest} for turn in self.turns]
+        before = {"id": self.rest["id"]} if "id" in self.rest else {}
+        return {**before, self.column: turns, **self.rest}
+
+    def _alpaca(self) -> dict[str, Any]:
+        """system, history, instruction, input, output; a row of turns that are no pairs keeps them as a list."""
+        turns = list(self.turns)
+        system = [turns.pop(0)] if turns and turns[0].role == "system" else []
+        roles = [turn.role for turn in turns]
+        if not turns or roles != ["user", "assistant"] * (len(turns) // 2) or any(turn.calls for turn in turns):
+            return {**self.rest, "conversations": [{"from": turn.speaker, "value": turn.text} for turn in self.turns]}
+        question, answer = turns[-2:]
+        pairs = [[left.text, right.text] for left, right in zip(turns[:-2:2], turns[1:-2:2])]
+        row = {"instruction": question.content, "input": question.input, "output": answer.content}
+        row |= {"system": system[0].text} if system else {}
+        return {**row, **({"history": pairs} if pairs else {}), **self.rest}
+
+    def to_layout(self, layout: Literal["sharegpt", "messages"]) -> None:
+        """Write it as a list of turns from now on, with that layout's names of roles."""
+        names = _MESSAGES if layout == "messages" else _SHAREGPT
+        for turn in self.turns:
+            turn.content, turn.input = turn.text, ""
+            role = ROLES.get(turn.speaker.lower(), turn.speaker)
+            turn.speaker = names.get(role, role)
+        self.layout = layout
+        self.column = "messages" if layout == "messages" else "conversations"
+        self.keys = ("role", "content") if layout == "messages" else ("from", "value")
+
+    def packed(self) -> list[Any]:
+        """Plain values that `unpacked` makes the record of again: between processes, and in the journal."""
+        origin = [self.origin.file, self.origin.row, self.origin.line]
+        turns = [[turn.speaker, turn.content, turn.input, turn.rest] for turn in self.turns]
+        return [origin, turns, self.rest, self.layout, self.column, self.keys, self.part]
+
+
+def unpacked(values: list[Any]) -> Record:
+    """The record that `packed` gave these values for."""
+    origin, turns, rest, layout, column, keys, part = values
+    return Record(Origin(*origin), [Turn(*turn) for turn in turns], rest, layout, column, tuple(keys), part)
