@@ -7,11 +7,13 @@ K key/value heads, E head width, F feed-forward width, V vocabulary, R rank, P p
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor
+
+if TYPE_CHECKING:  # commands that only read and write rows start without it
+    import torch
+    from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True)
