@@ -19,7 +19,7 @@ can be set on the command line too: `lorikeet train recipe.yaml train.learning_r
 
 def page(recipe: type[Options]) -> str:
     """The whole page, ending with one newline."""
-    return "\n".join(_lines(recipe)) + "\n"
+    return "\n".join([*_lines(recipe), *_cleaning()]) + "\n"
 
 
 def _lines(recipe: type[Options]) -> Iterator[str]:
@@ -50,6 +50,19 @@ def _lines(recipe: type[Options]) -> Iterator[str]:
                         yield f"\n### {name}.{below}{entry}\n\n{' '.join((one.__doc__ or '').split())}\n"
                         yield from _table(one.model_fields, f"{name}.{below}{entry}.")
                     told.append(one)
+
+
+def _cleaning() -> Iterator[str]:
+    """The options of `lorikeet data clean`, whose YAML file is one of its own."""
+    from lorikeet.base.option_fields import kinds_of
+    from lorikeet.data.clean import CleanOptions
+
+    yield "\n# Cleaning\n\nA YAML file for `lorikeet data clean --recipe`, or the same on the command line ([data](data.md)).\n"
+    yield from _table(CleanOptions.model_fields, "")
+    for kind, chosen in kinds_of(CleanOptions.model_fields["steps"]).items():
+        yield f"\n### step `{kind}`\n\n{(chosen.__doc__ or '').strip()}\n"
+        options = {option: inner for option, inner in chosen.model_fields.items() if option != "kind"}
+        yield from _table(options, f"{kind}.") if options else ["No options."]
 
 
 def _kinds(name: str, field: FieldInfo, level: int = 3) -> Iterator[str]:
