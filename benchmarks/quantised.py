@@ -123,6 +123,7 @@ def peak(asked: argparse.Namespace, kind: str) -> float:
     found = jobs._measure(LORIKEET, jobs.job(LORIKEET, W1, Size(1, 1), {"kind": kind}))
     if "error" in found:
         raise SystemExit(f"{kind}: {found['error']}")
+    print(f"{kind}: {found['peak_rss_gib']:.2f} GiB", file=sys.stderr, flush=True)
     return float(found["peak_rss_gib"])
 
 
