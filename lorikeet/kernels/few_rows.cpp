@@ -72,20 +72,18 @@ template <int TILES>
 static void product(const Product* parts, int count, i64 rows, i64 width, bf16* y, i64 y_stride) {
     i64 depth = 0, blocks = width / 16;
     for (int i = 0; i < count; i++) depth += parts[i].depth;
-#pragma omp parallel
-    {
+    in_parallel([=](Team& team) {
         configure_tiles();
         char* packed = (char*)std::aligned_alloc(64, size_t(depth * TILES * 32));
         char* at = packed;
         for (int i = 0; i < count; at += parts[i].depth * TILES * 32, i++) pack(parts[i], rows, TILES, at);
         alignas(64) float sums[TILES * 256];
-#pragma omp for schedule(dynamic, BLOCKS)
-        for (i64 b = 0; b < blocks; b++) {
+        team.take(blocks, BLOCKS, [&](i64 b) {
             _tile_zero(0);
             if (TILES > 1) _tile_zero(1);
             if (TILES > 2) _tile_zero(2);
             if (TILES > 3) _tile_zero(3);
-            at = packed;
+            char* at = packed;
             for (int i = 0; i < count; at += parts[i].depth * TILES * 32, i++)
                 multiply<TILES>(parts[i], b * 16, i == 0 && b + 1 < blocks, at);
             _tile_stored(0, sums, 64);
@@ -94,10 +92,10 @@ static void product(const Product* parts, int count, i64 rows, i64 width, bf16* 
             if (TILES > 3) _tile_stored(3, sums + 768, 64);
             for (int tile = 0; tile < TILES; tile++)
                 write(sums + tile * 256, rows - tile * 16, y + tile * 16 * y_stride + b * 16, y_stride);
-        }
+        });
         std::free(packed);
         _tile_release();
-    }
+    });
 }
 #endif
 

@@ -19,21 +19,19 @@ static void thin_product(i64 rows, i64 width, i64 wanted, const bf16* a, i64 a_s
     const i64 STEPS = 4, TASK = 192;
     i64 blocks = (rows + 31) / 32;
     bf16* turned = (bf16*)std::aligned_alloc(64, size_t(blocks) * 2048);  // a^T: per 32 of T two tiles of 16 rows
-#pragma omp parallel
-    {
+    in_parallel([=](Team& team) {
         configure_tiles();
         alignas(64) float sums[TASK / 32 * 1024];
         alignas(64) bf16 pairs[STEPS * 1024];
         alignas(64) bf16 last[32 * 32];
-#pragma omp for schedule(static)
-        for (i64 i = 0; i < blocks; i++) {
+        team.each(blocks, [&](i64 i) {
             for (i64 t = 0; t < 32; t++)
                 for (i64 s = 0; s < 32; s++)
                     turned[i * 1024 + s * 32 + t] = i * 32 + t < rows ? a[(i * 32 + t) * a_stride + s] : bf16{0};
-        }
-#pragma omp for schedule(dynamic, 1)
-        for (i64 n = 0; n < width; n += TASK) {
-            i64 end = n + TASK < width ? n + TASK : width;
+        });
+        team.wait();
+        team.take((width + TASK - 1) / TASK, 1, [&](i64 task) {
+            i64 n = task * TASK, end = n + TASK < width ? n + TASK : width;
             for (i64 i = 0; i < blocks; i += STEPS) {
                 i64 steps = blocks - i < STEPS ? blocks - i : STEPS;
                 for (i64 column = n; column < end; column += 32) {
@@ -62,9 +60,9 @@ static void thin_product(i64 rows, i64 width, i64 wanted, const bf16* a, i64 a_s
             for (i64 column = n; column < end; column += 32)
                 for (i64 s = 0; s < wanted; s++)
                     unwoven(sums + (column - n) * 32 + (s >> 4) * 512 + (s & 15) * 16, out + s * width + column);
-        }
+        });
         _tile_release();
-    }
+    });
     std::free(turned);
 }
 #endif

@@ -209,27 +209,25 @@ static char* kept_room(i64 bytes) {
 // at most MOST_ROWS rows
 static void multiply_rows(const Product& p) {
     const Plan plan(p);
-    i64 stages = plan.stages(), each = plan.packs + plan.tasks, next = 0;
+    i64 stages = plan.stages(), each = plan.packs + plan.tasks;
     i64 packed = (stages > 1 ? 2 : 1) * (plan.bytes + p.rank * plan.depth * 2);
     i64 waiting = Sums::bytes(p, plan), threads = omp_get_max_threads();
     char* room = kept_room(packed + waiting * (plan.pieces > 1 ? 1 : threads));
     // how many tasks of each stage are packed and done, and how many stages of each task of rows
     i64* ready = (i64*)std::calloc(size_t(2 * stages + plan.tasks), sizeof(i64));
     i64 *done = ready + stages, *passed = done + stages;
-#pragma omp parallel
-    {
+    in_parallel([=](Team& team) {
         configure_tiles();
-        float* own = (float*)(room + packed + (plan.pieces > 1 ? 0 : omp_get_thread_num() * waiting));
-        const Sums sums(plan, own);
+        const Sums sums(plan, (float*)(room + packed + (plan.pieces > 1 ? 0 : omp_get_thread_num() * waiting)));
         bf16* spare = (bf16*)std::aligned_alloc(64, size_t(32 * (plan.depth + p.rank)) * 2);
-        for (i64 i; (i = __atomic_fetch_add(&next, 1, __ATOMIC_RELAXED)) < stages * each;) {
+        team.take(stages * each, 1, [&](i64 i) {
             i64 index = i / each, task = i % each;
             const Stage stage(p, plan, index, room);
             if (task < plan.packs) {
                 if (index > 1) wait_for(done + index - 2, plan.tasks);  // they read what lies there
                 pack_some(p, stage, task, plan.packs);
                 add_one(ready + index);
-                continue;
+                return;
             }
             task -= plan.packs;
             wait_for(ready + index, plan.packs);
@@ -238,10 +236,10 @@ static void multiply_rows(const Product& p) {
                 block(p, plan, stage, t, p.rows - t, sums, spare);
             add_one(passed + task);
             add_one(done + index);
-        }
+        });
         std::free(spare);
         _tile_release();
-    }
+    });
     std::free(ready);
 }
 
