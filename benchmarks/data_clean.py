@@ -104,7 +104,7 @@ def timed(commands: list[list[str]], environment: dict[str, str]) -> float:
     """Seconds of commands one after another."""
     start = time.perf_counter()
     for command in commands:
-        subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL)
     return time.perf_counter() - start
 
 

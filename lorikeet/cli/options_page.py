@@ -57,7 +57,8 @@ def _cleaning() -> Iterator[str]:
     from lorikeet.base.option_fields import kinds_of
     from lorikeet.data.clean import CleanOptions
 
-    yield "\n# Cleaning\n\nA YAML file for `lorikeet data clean --recipe`, or the same on the command line ([data](data.md)).\n"
+    yield "\n# Cleaning\n"
+    yield "A YAML file for `lorikeet data clean --recipe`, or the same on the command line ([data](data.md)).\n"
     yield from _table(CleanOptions.model_fields, "")
     for kind, chosen in kinds_of(CleanOptions.model_fields["steps"]).items():
         yield f"\n### step `{kind}`\n\n{(chosen.__doc__ or '').strip()}\n"

@@ -22,7 +22,7 @@ _BEGINS = re.compile(r"\s*<([a-zA-Z][a-zA-Z0-9]*)(?=[\s/>])[^<]*?>")
 _ENDS = re.compile(r"(?:</([a-zA-Z][a-zA-Z0-9]*)\s*>|<(?:br|hr|img|input)\b[^<>]*>)\s*$")
 _ANY = re.compile(r"<(?:p|div|ul|ol|li|pre|table|h[1-6]|blockquote|br|strong|em|code|span)\b[^<>]*>", re.IGNORECASE)
 _PAGE = ("html", "head", "body", "script", "style", "title", "meta", "link", "svg", "template")
-_MARKS = ('<div class="markdown', "Copy code</button>", '<code class="hljs', '<code class="!whitespace', 'class="flex ')
+_MARKS = ('<div class="markdown', "Copy code</button>", '<code class="hljs', '<code class="!whitespace')
 _ENTITY = re.compile(r"&(?:lt|gt|amp|quot|nbsp|apos|#\d{1,6}|#x[0-9a-fA-F]{1,5});")
 
 
@@ -43,7 +43,9 @@ class HtmlToMarkdown(Step):
         require("selectolax.lexbor", extra="data", needed_by="the step html_to_markdown")
 
     def each(self, record: Record, log: Log) -> Iterable[Record]:
-        pages = [turn for turn in record.turns if self.is_page(turn.text)]
+        pages, others = [], []
+        for turn in record.turns:
+            (pages if self.is_page(turn.text) else others).append(turn)
         try:
             converted = sum(turn.apply(_html.to_markdown) for turn in pages)
         except _html.TooDeep:
@@ -52,7 +54,7 @@ class HtmlToMarkdown(Step):
         if converted:
             log.change(record, "HTML to Markdown")
         if self.repair:
-            self._repair([turn for turn in record.turns if turn not in pages], record, log, bool(pages))
+            self._repair(others, record, log, bool(pages))
         return [record]
 
     def is_page(self, text: str) -> bool:

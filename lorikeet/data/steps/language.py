@@ -20,6 +20,7 @@ UNKNOWN = "unknown"
 _NO_WORDS = re.compile(r"```.*?(?:```|\Z)|`[^`\n]*`|https?://\S+|<[^<>\n]{1,200}>", re.DOTALL)
 _WORDS = re.compile(r"[^\W\d_]+")
 _ENOUGH = 20_000  # characters that decide; more of them say the same
+_START = 2_000  # characters in which letters are counted, to tell whether there are enough
 _UNREADABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff\U0001fffe-\U0010ffff]")
 _DENSE = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]")  # a character says as much as a few letters
 
@@ -79,7 +80,7 @@ def identify(texts: Iterable[str], min_letters: int, min_confidence: float) -> t
         if size > _ENOUGH:
             break
     whole = _UNREADABLE.sub(" ", "\n".join(kept))
-    letters = sum(map(len, _WORDS.findall(whole[:400]))) + 3 * len(_DENSE.findall(whole[:400]))
+    letters = sum(map(len, _WORDS.findall(whole[:_START]))) + 3 * len(_DENSE.findall(whole[:_START]))
     if letters < min_letters:
         return UNKNOWN, 0.0
     try:
