@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 _WORDS = (
-    "the model list value function return answer data of and to in a is for with that as on it can you should write read"
+    "the model list value function return answer data of and to in a is for with that as on it can you write read"
     " open file result error number string table first second example because however number_of_rows rate system"
 )
 WORDS = _WORDS.split()
