@@ -6,7 +6,8 @@ The rows are W1's (workloads.py), 16 conversations a step; TRL's environment is 
 makes. TRL's best setting is found first, by short runs over micro-batch sizes, then with and without grouping,
 checkpointing, and float32 weights under autocast or bfloat16 ones; then both run in turns. Lorikeet keeps float32
 masters in every row of the table: as it ships, and with the optimizer in the backward pass and layers computed twice,
-where a step is one row. Every run is remembered in `--results`.
+where a step is one row. Every run is remembered in `--results`; with `--runs 1` a start adds one and ends, so that
+others get the machine in between.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from typing import Any
 import torch
 import workloads
 from peer_figures import Run, best
-from peer_jobs import FULL, LORIKEET, SHORT, Jobs, Setting, Size, candidates, code, neighbours
+from peer_jobs import FULL, LORIKEET, SHORT, Jobs, Setting, Size, candidates, code, key_of, neighbours
 from peers import peak, quiet, say
 from workloads import WORKLOADS, Workload
 
@@ -34,8 +35,21 @@ OURS: dict[str, Setting] = {
 }  # fmt: skip
 
 
+class Enough(Exception):
+    """As many runs as were asked for are done."""
+
+
 class FullJobs(Jobs):
     """The same jobs with nothing frozen."""
+
+    most: int | None = None  # new runs
+
+    def run(self, tool: str, work: Workload, size: Size, setting: Setting, *, round_: str = "") -> Run:
+        if key_of(tool, work, size, setting, self.threads, round_) not in self.done():
+            if self.most == 0:
+                raise Enough
+            self.most = None if self.most is None else self.most - 1
+        return super().run(tool, work, size, setting, round_=round_)
 
     def _recipe(self, work: Workload, size: Size | None, **train: Any) -> dict[str, Any]:
         made = super()._recipe(work, size, **train)
@@ -69,6 +83,19 @@ def line(name: str, runs: list[Run], reference: list[Run]) -> dict[str, Any]:
     return found
 
 
+def compare(jobs: Jobs, work: Workload, rounds: int, *, ours_only: bool) -> list[dict[str, Any]]:
+    """The table's rows, measured in turns."""
+    chosen = None if ours_only else trl(jobs, work)
+    settings = {f"lorikeet, {name}": (LORIKEET, setting) for name, setting in OURS.items()}
+    settings |= {} if chosen is None else {"trl": ("trl", chosen)}
+    runs: dict[str, list[Run]] = {name: [] for name in settings}
+    for number in range(rounds):
+        for name, (tool, setting) in settings.items():
+            round_ = f"{code()} round {number + 1}"
+            runs[name].append(say(jobs.run(tool, work, FULL[work.name], setting, round_=round_)))
+    return [line(name, runs[name], runs.get("trl", [])) for name in settings]
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="alpaca rows: alpaca_en_demo.json")
@@ -79,25 +106,19 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--limit", type=float, default=900, help="seconds a run may take")
     parser.add_argument("--busy", action="store_true", help="measure although others are running")
+    parser.add_argument("--runs", type=int, help="stop after so many new runs; the next start goes on")
     parser.add_argument("--ours", action="store_true", help="leave TRL out")
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
     if not quiet(asked.busy):
         return 1
-    work = WORKLOADS["W1"]
     jobs = FullJobs(asked.data, asked.folder, asked.venvs, asked.results, threads=asked.threads, limit=asked.limit)
-    jobs.peak = peak
-    chosen = None if asked.ours else trl(jobs, work)
-    settings = {f"lorikeet, {name}": (LORIKEET, setting) for name, setting in OURS.items()}
-    settings |= {} if chosen is None else {"trl": ("trl", chosen)}
-    runs: dict[str, list[Run]] = {name: [] for name in settings}
-    for number in range(asked.rounds):
-        for name, (tool, setting) in settings.items():
-            round_ = f"{code()} round {number + 1}"
-            runs[name].append(say(jobs.run(tool, work, FULL[work.name], setting, round_=round_)))
-    lines = [line(name, runs[name], runs.get("trl", [])) for name in settings]
-    for one in lines:
-        print(json.dumps(one))
+    jobs.peak, jobs.most = peak, asked.runs
+    try:
+        for one in compare(jobs, WORKLOADS["W1"], asked.rounds, ours_only=asked.ours):
+            print(json.dumps(one))
+    except Enough:
+        print(f"{asked.runs} new run{'s' * (asked.runs != 1)}; the next start goes on")
     return 0
 
 

@@ -37,7 +37,8 @@ def schedule(job: dict[str, Any], micro_batch: int, accumulation: int) -> dict[s
     """The TrainingArguments that every such tool takes."""
     return {
         "output_dir": job["folder"], "per_device_train_batch_size": micro_batch,
-        "gradient_accumulation_steps": accumulation, "num_train_epochs": 1, "learning_rate": 2e-4,
+        "gradient_accumulation_steps": accumulation, "num_train_epochs": 1,
+        "learning_rate": job["recipe"]["train"]["learning_rate"],
         "lr_scheduler_type": "constant", "max_grad_norm": 1.0, "weight_decay": 0.0, "optim": "adamw_torch",
         "logging_steps": 1, "save_strategy": "no", "disable_tqdm": True, "seed": 0, "use_cpu": True,
         "dataloader_num_workers": 0,
