@@ -130,11 +130,7 @@ def _is_zig(command: str) -> bool:
 
 def _flags() -> list[str]:
     # the compilers' own choice is 256 bits: a softmax takes a third longer with it
-    return [
-        *FLAGS,
-        *([] if len(_front()) > 1 else ["-fopenmp"]),
-        *(["-mprefer-vector-width=512"] if "avx512f" in cpu_flags() else []),
-    ]
+    return [*FLAGS, *(["-mprefer-vector-width=512"] if "avx512f" in cpu_flags() else [])]
 
 
 def _linker() -> list[str]:
