@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from typing import Any
 
 
 class LorikeetError(Exception):
@@ -19,6 +20,11 @@ class LorikeetError(Exception):
         self.what, self.given, self.allowed, self.try_ = what, given, allowed, try_
         super().__init__(self.message())
 
+    def __reduce__(self) -> Any:
+        """From one process to another: its four parts, as text."""
+        parts = (self.given, self.allowed, self.try_)
+        return _again, (type(self), self.what, *(None if part is None else str(part) for part in parts))
+
     def message(self) -> str:
         """The four lines: `What: ...`, then given, allowed and try where they are known."""
         lines = [f"{type(self).__name__}: {self.what}"]
@@ -27,6 +33,10 @@ class LorikeetError(Exception):
                 text = " ".join(str(value).split("\n"))
                 lines.append(f"  {label:<8} {text[:400]}")
         return "\n".join(lines)
+
+
+def _again(kind: type[LorikeetError], what: str, given: str | None, allowed: str | None, try_: str | None) -> Any:
+    return kind(what, given=given, allowed=allowed, try_=try_)
 
 
 class RecipeError(LorikeetError):

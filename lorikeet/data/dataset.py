@@ -9,6 +9,8 @@ a stale store is never found.
 from __future__ import annotations
 
 import hashlib
+import io
+import sys
 from array import array
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -19,44 +21,83 @@ import orjson
 
 from lorikeet.base.nouns import Example, Origin
 
+_HEADER_BYTES = 128  # of a .npy file whose shape is one or two numbers
+
 
 class Writer:
-    """Appends examples to a folder; `close` writes the index. Memory grows by 40 bytes an example."""
+    """Appends examples to a folder; `close` writes the index. Memory does not grow with them."""
 
     def __init__(self, folder: Path):
         self.folder = folder
         self._tokens: BinaryIO = (folder / "tokens.bin").open("wb")
         self._weights: BinaryIO = (folder / "weights.bin").open("wb")
-        self._ends = array("q", [0])
+        self._ends = _Column(folder / "index.npy", "<i8")
+        self._origins = _Column(folder / "origins.npy", "<i8", columns=3)  # file, row, line
+        self._hashes = _Column(folder / "conversations.npy", "<u8")
+        self._ends.add(0)
+        self._end = self._count = 0
         self._files: dict[str, int] = {}
-        self._origins = array("q")  # file, row, line of each example, one after the other
-        self._hashes = array("Q")
         self._digest = hashlib.sha256()
 
-    def add(self, tokens: np.ndarray, weights: np.ndarray, origin: Origin | None, conversation_hash: int) -> None:
-        """Append one example: tokens [L] int32, weights [L] float32."""
+    def add(self, tokens: bytes, weights: bytes, origin: Origin | None, conversation_hash: int) -> int:
+        """Append one example: tokens [L] int32 and weights [L] float32, in this machine's order. Returns how many of
+        its tokens are trained."""
         assert len(tokens) == len(weights) > 0
-        content = np.ascontiguousarray(tokens, "<i4").tobytes(), np.ascontiguousarray(weights, "<f4").tobytes()
-        self._tokens.write(content[0])
-        self._weights.write(content[1])
-        for part in (len(tokens).to_bytes(8, "little"), *content):
+        if sys.byteorder == "big":
+            tokens, weights = (np.frombuffer(part, "<i4").byteswap().tobytes() for part in (tokens, weights))
+        self._tokens.write(tokens)
+        self._weights.write(weights)
+        length = len(tokens) // 4
+        for part in (length.to_bytes(8, "little"), tokens, weights):
             self._digest.update(part)
-        self._ends.append(self._ends[-1] + len(tokens))
-        origin = origin or Origin("", len(self._hashes))
+        self._end += length
+        self._ends.add(self._end)
+        origin = origin or Origin("", self._count)
         file = self._files.setdefault(origin.file, len(self._files))
-        self._origins.extend((file, origin.row, origin.line or 0))
-        self._hashes.append(conversation_hash)
+        self._origins.add(file, origin.row, origin.line or 0)
+        self._hashes.add(conversation_hash)
+        self._count += 1
+        return int(np.count_nonzero(np.frombuffer(weights, "<f4")))
 
     def close(self, counts: dict[str, Any]) -> None:
         """Write the index and the counts."""
-        self._tokens.close()
-        self._weights.close()
-        np.save(self.folder / "index.npy", np.array(self._ends, np.int64))
-        np.save(self.folder / "origins.npy", np.array(self._origins, np.int64).reshape(-1, 3))
-        np.save(self.folder / "conversations.npy", np.array(self._hashes, np.uint64))
+        for file in (self._tokens, self._weights, self._ends, self._origins, self._hashes):
+            file.close()
         (self.folder / "sha256").write_text(self._digest.hexdigest())
         (self.folder / "files.json").write_bytes(orjson.dumps(list(self._files)))
         (self.folder / "counts.json").write_bytes(orjson.dumps(counts, option=orjson.OPT_INDENT_2))
+
+
+class _Column:
+    """A .npy file that grows: whole numbers in rows of `columns`; the header, of fixed size, is written last."""
+
+    def __init__(self, path: Path, dtype: str, columns: int = 1):
+        self._file: BinaryIO = path.open("wb")
+        self._file.write(bytes(_HEADER_BYTES))
+        self._dtype, self._columns, self._count = dtype, columns, 0
+        self._waiting = array(np.dtype(dtype).char)
+
+    def add(self, *values: int) -> None:
+        self._waiting.extend(values)
+        if len(self._waiting) >= 1 << 14:
+            self._flush()
+
+    def _flush(self) -> None:
+        self._file.write(np.array(self._waiting, self._dtype).tobytes())
+        self._count += len(self._waiting)
+        del self._waiting[:]
+
+    def close(self) -> None:
+        self._flush()
+        rows = self._count // self._columns
+        shape = (rows,) if self._columns == 1 else (rows, self._columns)
+        said = {"descr": self._dtype, "fortran_order": False, "shape": shape}
+        header = io.BytesIO()
+        np.lib.format.write_array_header_1_0(header, said)
+        assert header.tell() == _HEADER_BYTES
+        self._file.seek(0)
+        self._file.write(header.getvalue())
+        self._file.close()
 
 
 class Examples(Sequence[Example]):

@@ -23,23 +23,29 @@ def encode(
 ) -> tuple[np.ndarray, np.ndarray]:
     """(ids [L] int32, weights [L] float32). The first weight is 0: nothing predicts the first token."""
     assert len(segments) == len(weights)
-    ids: list[int] = []
-    losses: list[np.ndarray] = []
-    for run in runs(segments):
-        if segments[run.start].control:
-            ids.append(tokenizer.control[segments[run.start].text])
-            losses.append(np.array([weights[run.start]], np.float32))
-            continue
-        texts = [segments[number].text for number in run]
-        follows_control = run.start > 0 and segments[run.start - 1].control
-        after: After = "control" if follows_control else "text" if run.start > 0 else "start"
-        run_ids, offsets = tokenizer.encode("".join(texts), after=after)
-        ids += run_ids
-        losses.append(_token_weights(offsets, [len(text) for text in texts], [weights[number] for number in run]))
-    tokens = np.array(ids, np.int32)
-    loss = np.concatenate(losses) if losses else np.zeros(0, np.float32)
+    parts = [encode_run(segments, weights, run, tokenizer) for run in runs(segments)]
+    tokens = np.array([token for ids, _ in parts for token in ids], np.int32)
+    loss = np.concatenate([losses for _, losses in parts]) if parts else np.zeros(0, np.float32)
     loss[:1] = 0
     return tokens, loss
+
+
+def encode_run(
+    segments: Sequence[Segment], weights: Sequence[float], run: range, tokenizer: Tokenizer
+) -> tuple[list[int], np.ndarray]:
+    """(ids, weights [ids] float32) of one of the `runs`."""
+    if segments[run.start].control:
+        return [tokenizer.control[segments[run.start].text]], np.array([weights[run.start]], np.float32)
+    texts = [segments[number].text for number in run]
+    ids, offsets = tokenizer.encode("".join(texts), after=after_of(segments, run))
+    return ids, _token_weights(offsets, [len(text) for text in texts], [weights[number] for number in run])
+
+
+def after_of(segments: Sequence[Segment], run: range) -> After:
+    """What the text of a run follows."""
+    if run.start == 0:
+        return "start"
+    return "control" if segments[run.start - 1].control else "text"
 
 
 def runs(segments: Sequence[Segment]) -> Iterator[range]:

@@ -50,6 +50,19 @@ def lay_out(conversation: Conversation, template: Template, trained: Collection[
     return layouts
 
 
+def lay_out_once(conversation: Conversation, template: Template, trained: Collection[int]) -> Layout | None:
+    """The only layout of a conversation without tools; None where it has several, or where a reply's start cannot be
+    told from its prompt."""
+    starts_of = _Starts(conversation, template)
+    full = template.render(conversation)
+    starts = {index: starts_of.start(full, index) for index in _replies(conversation)}
+    if None in starts.values() or not all(starts_of.is_stable(full, index) for index in trained):
+        return None
+    segments = _mark(full, starts, template)
+    _check(conversation, segments, trained)
+    return Layout(conversation, segments)
+
+
 def prompt_segments(conversation: Conversation, template: Template) -> list[Segment]:
     """The prompt after which the model answers, with earlier replies marked, so that they encode as they did then."""
     starts_of = _Starts(conversation, template)

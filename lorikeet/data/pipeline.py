@@ -66,6 +66,12 @@ class DataOptions(LossOptions):
     bad_rows: Literal["error", "skip"] = Field(
         "error", description="A row that cannot be used: stop with an error, or skip it and count it."
     )
+    workers: int | None = Field(
+        None,
+        ge=1,
+        le=64,
+        description="Processes that prepare a file; null: one a core for files of 8 MiB and more, one for others.",
+    )
     cache: bool = Field(
         True, description="Use examples prepared before from the same inputs; false prepares them again."
     )

@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import orjson
 
-from lorikeet.base.errors import DataError, LorikeetError, TemplateError
+from lorikeet.base.errors import DataError
 from lorikeet.base.files import cache_dir, new_folder
 from lorikeet.base.kinds import own_code
 from lorikeet.base.log import progress
@@ -25,7 +24,9 @@ from lorikeet.base.nouns import Conversation
 from lorikeet.data.dataset import Examples, Writer
 from lorikeet.data.files import Advance, source_sha256
 from lorikeet.data.formats._contract import Format
+from lorikeet.data.many import Coder, Done, examples_of
 from lorikeet.data.truncate import Encoder
+from lorikeet.data.workers import default_workers
 
 if TYPE_CHECKING:
     from lorikeet.data.pipeline import DataOptions
@@ -83,12 +84,10 @@ def conversations(
             yield conversation
 
 
-def _read(
-    files: Sequence[str], format: Format, reply: bool, advance: Advance | None = None
-) -> Iterator[tuple[Conversation | None, DataError | None]]:
+def _read(files: Sequence[str], format: Format, reply: bool) -> Iterator[tuple[Conversation | None, DataError | None]]:
     """Each row's conversation, or the error of a row that cannot be read. Errors of whole files are raised."""
     for file in files:
-        rows = format.rows(file, advance)
+        rows = format.rows(file)
         first = list(islice(rows, _FIRST_ROWS))
         settled = format.settle([row for row, _ in first], file)
         for row, origin in chain(first, rows):
@@ -129,16 +128,18 @@ def _write(
 ) -> None:
     counts = Counts()
     writer = Writer(folder)
+    coder = Coder(encoder)
     with _bytes_bar(files) as advance:
-        for conversation, fault in islice(_read(files, format, True, advance), limit):
-            counts.rows += 1
-            error: LorikeetError | None = fault
-            if conversation is not None:
-                error = _add(conversation, encoder, writer, counts)
-            if error is not None:
-                if options.bad_rows == "error":
-                    raise error
-                counts.drop("cannot be used")
+        for file in files:
+            left = None if limit is None else limit - counts.rows
+            if left == 0:
+                break
+            workers = options.workers or (default_workers() if Path(file).stat().st_size >= _BIG_BYTES else 1)
+            with closing(examples_of(file, format, coder, advance, left, workers)) as found:
+                for done in found:
+                    if done.error is not None and (done.fatal or options.bad_rows == "error"):
+                        raise done.error
+                    _add(done, writer, counts)
     if counts.examples == 0:
         raise DataError(
             f"{' '.join(files)[:120]}: no row is left to learn from",
@@ -161,33 +162,17 @@ def _bytes_bar(files: Sequence[str]) -> Iterator[Advance | None]:
         yield lambda count: bar.advance(task, count)
 
 
-def _add(conversation: Conversation, encoder: Encoder, writer: Writer, counts: Counts) -> LorikeetError | None:
-    """Append the conversation's examples, or return the error of one that cannot be used."""
-    try:
-        pieces = list(encoder.pieces(conversation))
-    except TemplateError as error:
-        return error
-    if all(piece.dropped == "no trained token" for piece in pieces):
-        roles = " ".join(message.role for message in conversation.messages)
-        return DataError(
-            f"{conversation.origin}: no token of this conversation is learned",
-            given=f"roles {roles}; data.loss={encoder.loss.loss}",
-            allowed="at least one trained message",
-            try_="data.bad_rows=skip leaves such rows out and counts them",
-        )
-    digest = hashlib.sha256()
-    for piece in pieces:
-        digest.update(piece.tokens.tobytes())
-    conversation_hash = int.from_bytes(digest.digest()[:8], "little")
-    before = counts.examples
-    for piece in pieces:
-        if piece.dropped is not None:
-            counts.drop(piece.dropped)
-            continue
-        writer.add(piece.tokens, piece.weights, conversation.origin, conversation_hash)
+def _add(done: Done, writer: Writer, counts: Counts) -> None:
+    """Append a row's examples, and count it."""
+    counts.rows += 1
+    if done.error is not None:
+        counts.drop("cannot be used")
+    for reason in done.dropped:
+        counts.drop(reason)
+    for tokens, weights, cut in done.examples:
+        trained = writer.add(tokens, weights, done.origin, done.conversation_hash)
         counts.examples += 1
-        counts.cut += piece.cut
-        counts.tokens += len(piece.tokens)
-        counts.trained_tokens += int(np.count_nonzero(piece.weights))
-    counts.kept += counts.examples > before
-    return None
+        counts.cut += cut
+        counts.tokens += len(tokens) // 4
+        counts.trained_tokens += trained
+    counts.kept += bool(done.examples)

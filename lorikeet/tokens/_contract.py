@@ -32,6 +32,10 @@ class Tokenizer(Protocol):
         start, mostly after a control token too, and never inside a text, where a reply follows its prompt, say."""
         ...
 
+    def encode_many(self, texts: Sequence[str], *, after: After = "start") -> list[bytes]:
+        """The ids of each text, exactly those of `encode`, as int32 in this machine's order."""
+        ...
+
     def decode(self, ids: Sequence[int], *, skip_control: bool = True) -> str:
         """The text of `ids`; incomplete UTF-8 at the end becomes U+FFFD."""
         ...

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import secrets
+from array import array
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -26,6 +27,7 @@ from lorikeet.checkpoints._contract import Checkpoint
 from lorikeet.tokens._contract import After
 from lorikeet.tokens._folder import Special, read, special_tokens
 from lorikeet.tokens._prefix import find_prefix
+from lorikeet.tokens._words import Words, made_of_words
 
 # what a tokenizer is made of; kept as it came, so that saving gives it back
 FILES = (
@@ -87,6 +89,25 @@ class HuggingFaceTokenizer:
         bare = self._prefix.at != "never" and (after == "text" or (after == "control" and self._prefix.at == "first"))
         encoding = (self._bare if bare else self._encoder).encode(text, add_special_tokens=False)
         return encoding.ids, _cover(encoding.offsets, len(text))
+
+    def encode_many(self, texts: Sequence[str], *, after: After = "start") -> list[bytes]:
+        """The ids of each text, those of `encode`, as int32: many times faster where words come again."""
+        bare = self._prefix.at != "never" and (after == "text" or (after == "control" and self._prefix.at == "first"))
+        if self._words is not None:
+            return self._words.ids(texts)
+        return _batch(self._bare if bare else self._encoder, texts)
+
+    def encode_marked(self, text: str) -> list[int]:
+        """Ids of a text whose control strings are control tokens, as transformers computes them: for comparisons."""
+        ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
+        return ids
+
+    @cached_property
+    def _words(self) -> Words | None:
+        """For tokenizers whose ids are those of a text's words."""
+        description = orjson.loads(self._encoder.to_str())
+        found = self._prefix.at == "never" and made_of_words(description)
+        return Words(lambda texts: _batch(self._encoder, texts)) if found else None
 
     @cached_property
     def _bare(self) -> Backend:
@@ -193,6 +214,12 @@ def _plain_encoder(description: dict[str, Any]) -> Backend:
     encoder = Backend.from_str(orjson.dumps(description).decode())
     encoder.encode_special_tokens = True
     return encoder
+
+
+def _batch(encoder: Backend, texts: Sequence[str]) -> list[bytes]:
+    """The ids of each text as int32."""
+    found = encoder.encode_batch_fast(list(texts), add_special_tokens=False)
+    return [array("i", one.ids).tobytes() for one in found]
 
 
 def _cover(offsets: list[tuple[int, int]], length: int) -> list[tuple[int, int]]:

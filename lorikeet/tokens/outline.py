@@ -53,6 +53,9 @@ class Outline:
             return [self._ids[text]], [(0, len(text))]
         return [-1] * max(2, len(text)), [(place, place + 1) for place in range(max(2, len(text)))]
 
+    def encode_many(self, texts: Sequence[str], *, after: str = "text") -> list[bytes]:
+        raise AssertionError("an outline encodes no texts")
+
     def decode(self, ids: Sequence[int], *, skip_control: bool = True) -> str:
         raise AssertionError("an outline does not decode")
 

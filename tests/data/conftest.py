@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from array import array
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -41,6 +42,9 @@ class TinyTokenizer:
     def encode(self, text: str, *, after: str = "start") -> tuple[list[int], list[tuple[int, int]]]:
         encoding = self.bpe.encode(text, add_special_tokens=False)
         return encoding.ids, encoding.offsets
+
+    def encode_many(self, texts: Sequence[str], *, after: str = "start") -> list[bytes]:
+        return [array("i", self.encode(text, after=after)[0]).tobytes() for text in texts]
 
     def decode(self, ids: Sequence[int], *, skip_control: bool = True) -> str:
         out, run = [], []

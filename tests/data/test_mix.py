@@ -28,7 +28,8 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> list[Examples]:
         writer = Writer(folder)
         for number in range(size):
             tokens = np.array([source + 1, number + 10, 5], np.int32)
-            writer.add(tokens, np.array([0, 0, 1], np.float32), None, source * 100 + number)
+            weights = np.array([0, 0, 1], np.float32)
+            writer.add(tokens.tobytes(), weights.tobytes(), None, source * 100 + number)
         writer.close({})
         made.append(Examples(folder))
     return made

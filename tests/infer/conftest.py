@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from array import array
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -29,6 +30,9 @@ class ByteTokenizer:
 
     def encode(self, text: str, *, after: str = "start") -> tuple[list[int], list[tuple[int, int]]]:
         return list(text.encode()), [(i, i + 1) for i, char in enumerate(text) for _ in char.encode()]
+
+    def encode_many(self, texts: Sequence[str], *, after: str = "start") -> list[bytes]:
+        return [array("i", self.encode(text, after=after)[0]).tobytes() for text in texts]
 
     def decode(self, ids: Sequence[int], *, skip_control: bool = True) -> str:
         return bytes(i for i in ids if i < END).decode(errors="replace") + ("" if skip_control else "<end>")

@@ -59,7 +59,9 @@ class BoundTemplate:
         else:
             segments = [segment for segment in self.turns(conversation, reply) if segment.text]
         bos = self.tokenizer.bos_token
-        if bos is None or bos not in self.tokenizer.control or segments[:1] == [Segment(bos, control=True)]:
+        if bos is None or bos not in self.tokenizer.control:
+            return segments
+        if segments and segments[0].control and segments[0] == Segment(bos, control=True):
             return segments
         return [Segment(bos, control=True), *segments]
 

@@ -13,6 +13,7 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from lorikeet.base.errors import TemplateError
+from lorikeet.data.templates._hole import refuse_holes
 
 
 class GenerationTag(Extension):
@@ -25,14 +26,20 @@ class GenerationTag(Extension):
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
-def compile_template(source: str, name: str) -> jinja2.Template:
-    """The template, compiled. Raises TemplateError with the line for a syntax error."""
+def chat_environment() -> jinja2.Environment:
+    """What chat templates are compiled in."""
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[GenerationTag, "jinja2.ext.loopcontrols"]
     )
     environment.filters["tojson"] = to_json
     environment.globals["raise_exception"] = _raise_exception
     environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+    return environment
+
+
+def compile_template(source: str, name: str) -> jinja2.Template:
+    """The template, compiled. Raises TemplateError with the line for a syntax error."""
+    environment = chat_environment()
     try:
         return environment.from_string(source)
     except jinja2.TemplateSyntaxError as error:
@@ -56,4 +63,5 @@ def to_json(
     sort_keys: bool = False,
 ) -> str:
     """JSON as models see it: not escaped for HTML, unlike jinja's own filter."""
+    refuse_holes(value)  # json reads strings without asking them
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)

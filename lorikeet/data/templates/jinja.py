@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -23,7 +23,9 @@ from lorikeet.base.kinds import kinds
 from lorikeet.base.nouns import Conversation, Message
 from lorikeet.data.templates._bound import BoundTemplate, split_control
 from lorikeet.data.templates._contract import Segment, TemplateOptions
-from lorikeet.data.templates._environment import compile_template, to_json
+from lorikeet.data.templates._environment import chat_environment, compile_template, to_json
+from lorikeet.data.templates._hole import HOLE, KINDS, Hole, Inspected, hole, number_of
+from lorikeet.data.templates._plain_jinja import writes_around_texts
 from lorikeet.data.templates._suits import suiting
 from lorikeet.data.templates._tools import read_arguments
 from lorikeet.tokens._contract import Tokenizer
@@ -109,7 +111,7 @@ class _Jinja(BoundTemplate):
     options: Jinja
 
     def __init__(self, options: Jinja, tokenizer: Tokenizer, program: jinja2.Template, source: str):
-        self.program, self.tokenizer = program, tokenizer
+        self.program, self.tokenizer, self.source = program, tokenizer, source
         # the same few pieces of own text come again and again, and some models have thousands of control tokens
         self.cut = lru_cache(4096)(lambda text: tuple(split_control(text, tokenizer)))
         self.arguments_as_text = self._wants_text()
@@ -153,13 +155,20 @@ class _Jinja(BoundTemplate):
                 bos_token=self.tokenizer.bos_token or "",
                 eos_token=self.tokenizer.eos_token or "",
             )
-        except jinja2.TemplateError:
+        except (jinja2.TemplateError, Inspected):
             raise
         except Exception as error:  # a template is a program of someone else's and can fail in any way
             raise jinja2.TemplateError(f"it fails: {error}") from error
 
+    @cached_property
+    def around_texts(self) -> bool:
+        """Whether the template can be asked how it writes around texts that are not known yet."""
+        return writes_around_texts(self.source, chat_environment())
+
     def turns(self, conversation: Conversation, reply: bool) -> list[Segment]:
         messages = list(enumerate(conversation.messages))
+        if any(isinstance(message.content, Hole) for _, message in messages):
+            return self._around_holes(conversation, reply)
         if self.options.system and not (messages and messages[0][1].role == "system"):
             messages.insert(0, (-1, Message("system", self.options.system)))
         try:
@@ -181,6 +190,29 @@ class _Jinja(BoundTemplate):
             "it changes what messages say in a way that cannot be followed",
             allowed="templates that insert each text as it is, or stripped",
         )
+
+    def _around_holes(self, conversation: Conversation, reply: bool) -> list[Segment]:
+        """The segments of a conversation whose texts are holes. Raises Inspected where they are not the same for all
+        texts, or where a text is left out."""
+        own_system = bool(self.options.system) and conversation.messages[0].role != "system"
+        if not self.around_texts or own_system:
+            raise Inspected
+        # one hole each: no template in jinja knows that a question has an input
+        told = [
+            {"role": message.role, "content": hole(KINDS * number) if message.content else ""}
+            for number, message in enumerate(conversation.messages)
+        ]
+        try:
+            parts = HOLE.split(self._run(told, [], reply))
+        except jinja2.TemplateError as error:
+            raise Inspected from error
+        shown = [number_of(mark) // KINDS for mark in parts[1::2]]
+        if sorted(set(shown)) != [number for number, one in enumerate(told) if one["content"]]:
+            raise Inspected
+        segments = list(self.cut(parts[0]))
+        for index, mark, own in zip(shown, parts[1::2], parts[2::2]):
+            segments += [Segment(mark, message=index, part="content"), *self._with_end(list(self.cut(own)), index)]
+        return segments
 
     def _message(
         self, message: Message, content: str, slots: _Slots | None, number: int | None = None

@@ -79,7 +79,7 @@ class _Qwen(BoundTemplate):
             self.no_tools(conversation)
         messages = conversation.messages
         segments = self._system(conversation)
-        asked = _last_question(messages)
+        asked = _last_question(messages) if self.version == "3" else -1
         for index, message in enumerate(messages):
             if message.role == "user":
                 segments += [*self._open("user"), self.content(index, message.content), *self._close(index)]
