@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from contract.test_grid import GRID, OPTIONS, SOURCES, kind_of, refused
+from contract.test_grid import GRID, OPTIONS, kind_of, refused
 from lorikeet.adapters._contract import Adapter
 from lorikeet.base.kinds import kind_class
 from lorikeet.base.nouns import Example
@@ -31,6 +31,7 @@ from lorikeet.train.loop import TrainOptions
 from lorikeet.train.optim import Stepper
 from lorikeet.train.step import train_step
 
+SOURCES: tuple[NetworkSource, ...] = ("native", "transformers")
 STEPS, RATE = 3, 0.01
 TOLERANCE = 1e-5  # transformers makes its rotary tables in float32
 DETACHED = {"dora"}  # as in PEFT its row lengths are constants to the gradient, which is then not the loss's
