@@ -1,4 +1,6 @@
-"""Real models, SmolLM2-135M and Gemma 3 270M: our engine's greedy tokens are transformers', in float32."""
+"""Real models, SmolLM2-135M and Gemma 3 270M, in float32: our greedy tokens are transformers', and a network of
+transformers' as a source is the native one.
+"""
 
 from __future__ import annotations
 
@@ -13,14 +15,16 @@ from lorikeet.base.nouns import Conversation, Message
 from lorikeet.checkpoints import hf
 from lorikeet.checkpoints.download import resolve
 from lorikeet.checkpoints.open import open_checkpoint
+from lorikeet.data.pack import pack_row
 from lorikeet.data.templates.gemma import Gemma
 from lorikeet.data.templates.jinja import Jinja
 from lorikeet.infer import engine as engine_module
 from lorikeet.infer.engine import Engine, Request
 from lorikeet.infer.sampling import GenerateOptions, Sampler, pick_each
-from lorikeet.models.load import load
+from lorikeet.models.load import Choice, load
 from lorikeet.quant.none import NoQuant
 from lorikeet.tokens.open import open_tokenizer
+from parity import tiny
 
 NEW_TOKENS = 24
 TIE = 1e-3  # logits nearer than this may round either way: the float32 noise of this model is about 1e-4
@@ -108,3 +112,33 @@ def test_greedy_tokens_equal_transformers_on_twenty_prompts(
         ties += 1
     assert ties <= 1
     assert sum(map(len, ours)) > 200  # most of them really answered
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MODELS)
+def test_both_sources_are_equal(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loss and LoRA gradients of a packed row whose texts share a beginning, and greedy tokens."""
+    pytest.importorskip("transformers")
+    path, cpu = resolve(name), torch.device("cpu")
+    checkpoint = open_checkpoint(path)
+    tokenizer = open_tokenizer(path, checkpoint)
+    template = MODELS[name].bind(tokenizer)
+    native = load(checkpoint, NoQuant(), dtype=torch.float32, device=cpu)
+    hf.save(tmp_path, native.shape.config | {"dtype": "float32"}, native.tensors())
+    theirs = load(
+        open_checkpoint(tmp_path), NoQuant(), dtype=torch.float32, device=cpu, family=Choice(source="transformers")
+    )
+    assert (native.source, theirs.source.split()[0]) == ("native", "transformers")
+    prompts = [Engine(native, tokenizer, template).prompt(Conversation((Message("user", one),))) for one in QUESTIONS]
+    replies = [our_tokens(Engine(model, tokenizer, template), prompts[:4], monkeypatch) for model in (native, theirs)]
+    assert replies[0] == replies[1] and sum(map(len, replies[0])) > 30
+    row = pack_row([tiny.example(prompt) for prompt in prompts[:4]])
+    computed = []
+    for model in (native, theirs):
+        parameters = tiny.with_lora(model, r=4)  # type: ignore[arg-type]
+        with torch.no_grad():
+            for parameter in parameters.values():
+                parameter *= 0.05
+        computed.append(tiny.loss_and_gradients(model, parameters, [row]))  # type: ignore[arg-type]
+    tiny.assert_same(*computed, rtol=2e-3)
+    assert computed[0][0] == pytest.approx(computed[1][0], rel=1e-5)
