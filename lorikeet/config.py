@@ -50,7 +50,7 @@ from lorikeet.train.schedules._contract import Schedule
 
 ErrorType = TypeVar("ErrorType", bound=LorikeetError)
 COMMAND_LINE = "the command line"
-_PATHS = (("model", "path"), ("data", "train"), ("data", "validation"))
+_PATHS = (("model", "path"), ("adapter", "path"), ("data", "train"), ("data", "validation"))
 # two ways to say one thing in the section train
 _EITHER = (
     ({"max_steps"}, {"num_train_epochs"}),

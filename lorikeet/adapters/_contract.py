@@ -6,8 +6,10 @@ with every kind of storage. The options class is stateless; parameters live in t
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, ClassVar
 
+from pydantic import Field
 from torch import Tensor, nn
 from typing_extensions import Self
 
@@ -21,9 +23,17 @@ from lorikeet.tokens._contract import Tokenizer
 class Adapter(Options):
     """Base of the adapter kinds; fields are `adapter`'s options."""
 
+    path: Path | None = Field(
+        None, description="Go on from this adapter: its folder, or a run.", examples=["runs/first"]
+    )
     peft_type: ClassVar[str]  # adapter_config.json's peft_type
+    only_at_start: ClassVar[tuple[str, ...]] = ()  # options that say how it begins: without effect beside `path`
     merge_refusal: ClassVar[str | None] = None  # one sentence: why this kind cannot be folded into the weights
-    beside_refusal: ClassVar[str | None] = None  # one sentence: why this kind cannot be kept beside the base
+
+    @property
+    def beside_refusal(self) -> str | None:
+        """One sentence: why this adapter cannot be kept beside the base; None where it can."""
+        return None
 
     def quant_refusal(self, quant: Quant) -> str | None:
         """One sentence: why this adapter cannot train over linears that are kept as `quant`; None where it can."""
@@ -38,6 +48,11 @@ class Adapter(Options):
         """The options with what only the model's tokenizer can say filled in; asked before `attach`."""
         return self
 
+    def function(self, model: CausalLM) -> dict[str, Any]:
+        """What decides the network's function beside the trained tensors, by option. What goes on from an adapter has
+        to agree with it in this."""
+        return self.model_dump(mode="json", exclude={"kind", "path", *self.only_at_start})
+
     def attach(self, model: CausalLM, *, seed: int) -> None:
         """Add the trainable parts, initialised from `seed`. Raises RecipeError where a target matches nothing."""
         raise NotImplementedError
@@ -45,6 +60,10 @@ class Adapter(Options):
     def parameters(self, model: CausalLM) -> dict[str, nn.Parameter]:
         """What trains, under the names it has in adapter_model.safetensors (PEFT's layout), or like them."""
         raise NotImplementedError
+
+    def smaller(self) -> list[dict[str, Any]]:
+        """Other values of its options with which it takes less memory, mild to severe: [{"r": 4}]."""
+        return []
 
     def learning_rate_factors(self, model: CausalLM) -> dict[str, float]:
         """The factor on the step's learning rate of parameters, by name, where it is not 1."""
@@ -75,7 +94,7 @@ class Adapter(Options):
         there, dense."""
         return {}
 
-    def merged_settings(self, settings: dict[str, Any]) -> dict[str, Any]:
+    def merged_settings(self, model: CausalLM, settings: dict[str, Any]) -> dict[str, Any]:
         """What merging changes in config.json, which says `settings` of the base."""
         return {}
 
@@ -92,3 +111,10 @@ class Adapter(Options):
     def from_peft(cls, config: dict[str, Any]) -> Adapter:
         """Options from an adapter_config.json. Raises RecipeError for a setting that we do not have."""
         raise NotImplementedError
+
+
+def halves(size: int, least: int = 4) -> list[int]:
+    """Half, a quarter and an eighth of a size, down to `least`."""
+    return [part for part in dict.fromkeys((size // 2, size // 4, size // 8)) if part >= least] or (
+        [least] if size > least else []
+    )

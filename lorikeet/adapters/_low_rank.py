@@ -10,28 +10,29 @@ import math
 import re
 from typing import Any, ClassVar, Literal
 
-import torch
 from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 from typing_extensions import Self
 
 from lorikeet.adapters import _expert_lora
 from lorikeet.adapters import _first_values as first_values
+from lorikeet.adapters._contract import halves
+from lorikeet.adapters._saved_modules import SavesModules, modules_said
 from lorikeet.adapters._targets import (
     PREFIX,
-    TargetedAdapter,
     by_leaf_or_name,
     from_peft_targets,
     leaves_or_names,
     refuse_settings,
 )
+from lorikeet.adapters._trained_linears import TrainedPart, master
 from lorikeet.base.errors import RecipeError
 from lorikeet.models.causal_lm import CausalLM
 
 # settings of PEFT's that make another model of the same A and B
 UNSUPPORTED = [
     "use_dora",
-    "modules_to_save",
+    "ensure_weight_tying",
     "lora_bias",
     "trainable_token_indices",
     "fan_in_fan_out",
@@ -48,7 +49,7 @@ SAME_FUNCTION = (True, False, None, "gaussian", "eva", "orthogonal")  # of init_
 STARTS = "true gaussian orthogonal pissa pissa_niter_4 olora"
 
 
-class LowRankAdapter(TargetedAdapter):
+class LowRankAdapter(SavesModules):
     """Options of an adapter that adds s B A to linears."""
 
     r: int = Field(8, ge=1, description="Rank of the update.")
@@ -75,6 +76,7 @@ class LowRankAdapter(TargetedAdapter):
         1.0, gt=0, description="B's learning rate as a multiple of A's, which is train.learning_rate (LoRA+)."
     )
     peft_type: ClassVar[str] = "LORA"
+    only_at_start: ClassVar[tuple[str, ...]] = ("init_lora_weights",)
 
     @field_validator("rank_pattern", "alpha_pattern")
     @classmethod
@@ -135,7 +137,7 @@ class LowRankAdapter(TargetedAdapter):
         return self.factor_of(name) * (math.sqrt(rank) if rslora else rank)
 
     def function(self, model: CausalLM) -> dict[str, Any]:
-        """See `TargetedAdapter.function`."""
+        """See `Adapter.function`."""
         names = sorted(self.targeted(model))
         return super().function(model) | {
             "r": {name: self.rank_of(name) for name in names},
@@ -158,7 +160,7 @@ class LowRankAdapter(TargetedAdapter):
     def targeted(self, model: CausalLM) -> set[str]:
         """See `TargetedAdapter.targeted`."""
         if not self.target_modules:
-            if self.bias != "none":
+            if self.bias != "none" or self.modules_to_save:
                 return set()
             raise RecipeError(
                 "adapter.target_modules: is empty, so nothing would train",
@@ -184,6 +186,10 @@ class LowRankAdapter(TargetedAdapter):
         for linear in biased:
             assert linear.bias is not None
             linear.bias = nn.Parameter(linear.bias.detach().to(master(linear.bias.dtype)), requires_grad=True)
+
+    def smaller(self) -> list[dict[str, Any]]:
+        """See `Adapter.smaller`."""
+        return [{"r": rank} for rank in halves(self.r)]
 
     def learning_rate_factors(self, model: CausalLM) -> dict[str, float]:
         """See `Adapter.learning_rate_factors`. As PEFT's LoRA+: every B, and whatever has one dimension."""
@@ -217,6 +223,7 @@ class LowRankAdapter(TargetedAdapter):
             "use_rslora": rslora,
             "target_modules": leaves_or_names(set(ranks), model),
             "bias": self.bias,
+            "modules_to_save": self.modules_to_save or None,
             "fan_in_fan_out": False,
             "inference_mode": True,
             "init_lora_weights": True,
@@ -231,7 +238,8 @@ class LowRankAdapter(TargetedAdapter):
             # a part of the base is in A and B, and it cannot be known which: pissa_niter draws its directions
             refuse_settings(config, ["init_lora_weights"], "plain LoRA")
         if config.get("target_parameters"):
-            return cls(bias=config.get("bias", "none"), **_expert_lora.settings_of_stacked(config))
+            said = _expert_lora.settings_of_stacked(config) | modules_said(config)
+            return cls(bias=config.get("bias", "none"), **said)
         return cls(
             r=config["r"],
             lora_alpha=config["lora_alpha"],
@@ -241,6 +249,7 @@ class LowRankAdapter(TargetedAdapter):
             alpha_pattern=config.get("alpha_pattern") or {},
             bias=config.get("bias", "none"),
             init_lora_weights=start if start in first_values.SPLITTING else True,
+            **modules_said(config),
             **from_peft_targets(config),
         )
 
@@ -259,16 +268,12 @@ def _most_common(values: dict[str, Any], otherwise: Any) -> Any:
     return max([otherwise, *found], key=found.count)
 
 
-def master(dtype: torch.dtype) -> torch.dtype:
-    """Trainable tensors are float32, or wider where the model is."""
-    return torch.promote_types(dtype, torch.float32)
-
-
 def bias_parameters(model: CausalLM) -> dict[str, nn.Parameter]:
     """The biases that train, under PEFT's names."""
     found: dict[str, nn.Parameter] = {}
     for name, linear in model.linears():
         if linear.bias is not None and linear.bias.requires_grad:
-            owner = f"{name}.base_layer" if linear.adapter is not None else name
+            plain = linear.adapter is None or isinstance(linear.adapter, TrainedPart)
+            owner = name if plain else f"{name}.base_layer"
             found[f"{PREFIX}{owner}.bias"] = linear.bias
     return found

@@ -31,7 +31,11 @@ class _Around(Adapter):
     """What `around` puts before a kind's own methods."""
 
     tokens: ClassVar[NewTokens]
-    beside_refusal: ClassVar[str | None] = "its new tokens are rows of the model's own tables"
+
+    @property
+    def beside_refusal(self) -> str | None:
+        """See `Adapter.beside_refusal`."""
+        return "its new tokens are rows of the model's own tables"
 
     def attach(self, model: CausalLM, *, seed: int) -> None:
         """See `Adapter.attach`."""
@@ -55,9 +59,9 @@ class _Around(Adapter):
             found[name] = whole
         return found
 
-    def merged_settings(self, settings: dict[str, Any]) -> dict[str, Any]:
+    def merged_settings(self, model: CausalLM, settings: dict[str, Any]) -> dict[str, Any]:
         """See `Adapter.merged_settings`."""
-        found, size = super().merged_settings(settings), self.tokens.first + self.tokens.size
+        found, size = super().merged_settings(model, settings), self.tokens.first + self.tokens.size
         inner = settings.get("text_config")
         if isinstance(inner, dict) and size > inner.get("vocab_size", 0):
             found["text_config"] = {**inner, "vocab_size": size}
@@ -83,6 +87,11 @@ def around(adapter: Adapter, tokens: NewTokens | None) -> Adapter:
     if adapter.__pydantic_private__:
         object.__setattr__(whole, "__pydantic_private__", dict(adapter.__pydantic_private__))
     return whole
+
+
+def tokens_of(adapter: Adapter) -> NewTokens | None:
+    """The new tokens beside an adapter."""
+    return adapter.tokens if isinstance(adapter, _Around) else None
 
 
 def from_config(config: dict[str, Any]) -> tuple[dict[str, Any], NewTokens | None]:

@@ -63,13 +63,17 @@ def read_training(folder: Path) -> dict[str, Tensor]:
 
 def read_adapter(folder: Path) -> tuple[Adapter, dict[str, Tensor], dict[str, Any]]:
     """(options, tensors, identity) of an adapter folder, ours or PEFT's. Raises CheckpointError for a broken one."""
+    _need_files(folder)
+    config, identity = read_json(folder / CONFIG), read_json(folder / IDENTITY)
+    return _options(config, folder), _load(folder / WEIGHTS), identity
+
+
+def _need_files(folder: Path) -> None:
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
             raise CheckpointError(
                 f"no {name} in {folder}", given=str(folder), allowed="a folder with an adapter in PEFT's layout"
             )
-    config, identity = read_json(folder / CONFIG), read_json(folder / IDENTITY)
-    return _options(config, folder), _load(folder / WEIGHTS), identity
 
 
 def _load(file: Path) -> dict[str, Tensor]:
@@ -81,6 +85,7 @@ def _load(file: Path) -> dict[str, Tensor]:
 
 def read_options(folder: Path) -> Adapter:
     """What `read_adapter` says of the options, without the tensors. Raises CheckpointError."""
+    _need_files(folder)
     return _options(read_json(folder / CONFIG), folder)
 
 

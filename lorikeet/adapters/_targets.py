@@ -77,7 +77,7 @@ class TargetedAdapter(Adapter):
         return found
 
     def function(self, model: CausalLM) -> dict[str, Any]:
-        """What decides the network's function beside the trained tensors, by option."""
+        """See `Adapter.function`."""
         return {"target_modules": leaves_or_names(self.targeted(model), model)}
 
     def _in_layers(self, names: set[str]) -> set[str]:
@@ -115,7 +115,7 @@ def refuse_experts(model: CausalLM, names: set[str], what: str) -> None:
         raise RecipeError(
             f"adapter.target_modules: {what} does not train the experts of a mixture",
             given=f"{len(names & experts)} linears of experts among the targets",
-            allowed="linears outside the experts; plain lora trains experts",
+            allowed="linears outside the experts; lora without a start of its own and full train experts",
             try_="adapter.target_modules='[q_proj, k_proj, v_proj, o_proj]'",
         )
 

@@ -1,7 +1,8 @@
 """Tensors of the base that train themselves: each is kept in float32, and rounded to the model's dtype as it is used.
 
-Linears go through ops/trained_linear.py. Whatever else a checkpoint holds (embeddings, norms, biases, a head) is
-exchanged for a wider parameter in each module that owns it, so a tied embedding stays one tensor with one gradient.
+Linears are exchanged in _trained_linears.py, experts in _trained_experts.py. Whatever else a checkpoint holds
+(embeddings, norms, biases, a head) is exchanged for a wider parameter in each module that owns it, so a tied embedding
+stays one tensor with one gradient.
 """
 
 from __future__ import annotations
@@ -9,78 +10,21 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from lorikeet.adapters import _trained_experts as experts
+from lorikeet.adapters import _trained_linears as linears
+from lorikeet.adapters._trained_linears import TrainedPart, master
 from lorikeet.base.errors import RecipeError, nearest
+from lorikeet.base.log import note
 from lorikeet.base.option_fields import as_yaml
 from lorikeet.base.targets import means
 from lorikeet.models.build import Embedding, MappedEmbedding, Norm
 from lorikeet.models.causal_lm import CausalLM, Head
 from lorikeet.models.experts import ExpertGroup
-from lorikeet.models.linear import FrozenLinear, LinearGroup
-from lorikeet.ops.lora_linear import Prologue
-from lorikeet.ops.trained_linear import trained_linear
-from lorikeet.quant._contract import FrozenWeight
-from lorikeet.quant.none import DenseWeight
+from lorikeet.models.linear import FrozenLinear
 
-
-class TrainedPart(nn.Module):
-    """What a linear that trains keeps: its weight [out, in], in float32 or wider."""
-
-    def __init__(self, weight: Tensor):
-        super().__init__()
-        self.weight = nn.Parameter(weight)
-
-
-class TrainedWeight(FrozenWeight):
-    """The weight of a group of linears of which some train. `frozen` is the storage it had, while others need it."""
-
-    def __init__(self, group: LinearGroup, frozen: FrozenWeight | None):
-        super().__init__()
-        self.out_features, self.in_features = group.weight.out_features, group.weight.in_features
-        found = [(linear.rows, linear.adapter) for linear in group.linears]
-        self.parts = nn.ModuleList(part for _, part in found if isinstance(part, TrainedPart))
-        self.members = [rows for rows, part in found if isinstance(part, TrainedPart)]
-        self.others = [rows for rows, part in found if not isinstance(part, TrainedPart)]
-        self.frozen = frozen
-
-    def weights(self) -> list[nn.Parameter]:
-        """Of the members that train."""
-        return [part.weight for part in self.parts if isinstance(part, TrainedPart)]
-
-    @torch.no_grad()
-    def dense(self, dtype: torch.dtype) -> Tensor:
-        weights = self.weights()
-        if len(weights) == 1 and not self.others:
-            return weights[0].detach().to(dtype)
-        made = torch.empty(self.out_features, self.in_features, dtype=dtype, device=weights[0].device)
-        for rows, weight in zip(self.members, weights):
-            made[rows].copy_(weight)
-        for rows in self.others:
-            assert self.frozen is not None
-            made[rows].copy_(self.frozen.rows(rows.start, rows.stop, dtype))
-        return made
-
-    def rows(self, start: int, stop: int, dtype: torch.dtype) -> Tensor:
-        for rows, weight in zip(self.members, self.weights()):
-            if (rows.start, rows.stop) == (start, stop):
-                return weight.detach().to(dtype)
-        return self.dense(dtype)[start:stop]
-
-
-class TrainedGroup(nn.Module):
-    """Computes a group of linears of which some train."""
-
-    trains_norms = True  # a norm before the group may leave its weight's gradient to us
-
-    def __init__(self, group: LinearGroup, weight: TrainedWeight):
-        super().__init__()
-        self._group, self._weight = [group], [weight]  # in lists: the group owns them
-
-    def forward(self, x: Tensor, prologue: Prologue | None = None) -> Tensor:
-        """x, or what the prologue makes of it, [T, in] -> [T, sum of the members' out]."""
-        (group,), (weight,) = self._group, self._weight
-        return trained_linear(x, weight, weight.members, weight.weights(), group.bias(), prologue)
+MIB = 1 << 20
 
 
 def trainable(model: CausalLM) -> list[str]:
@@ -118,11 +62,16 @@ def named(option: str, words: str | Sequence[str], names: Sequence[str], *, ever
     return chosen
 
 
-def release(model: CausalLM, names: Iterable[str]) -> None:
-    """Let the tensors of these checkpoint names train. Raises RecipeError for linears whose storage cannot."""
+def release(model: CausalLM, names: Iterable[str], *, quantised: bool = False) -> None:
+    """Let the tensors of these checkpoint names train, also linears that are kept `quantised`. What else an adapter
+    has put on a group of linears stays. Raises RecipeError for linears whose storage cannot."""
     chosen, dtype = set(names), model.dtype
     for group in model.groups():
-        _release_linears(group, [one for one in group.linears if f"{one.name}.weight" in chosen], dtype)
+        members = [one for one in group.linears if f"{one.name}.weight" in chosen]
+        if isinstance(group, ExpertGroup):
+            experts.release(group, members, dtype)
+        else:
+            linears.release(group, members, dtype, quantised=quantised)
     _into_memory(model, chosen, dtype)
     owners: dict[int, list[tuple[nn.Module, str]]] = {}
     for module in model.modules():
@@ -137,18 +86,13 @@ def release(model: CausalLM, names: Iterable[str]) -> None:
                 _narrow(module, dtype)
 
 
-def master(dtype: torch.dtype) -> torch.dtype:
-    """Trained tensors are float32, or wider where the model is."""
-    return torch.promote_types(dtype, torch.float32)
-
-
 def released(model: CausalLM) -> dict[str, nn.Parameter]:
-    """What `release` made trainable, by the checkpoint's names."""
-    linears = dict(model.linears())
+    """What `release` made trainable but for experts, by the checkpoint's names."""
+    named_linears = dict(model.linears())
     found: dict[str, nn.Parameter] = {}
     for slot in model.slots():
         stem, _, suffix = slot.name.rpartition(".")
-        linear = linears.get(stem)
+        linear = named_linears.get(stem)
         if linear is not None and suffix == "weight":
             if isinstance(linear.adapter, TrainedPart):
                 found[slot.name] = linear.adapter.weight
@@ -157,31 +101,35 @@ def released(model: CausalLM) -> dict[str, nn.Parameter]:
     return found
 
 
-def _release_linears(group: LinearGroup, chosen: Sequence[FrozenLinear], dtype: torch.dtype) -> None:
-    if not chosen:
-        return
-    if isinstance(group, ExpertGroup):
+def head_names(model: CausalLM) -> set[str]:
+    """The checkpoint's names of the head's weight (the embedding's name where it is tied) and bias."""
+    tensors = [one for one in (model.head.weight, model.head.bias) if one is not None]
+    return {slot.name for slot in model.slots() if any(slot.holds is one for one in tensors)}
+
+
+def embedding_name(model: CausalLM) -> str:
+    """The checkpoint's name of the table in which tokens are looked up."""
+    weight = getattr(model.embedder(), "weight", None)
+    (name,) = (slot.name for slot in model.slots() if (slot.write is None if weight is None else slot.holds is weight))
+    return name
+
+
+def is_tied(model: CausalLM) -> bool:
+    """Whether the head is the embedding's own tensor."""
+    return head_names(model) == {embedding_name(model)}
+
+
+def untie(model: CausalLM, *, option: str, given: str, allowed: str, try_: str | None = None) -> None:
+    """Give the head a table of its own, and say so. Raises RecipeError about `option` where the network cannot."""
+    if not model.untie():
         raise RecipeError(
-            "adapter.target_modules: the weights of experts do not train, only low-rank updates of them do",
-            given=f"{chosen[0].name} and {len(chosen) - 1} more",
-            allowed="the other tensors, or adapter.kind=lora",
-            try_="adapter.exclude_modules='[experts]'",
+            f"{option}: the head is the embedding's own tensor, and this network cannot have one of its own",
+            given=given,
+            allowed=allowed,
+            try_=try_,
         )
-    if not isinstance(group.weight, DenseWeight):
-        raise RecipeError(
-            "adapter.target_modules: quantised weights do not train",
-            given=f"{chosen[0].name} and {len(chosen) - 1} more of its group",
-            allowed="tensors that stay dense: embeddings, norms, and linears that quant.target_modules leaves out",
-            try_="quant.kind=none",
-        )
-    for linear in chosen:
-        # a copy also where the dtype is right: the group's storage is let go
-        linear.adapter = TrainedPart(linear.dense(dtype).detach().to(master(dtype), copy=True))
-    weight = TrainedWeight(group, None if len(chosen) == len(group.linears) else group.weight)
-    group.weight = weight
-    for linear in group.linears:
-        linear.keep_in(weight)
-    group.attached = TrainedGroup(group, weight)
+    size = model.head.weight.nbytes / MIB
+    note(f"the head was tied to the embedding: it trains as a table of its own, {size:.0f} MiB more")
 
 
 def _into_memory(model: CausalLM, names: set[str], dtype: torch.dtype) -> None:

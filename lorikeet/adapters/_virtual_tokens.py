@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 from typing_extensions import Self
 
-from lorikeet.adapters._contract import Adapter
+from lorikeet.adapters._contract import Adapter, halves
 from lorikeet.base.errors import RecipeError
 from lorikeet.base.rng import numpy_rng
 from lorikeet.models.causal_lm import CausalLM
@@ -39,6 +39,8 @@ class VirtualTokens(Adapter):
     )
     merge_refusal: ClassVar[str | None] = "virtual tokens are no weights of the network, so there is nothing to fold in"
 
+    only_at_start: ClassVar[tuple[str, ...]] = ("init", "init_text", "init_tokens")
+
     @model_validator(mode="after")
     def _one_beginning(self) -> Self:
         given = self.init_text is not None or self.init_tokens is not None
@@ -60,6 +62,10 @@ class VirtualTokens(Adapter):
         """See `Adapter.context_taken`."""
         return self.num_virtual_tokens
 
+    def function(self, model: CausalLM) -> dict[str, Any]:
+        """See `Adapter.function`."""
+        return {"num_virtual_tokens": self.num_virtual_tokens}
+
     def with_tokenizer(self, tokenizer: Tokenizer) -> Self:
         """See `Adapter.with_tokenizer`: the ids of init_text, behind the token that begins the model's texts."""
         if self.init_text is None or self.init_tokens is not None:
@@ -67,6 +73,10 @@ class VirtualTokens(Adapter):
         ids, _ = tokenizer.encode(self.init_text)
         begin = tokenizer.control.get(tokenizer.bos_token) if tokenizer.bos_token else None
         return self.model_copy(update={"init_tokens": ids if begin is None else [begin, *ids]})
+
+    def smaller(self) -> list[dict[str, Any]]:
+        """See `Adapter.smaller`."""
+        return [{"num_virtual_tokens": size} for size in halves(self.num_virtual_tokens)]
 
     def first_tokens(self, model: CausalLM, seed: int) -> Tensor:
         """[P] ids that the virtual tokens begin as. Raises RecipeError for ids that the model does not have."""

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from lorikeet.adapters._first_values import splits
-from lorikeet.adapters._low_rank import LowRankAdapter, bias_parameters, master
+from lorikeet.adapters._low_rank import LowRankAdapter, bias_parameters
 from lorikeet.adapters._targets import PREFIX, refuse_experts
 from lorikeet.adapters.lora import LoraPair
 from lorikeet.models.causal_lm import CausalLM
@@ -54,6 +54,7 @@ class Dora(LowRankAdapter):
             if any(linear.adapter is not None for linear in group.linears):
                 group.attached = DoraGroup(group, self.lora_dropout, model.dtype)
         self.free_biases(model, names)
+        self.release_modules(model)
 
     def parameters(self, model: CausalLM) -> dict[str, nn.Parameter]:
         """See `Adapter.parameters`."""
@@ -63,19 +64,19 @@ class Dora(LowRankAdapter):
                 found[f"{PREFIX}{name}.lora_A.weight"] = pair.a
                 found[f"{PREFIX}{name}.lora_B.weight"] = pair.b
                 found[f"{PREFIX}{name}.lora_magnitude_vector"] = pair.m
-        return found | bias_parameters(model)
+        return found | bias_parameters(model) | self.module_parameters(model)
 
     def merged(self, linear: FrozenLinear) -> Tensor:
         """See `Adapter.merged`."""
         pair = linear.adapter
         if not isinstance(pair, DoraPair):
-            return linear.dense(master(linear.stored_dtype))
+            return super().merged(linear)
         updated = linear.dense(pair.a.dtype) + pair.factor * (pair.b.detach() @ pair.a.detach())
         return updated * (pair.m.detach() / updated.norm(dim=1))[:, None]
 
     def peft_config(self, model: CausalLM) -> dict[str, Any]:
         """See `Adapter.peft_config`."""
-        names = [name for name, linear in model.linears() if linear.adapter is not None]
+        names = [name for name, linear in model.linears() if isinstance(linear.adapter, DoraPair)]
         return self.low_rank_config(model, {name: self.rank_of(name) for name in names}) | {"use_dora": True}
 
     @classmethod

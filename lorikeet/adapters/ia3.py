@@ -11,15 +11,15 @@ from pydantic import Field
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from lorikeet.adapters._low_rank import master
+from lorikeet.adapters._saved_modules import SavesModules, modules_said
 from lorikeet.adapters._targets import (
     PREFIX,
-    TargetedAdapter,
     from_peft_targets,
     leaves_or_names,
     refuse_experts,
     refuse_settings,
 )
+from lorikeet.adapters._trained_linears import master
 from lorikeet.base.errors import RecipeError
 from lorikeet.base.targets import matching
 from lorikeet.models.causal_lm import CausalLM
@@ -27,10 +27,10 @@ from lorikeet.models.linear import FrozenLinear, LinearGroup
 from lorikeet.ops.lora_linear import Prologue, lora_linear
 from lorikeet.ops.scaled_linear import scale_outputs, scaled_input_linear
 
-UNSUPPORTED = ["modules_to_save", "fan_in_fan_out", "trainable_token_indices"]  # settings of PEFT's
+UNSUPPORTED = ["fan_in_fan_out", "trainable_token_indices"]  # settings of PEFT's
 
 
-class Ia3(TargetedAdapter):
+class Ia3(SavesModules):
     """Trained vectors beside chosen linears."""
 
     kind: Literal["ia3"] = "ia3"
@@ -60,6 +60,7 @@ class Ia3(TargetedAdapter):
                     linear.adapter = Ia3Vector(linear, model.dtype, of_input=linear.name in inputs)
             if any(linear.adapter is not None for linear in group.linears):
                 group.attached = Ia3Group(group)
+        self.release_modules(model)
 
     def _feedforward(self, model: CausalLM, names: set[str]) -> set[str]:
         """Those of the targeted linears whose inputs are scaled. Raises RecipeError for one that is not targeted."""
@@ -79,18 +80,19 @@ class Ia3(TargetedAdapter):
         return found & names
 
     def function(self, model: CausalLM) -> dict[str, Any]:
-        """See `TargetedAdapter.function`."""
+        """See `Adapter.function`."""
         inputs = self._feedforward(model, self.targeted(model))
         return super().function(model) | {"feedforward_modules": leaves_or_names(inputs, model)}
 
     def parameters(self, model: CausalLM) -> dict[str, nn.Parameter]:
         """See `Adapter.parameters`."""
-        vectors = {name: linear.adapter for name, linear in model.linears()}
-        return {f"{PREFIX}{name}.ia3_l": one.l for name, one in vectors.items() if isinstance(one, Ia3Vector)}
+        vectors: dict[str, nn.Module | None] = {name: linear.adapter for name, linear in model.linears()}
+        found = {f"{PREFIX}{name}.ia3_l": one.l for name, one in vectors.items() if isinstance(one, Ia3Vector)}
+        return found | self.module_parameters(model)
 
     def merged(self, linear: FrozenLinear) -> Tensor:
         """See `Adapter.merged`."""
-        dense = linear.dense(master(linear.stored_dtype))
+        dense = super().merged(linear)
         return dense * linear.adapter.l.detach() if isinstance(linear.adapter, Ia3Vector) else dense
 
     def merged_bias(self, linear: FrozenLinear) -> Tensor | None:
@@ -112,6 +114,7 @@ class Ia3(TargetedAdapter):
             "task_type": "CAUSAL_LM",
             "target_modules": targets,
             "feedforward_modules": feedforward,
+            "modules_to_save": self.modules_to_save or None,
             "fan_in_fan_out": False,
             "inference_mode": True,
             "init_ia3_weights": True,
@@ -121,7 +124,8 @@ class Ia3(TargetedAdapter):
     def from_peft(cls, config: dict[str, Any]) -> Self:
         """See `Adapter.from_peft`."""
         refuse_settings(config, UNSUPPORTED, "plain IA3")
-        return cls(feedforward_modules=config.get("feedforward_modules") or [], **from_peft_targets(config))
+        inputs = config.get("feedforward_modules") or []
+        return cls(feedforward_modules=inputs, **modules_said(config), **from_peft_targets(config))
 
 
 class Ia3Vector(nn.Module):

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from lorikeet.adapters import _expert_lora
 from lorikeet.adapters._expert_lora import ExpertPair
 from lorikeet.adapters._first_values import first_values, splits
-from lorikeet.adapters._low_rank import LowRankAdapter, bias_parameters, master
+from lorikeet.adapters._low_rank import LowRankAdapter, bias_parameters
 from lorikeet.adapters._targets import PREFIX, refuse_experts
+from lorikeet.adapters._trained_linears import master
 from lorikeet.models.causal_lm import CausalLM
 from lorikeet.models.experts import ExpertGroup
 from lorikeet.models.linear import FrozenLinear, LinearGroup
@@ -44,6 +45,7 @@ class Lora(LowRankAdapter):
             if any(linear.adapter is not None for linear in group.linears):
                 group.attached = LoraGroup(group, self.lora_dropout)
         self.free_biases(model, names)
+        self.release_modules(model)
 
     def parameters(self, model: CausalLM) -> dict[str, nn.Parameter]:
         """See `Adapter.parameters`."""
@@ -55,7 +57,7 @@ class Lora(LowRankAdapter):
                 found[f"{PREFIX}{name}.lora_B.weight"] = pair.b
         for name, stack in _expert_lora.stacks(model).items():
             found |= {f"{PREFIX}{name}.lora_A.weight": stack.a, f"{PREFIX}{name}.lora_B.weight": stack.b}
-        return found | bias_parameters(model)
+        return found | bias_parameters(model) | self.module_parameters(model)
 
     def tensors(self, model: CausalLM) -> dict[str, Tensor]:
         """See `Adapter.tensors`. What started as a part of W is written as the difference to it."""
@@ -91,13 +93,13 @@ class Lora(LowRankAdapter):
         """See `Adapter.merged`."""
         pair = linear.adapter
         if not isinstance(pair, (LoraPair, ExpertPair)):
-            return linear.dense(master(linear.stored_dtype))
+            return super().merged(linear)
         a, b = pair.factors() if isinstance(pair, LoraPair) else (pair.a, pair.b)
         return linear.dense(a.dtype) + self.factor_of(linear.name) * (b.detach() @ a.detach())
 
     def peft_config(self, model: CausalLM) -> dict[str, Any]:
         """See `Adapter.peft_config`."""
-        names = [name for name, linear in model.linears() if linear.adapter is not None]
+        names = [name for name, linear in model.linears() if isinstance(linear.adapter, (LoraPair, ExpertPair))]
         double = {name for name, _ in self._split(model)}
         ranks = {name: self.rank_of(name) * (2 if name in double else 1) for name in names}
         return self.low_rank_config(model, ranks)

@@ -80,6 +80,14 @@ class PrefixTuning(VirtualTokens):
         made = _made(model)
         return made.state_dict(keep_vars=True) if isinstance(made, Projection) else {}
 
+    def from_peft_tensors(self, model: CausalLM, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """See `Adapter.from_peft_tensors`. A table alone is what an MLP begins at: it is added to that."""
+        made = _made(model)
+        if not isinstance(made, Projection) or "start" in tensors or TABLE not in tensors:
+            return tensors
+        learned = (made() - made.start).detach()
+        return tensors | made.state_dict() | {"start": tensors[TABLE].to(learned) - learned}
+
     def peft_config(self, model: CausalLM) -> dict[str, Any]:
         """See `Adapter.peft_config`."""
         shape = model.shape

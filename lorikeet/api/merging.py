@@ -313,7 +313,7 @@ def _settings(work: _Work, stored: Quant) -> dict[str, Any]:
     made = work.model.shape.config | {"dtype": str(work.dtype).removeprefix("torch.")}
     made.pop("quantization_config", None)
     if not work.how.keep_adapter:
-        made |= work.adapter.merged_settings(made)
+        made |= work.adapter.merged_settings(work.model, made)
     if _dense(stored):
         return made
     settings = stored.stored_settings(work.dtype)

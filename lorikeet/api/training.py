@@ -17,6 +17,7 @@ import torch
 from lorikeet import config, kernels
 from lorikeet.adapters import _storage as storage
 from lorikeet.api.base import Base, attach, prepare, refuse_quant
+from lorikeet.api.continuing import Parent, with_parent
 from lorikeet.base.errors import CheckpointError, RecipeError
 from lorikeet.base.files import need_space, new_folder, sha256_file, write_file
 from lorikeet.base.heap import give_back, map_large
@@ -52,20 +53,23 @@ def train(recipe: Recipe, *, overwrite: bool = False) -> dict[str, Any]:
     config.check_effects(recipe)
     run_state.check_folder(folder, overwrite=overwrite)
     need_space(folder, GIB // 4, "checkpoints and the adapter")
+    recipe, parent = with_parent(recipe)
     recipe, base, template, prepared = prepare(recipe)
     refuse_quant(recipe)
+    if parent is not None:
+        parent.check_base(recipe, base)
     with run_state.locked(folder):
         run_state.empty_folder(folder) if overwrite else run_state.clear_leftovers(folder)
         note(f"data: {prepared}")
         model = base.load(recipe.quant)
         recipe = _with_row_tokens(recipe, model)
         _map_large(recipe, model)
-        recipe.adapter.attach(model, seed=recipe.train.seed)
+        _attach(recipe, model, parent)
         parameters = recipe.adapter.parameters(model)
         size = f"{sum(parameter.numel() for parameter in parameters.values()):,} trainable parameters"
         dtype = str(model.dtype).removeprefix("torch.")
         note(f"model: {recipe.model.path}, {base.shape.layers} layers, {dtype} on {model.device}; {size}")
-        identity = _identity(recipe, base, template, prepared, model)
+        identity = _identity(recipe, base, template, prepared, model, parent)
         saver = partial(
             storage.save_adapter, adapter=recipe.adapter, model=model, identity=_adapter_identity(recipe, identity)
         )
@@ -129,6 +133,15 @@ def evaluate(target: Recipe | Path, *, adapter: Path | None = None, allow_other_
     }
 
 
+def _attach(recipe: Recipe, model: CausalLM, parent: Parent | None) -> None:
+    """Put what trains on the model, as it begins."""
+    if parent is not None:
+        parent.check_function(recipe, model)
+    recipe.adapter.attach(model, seed=recipe.train.seed)
+    if parent is not None:
+        parent.fill(recipe, model)
+
+
 def _prompts(asked: Sequence[Example]) -> str:
     return f"{len(asked)} held-out prompt{'s' * (len(asked) > 1)}"
 
@@ -179,7 +192,9 @@ def _validation_rows(recipe: Recipe, prepared: Prepared, model: CausalLM) -> lis
     return [pack_row(row, share=share) for row in rows]
 
 
-def _identity(recipe: Recipe, base: Base, template: Template, prepared: Prepared, model: CausalLM) -> dict[str, Any]:
+def _identity(
+    recipe: Recipe, base: Base, template: Template, prepared: Prepared, model: CausalLM, parent: Parent | None
+) -> dict[str, Any]:
     """What must be the same for a run to go on: everything that decides its numbers."""
     cadence = {"logging_steps", "eval_steps", "save_steps", "save_total_limit"}
     return {
@@ -191,7 +206,8 @@ def _identity(recipe: Recipe, base: Base, template: Template, prepared: Prepared
         "template_fingerprint": template.fingerprint,
         "data": prepared.train.fingerprint,
         "quant": recipe.quant.model_dump(mode="json"),
-        "adapter": recipe.adapter.model_dump(mode="json"),
+        "adapter": recipe.adapter.model_dump(mode="json", exclude={"path"}),
+        "parent_adapter": None if parent is None else parent.sha256,
         "own_code": [code for one in (recipe.quant, recipe.adapter, recipe.train) for code in own_code(one)] or None,
         "train": recipe.train.model_dump(mode="json", exclude=cadence),
         "optimizer": recipe.train.optim.computes(model.device),
@@ -206,7 +222,8 @@ def _identity(recipe: Recipe, base: Base, template: Template, prepared: Prepared
 def _adapter_identity(recipe: Recipe, identity: dict[str, Any]) -> dict[str, Any]:
     names = ("base", "base_fingerprint", "tokenizer_fingerprint", "template_fingerprint", "data", "quant")
     found = {name: identity[name] for name in names} | {"template": recipe.data.template.model_dump(mode="json")}
-    return found | ({"add_tokens": recipe.model.add_tokens} if recipe.model.add_tokens else {})
+    found |= {"add_tokens": recipe.model.add_tokens} if recipe.model.add_tokens else {}
+    return found | ({"parent_adapter": identity["parent_adapter"]} if identity["parent_adapter"] else {})
 
 
 def _resume(run: Run, recipe: Recipe) -> tuple[Progress, Stepper]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -61,6 +61,19 @@ class ExpertUpdates(Protocol):
 
     def factors(self) -> tuple[Tensor, ...]:
         """A [E, R, in] and B [E, rows, R] of each member in turn."""
+        ...
+
+
+@runtime_checkable
+class TrainedRows(Protocol):
+    """A group's storage of which rows train themselves."""
+
+    def trained_rows(self) -> tuple[slice, ...]:
+        """Which rows of one expert."""
+        ...
+
+    def trained_weights(self) -> tuple[Tensor, ...]:
+        """Their parameters [E, rows, in]."""
         ...
 
 
@@ -155,7 +168,11 @@ def run_experts(
         activation,
         gate_up_members=first,
         down_members=second,
+        gate_up_trained=gate_up.weight.trained_rows() if isinstance(gate_up.weight, TrainedRows) else (),
+        down_trained=down.weight.trained_rows() if isinstance(down.weight, TrainedRows) else (),
         dropout=dropout if torch.is_grad_enabled() else 0.0,
     )
     factors = [factor for update in updates if update is not None for factor in update.factors()]
-    return mixture(x, chosen, share, experts, factors)
+    storages = (gate_up.weight, down.weight)
+    trained = [one for which in storages if isinstance(which, TrainedRows) for one in which.trained_weights()]
+    return mixture(x, chosen, share, experts, factors, trained)

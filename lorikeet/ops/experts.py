@@ -28,7 +28,8 @@ from lorikeet.quant._contract import FrozenWeight
 class Experts:
     """E experts: `gate_up` with E * 2F rows (each expert's gate, then its up) and `down` with E * D rows.
 
-    The members say which rows of one expert get an update: A [E, R, in] and B [E, rows, R] belong to each."""
+    The members say which rows of one expert get an update: A [E, R, in] and B [E, rows, R] belong to each. `trained`
+    are rows of one expert whose weights train: to each belongs a parameter [E, rows, in], and the storage knows it."""
 
     count: int
     gate_up: FrozenWeight
@@ -36,6 +37,8 @@ class Experts:
     activation: Activation = "silu"
     gate_up_members: tuple[LowRank, ...] = ()
     down_members: tuple[LowRank, ...] = ()
+    gate_up_trained: tuple[slice, ...] = ()
+    down_trained: tuple[slice, ...] = ()
     dropout: float = 0.0
 
     def weight(self, which: FrozenWeight, expert: int, dtype: torch.dtype) -> Tensor:
@@ -77,10 +80,12 @@ def reference_experts(
 
 
 class ExpertsFunction(torch.autograd.Function):
-    """Arguments: x, chosen, share, the experts, then A, B of each member: gate_up's first."""
+    """Arguments: x, chosen, share, the experts, then A, B of each member and what else trains: gate_up's first."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, chosen: Tensor, share: Tensor, experts: Experts, *factors: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, chosen: Tensor, share: Tensor, experts: Experts, *tensors: Tensor) -> Tensor:
+        split = 2 * (len(experts.gate_up_members) + len(experts.down_members))
+        factors, trained = tensors[:split], tensors[split:]
         order, counts = _sort(chosen, experts.count)
         kept = x.new_empty(len(order), experts.gate_up.out_features // experts.count)
         y = torch.zeros_like(x, dtype=_wide(x.dtype))
@@ -99,7 +104,7 @@ class ExpertsFunction(torch.autograd.Function):
             part = _linear(h, weight, second, _scale(keep_mid, places, h, experts.dropout))[: len(tokens)]
             y.index_add_(0, tokens, part * share.flatten()[order[places], None].to(y.dtype))
         ctx.save_for_backward(x, chosen, share, order, kept, keep_in, keep_mid, *factors)
-        ctx.experts, ctx.counts = experts, counts
+        ctx.experts, ctx.counts, ctx.trained = experts, counts, [(one.shape, one.dtype) for one in trained]
         return y.to(x.dtype)
 
     @staticmethod
@@ -111,6 +116,8 @@ class ExpertsFunction(torch.autograd.Function):
         dshare = torch.zeros_like(share.flatten())
         # experts without tokens: zero, so that a step's gradients do not depend on how it was cut
         dfactors = [torch.zeros_like(factor) for factor in factors]
+        dtrained = [torch.zeros(shape, dtype=dtype, device=x.device) for shape, dtype in ctx.trained]
+        split = len(experts.gate_up_trained)
         for expert, places, tokens in _visit(order, ctx.counts, chosen.shape[1]):
             first, second = _halves(experts, factors, expert, x.dtype)
             dfirst, dsecond = _halves(experts, dfactors, expert)
@@ -123,18 +130,22 @@ class ExpertsFunction(torch.autograd.Function):
             weight = experts.weight(experts.down, expert, x.dtype)
             mid = _scale(keep_mid, places, h, experts.dropout)
             g = _backward(mine_dy, part, h.detach(), weight, second, dsecond, mid)
+            for rows, gradient in zip(experts.down_trained, dtrained[split:]):
+                gradient[expert].copy_((mine_dy * part)[:, rows].T @ h.detach())
             dshare[routed] = (g * h.detach()).sum(1, dtype=_wide(x.dtype))[: len(tokens)].to(dshare.dtype)
             (dgate_up,) = torch.autograd.grad(h, gate_up, g * part)
-            if dx is None and not first:
+            if dx is None and not first and not experts.gate_up_trained:
                 continue
             mine = _padded(x, tokens)
+            for rows, gradient in zip(experts.gate_up_trained, dtrained):
+                gradient[expert].copy_(dgate_up[:, rows].T @ mine)
             weight = experts.weight(experts.gate_up, expert, x.dtype)
             found = _backward(
                 dgate_up, None, mine, weight, first, dfirst, _scale(keep_in, places, mine, experts.dropout)
             )
             if dx is not None:
                 dx.index_add_(0, tokens, found[: len(tokens)].to(dx.dtype))
-        return None if dx is None else dx.to(x.dtype), None, dshare.view_as(share), None, *dfactors
+        return None if dx is None else dx.to(x.dtype), None, dshare.view_as(share), None, *dfactors, *dtrained
 
 
 Update = tuple[LowRank, Tensor, Tensor]  # of one expert: where, A [R, in], B [rows, R]
@@ -224,9 +235,18 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
-def mixture(x: Tensor, chosen: Tensor, share: Tensor, experts: Experts, factors: Sequence[Tensor] = ()) -> Tensor:
+def mixture(
+    x: Tensor,
+    chosen: Tensor,
+    share: Tensor,
+    experts: Experts,
+    factors: Sequence[Tensor] = (),
+    trained: Sequence[Tensor] = (),
+) -> Tensor:
     """x [T, D], chosen [T, k] int64 (no expert twice for a token), share [T, k] -> [T, D].
 
-    `factors` are A and B of each member in turn, gate_up's first. Dropout draws from torch's global generator."""
+    `factors` are A and B of each member in turn, gate_up's first, and `trained` the parameters of the rows that train,
+    in the same order. Dropout draws from torch's global generator."""
     assert len(factors) == 2 * (len(experts.gate_up_members) + len(experts.down_members))
-    return ExpertsFunction.apply(x, chosen, share, experts, *factors)
+    assert len(trained) == len(experts.gate_up_trained) + len(experts.down_trained)
+    return ExpertsFunction.apply(x, chosen, share, experts, *factors, *trained)

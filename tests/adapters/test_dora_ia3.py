@@ -122,7 +122,7 @@ def test_ia3_refuses_what_is_not_there(options: dict[str, Any], said: str) -> No
     assert said in str(error.value)
 
 
-@pytest.mark.parametrize("setting", ["modules_to_save", "fan_in_fan_out"])
+@pytest.mark.parametrize("setting", ["trainable_token_indices", "fan_in_fan_out"])
 def test_ia3_refuses_what_it_cannot_read(setting: str) -> None:
     with pytest.raises(RecipeError, match=setting):
         Ia3.from_peft({"peft_type": "IA3", "target_modules": ["k_proj"], setting: ["x"]})

@@ -9,9 +9,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from lorikeet.adapters._contract import Adapter
 from lorikeet.adapters._merge import compare, merged_tensors
 from lorikeet.adapters._storage import fill, read_adapter, save_adapter
+from lorikeet.adapters.dora import Dora
 from lorikeet.adapters.full import Full
+from lorikeet.adapters.ia3 import Ia3
 from lorikeet.base.errors import RecipeError
 from lorikeet.models.build import Build
 from lorikeet.models.causal_lm import Shape
@@ -172,13 +175,57 @@ def test_names_that_mean_nothing_are_refused(options: dict[str, Any], said: list
     assert all(one in str(error.value) for one in said)
 
 
-def test_experts_are_refused_and_what_is_beside_them_trains() -> None:
-    sizes = ExpertSizes(count=5, chosen=2, width=12, normalised=True)
-    with pytest.raises(RecipeError, match="experts do not train") as error:
-        Full().attach(tiny.decoder(experts=sizes), seed=0)
-    assert "adapter.exclude_modules='[experts]'" in str(error.value)
-    model, adapter = tiny.decoder(experts=sizes), Full(exclude_modules=["experts"])
+EXPERTS = ExpertSizes(count=5, chosen=2, width=12, normalised=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "stacks"),
+    [({}, 6), ({"target_modules": ["up_proj"]}, 2), ({"target_modules": ["layers.1.mlp.experts", "norm"]}, 3)],
+)
+def test_experts_are_saved_filled_and_merged(options: dict[str, Any], stacks: int, tmp_path: Path) -> None:
+    """One parameter for all experts' linears of a name; a tensor of each on disk."""
+    model, adapter = moved(options=options, experts=EXPERTS)
+    assert sum(one.dim() == 3 for one in adapter.parameters(model).values()) == stacks
+    assert sum(".experts." in name for name in adapter.tensors(model)) == 5 * stacks
+    save_adapter(tmp_path, adapter, model, {"base": "tiny"})
+    read, tensors, _ = read_adapter(tmp_path)
+    other = tiny.decoder(experts=EXPERTS)
+    read.attach(other, seed=3)
+    fill(other, read, tensors, source="test")
+    assert compare(model, other, PROBES, 1e-12).max_difference == 0
+    merged = tiny.decoder(experts=EXPERTS)
+    written = dict(merged_tensors(model, adapter, torch.float64))
+    assert written.keys() == {slot.name for slot in merged.slots()}
+    for slot in merged.slots():
+        assert slot.write is not None
+        slot.write(written[slot.name])
+    assert compare(model, merged, PROBES, 1e-12).max_difference == 0
+    assert compare(model, tiny.decoder(experts=EXPERTS), PROBES, 1e-12).max_difference > 1e-3
+
+
+def test_what_is_beside_experts_trains_without_them() -> None:
+    model, adapter = tiny.decoder(experts=EXPERTS), Full(exclude_modules=["experts"])
     adapter.attach(model, seed=0)
     rows = test_step.packed(test_step.some_conversations(), share=True)
     _, gradients = tiny.loss_and_gradients(model, adapter.parameters(model), rows)
     assert any("gate" in name for name in gradients), "the router trains"
+    assert not any(".experts." in name for name in gradients)
+
+
+def test_some_experts_of_a_layer_are_refused() -> None:
+    with pytest.raises(RecipeError, match="train together, and 4 of 5 are left out") as error:
+        Full(target_modules=["experts.3"]).attach(tiny.decoder(experts=EXPERTS), seed=0)
+    assert "adapter.target_modules='[experts]'" in str(error.value)
+
+
+def test_quantised_experts_are_refused() -> None:
+    model = tiny.Decoder(tiny.decoder(experts=EXPERTS).spec, Build(Int8(), torch.float32, tiny.CPU))
+    with pytest.raises(RecipeError, match="quantised weights do not train"):
+        Full(target_modules=["experts"]).attach(model, seed=0)
+
+
+@pytest.mark.parametrize("adapter", [Dora(), Ia3(target_modules=["down_proj"])], ids=lambda one: one.kind)
+def test_kinds_without_arithmetic_for_experts_say_what_has_it(adapter: Adapter) -> None:
+    with pytest.raises(RecipeError, match="does not train the experts of a mixture") as error:
+        adapter.attach(tiny.decoder(experts=EXPERTS), seed=0)
+    assert "lora" in str(error.value) and "full" in str(error.value)

@@ -157,7 +157,7 @@ def test_options_come_back_from_what_was_written() -> None:
 @pytest.mark.parametrize(
     "changed",
     [
-        {"use_dora": True}, {"modules_to_save": ["lm_head"]}, {"fan_in_fan_out": True},
+        {"use_dora": True}, {"ensure_weight_tying": True}, {"fan_in_fan_out": True},
         {"alora_invocation_tokens": [1, 2]}, {"use_qalora": True}, {"layer_replication": [[0, 2]]},
         {"init_lora_weights": "pissa_niter_4"}, {"init_lora_weights": "loftq"},
     ],

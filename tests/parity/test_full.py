@@ -15,7 +15,7 @@ from lorikeet.data.pack import pack_row
 from lorikeet.models.decoder import Decoder
 from lorikeet.models.load import load
 from lorikeet.quant.none import NoQuant
-from parity import test_families, test_step, test_transformers, tiny
+from parity import test_experts, test_families, test_step, test_transformers, tiny
 
 transformers = pytest.importorskip("transformers")
 
@@ -59,7 +59,36 @@ def test_loss_and_every_gradient_equal_transformers(
         assert (gradients[name] - value.grad).abs().max() <= tolerance * value.grad.abs().max(), name
 
 
-@pytest.fixture(params=[name for name in test_step.NETWORKS if name != "experts"])
+@pytest.mark.parametrize("case", ["mixtral", "qwen3", "qwen2, a shared expert"])
+def test_gradients_of_experts_equal_transformers(case: str, tmp_path: Path) -> None:
+    """They are stacked there: gate and up in one, [E, 2F, D], and down [E, D, F]."""
+    theirs = test_experts.theirs(case)
+    theirs.save_pretrained(tmp_path)
+    model = load(open_checkpoint(tmp_path), NoQuant(), dtype=torch.float32, device=tiny.CPU)
+    parameters = trained(model)
+    text = torch.randint(theirs.config.vocab_size, (24,), generator=torch.Generator().manual_seed(1))
+    loss = theirs(text[None], labels=text[None]).loss
+    loss.backward()
+    found, gradients = tiny.loss_and_gradients(model, parameters, [pack_row([tiny.example(text.tolist())])])
+    assert found == pytest.approx(loss.item(), rel=1e-4)
+    compared = 0
+    for name, value in theirs.named_parameters():
+        assert value.grad is not None
+        if ".experts." in name:
+            layer = f".layers.{name.split('.')[2]}."
+            ends = ("w1", "w3", "gate_proj", "up_proj") if "gate_up" in name else ("w2", "down_proj")
+            parts = [g for key, g in gradients.items() if layer in key and g.dim() == 3 and key.split(".")[-2] in ends]
+            mine = torch.cat(parts, 1)
+        elif name in gradients:  # but for the router, whose name changes
+            mine = gradients[name]
+        else:
+            continue
+        assert (mine - value.grad).abs().max() <= 1e-4 * value.grad.abs().max(), name
+        compared += 1
+    assert compared >= len(parameters) - 2 * theirs.config.num_hidden_layers
+
+
+@pytest.fixture(params=test_step.NETWORKS)
 def network(request: pytest.FixtureRequest) -> tiny.Decoder:
     return tiny.decoder(**test_step.NETWORKS[request.param])
 

@@ -1,0 +1,50 @@
+"""Options of adapters that cannot be: one message, what was given and what is allowed, before anything is written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from e2e.conftest import Place
+
+CASES: list[tuple[dict[str, Any], str]] = [
+    ({"kind": "lora", "rank_pattern": {"q_prj": 4}}, "rank_pattern: 'q_prj' names no linear that trains"),
+    ({"kind": "lora", "rank_pattern": {"q_proj": 0}}, "q_proj: 0 is not above 0"),
+    ({"kind": "lora", "rank_pattern": {"(": 4}}, "not a valid regular expression"),
+    ({"kind": "lora", "alpha_pattern": {"q_proj": -1}}, "q_proj: -1.0 is not above 0"),
+    ({"kind": "lora", "alpha_pattern": ["q_proj"]}, "adapter.alpha_pattern"),
+    ({"kind": "dora", "rank_pattern": {"lm_head": 4}}, "'lm_head' names no linear that trains"),
+    ({"kind": "dora", "alpha_pattern": {"experts": 4}}, "alpha_pattern: 'experts' names no linear that trains"),
+    ({"kind": "dora", "init_lora_weights": "pissa"}, "dora starts from the whole weight"),
+    ({"kind": "dora", "init_lora_weights": "loftq"}, "there is no start 'loftq'"),
+    ({"kind": "lora", "layers_to_transform": [9]}, "there is no layer 9"),
+    ({"kind": "lora", "layers_to_transform": [0], "target_modules": ".*q_proj"}, "no effect beside a regex"),
+    ({"kind": "lora", "layers_pattern": "layers"}, "layers_pattern has no effect"),
+    ({"kind": "lora", "exclude_modules": ["q_prj"]}, "adapter.exclude_modules"),
+    ({"kind": "lora", "modules_to_save": "lm_head"}, "adapter.modules_to_save"),
+    ({"kind": "lora", "modules_to_save": ["lm_heads"]}, "no module named 'lm_heads'"),
+    ({"kind": "ia3", "modules_to_save": ["q_prj"]}, "no module named 'q_prj'"),
+    ({"kind": "ia3", "feedforward_modules": ["q_proj"]}, "none of them is among the targeted linears"),
+    ({"kind": "ia3", "r": 8}, "adapter.r"),
+    ({"kind": "prefix", "num_virtual_tokens": 0}, "adapter.num_virtual_tokens"),
+    ({"kind": "prefix", "encoder_hidden_size": 8}, "no effect without prefix_projection"),
+    ({"kind": "prefix", "target_modules": ["q_proj"]}, "adapter.target_modules"),
+    ({"kind": "prompt", "init": "text"}, "init=text needs init_text"),
+    ({"kind": "full", "target_modules": ["layer.1"]}, "no tensor with 'layer.1' in its name"),
+    ({"kind": "full", "exclude_modules": "all"}, "adapter.exclude_modules"),
+    ({"kind": "head", "embeddings": "both"}, "adapter.embeddings"),
+    ({"kind": "bias", "norms": 2}, "adapter.norms"),
+    ({"kind": "lora", "path": ""}, "no adapter_config.json in"),
+    ({"kind": "lora", "path": ["runs/first"]}, "adapter.path"),
+]
+
+
+@pytest.mark.parametrize(("adapter", "said"), CASES, ids=[said for _, said in CASES])
+def test_one_message_and_nothing_written(place: Place, adapter: dict[str, Any], said: str) -> None:
+    place.recipe(adapter={"r": "-", **adapter})
+    found = place.run("train", place.folder / "recipe.yaml")
+    assert found.code == 2 and "Traceback" not in found.err
+    assert said in " ".join(found.err.split()), found.err
+    assert not Path("run/recipe.yaml").exists()
