@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 
 from lorikeet import config, kernels
 from lorikeet.api.base import base_of, prepare, refuse_quant, within_context
+from lorikeet.api.continuing import with_parent
 from lorikeet.api.training import run_steps, step_batches
 from lorikeet.base import machine
 from lorikeet.base.errors import DataError, DownloadError, ModelError, TokenizerError
@@ -25,11 +27,14 @@ from lorikeet.models.mapped_embedding import mapped_embedding
 from lorikeet.models.stored import fitting
 from lorikeet.plan import search, speed
 from lorikeet.plan.process import Process, Resident, resident
-from lorikeet.plan.report import Report, flat
+from lorikeet.plan.report import Report, flat, nested
 from lorikeet.plan.simulate import Network, Simulated, simulate
 from lorikeet.plan.steps import Planned, costliest, full, full_row
 from lorikeet.train.capacity import default_row_tokens
 from lorikeet.train.loop import TrainOptions
+
+LARGE = 0.05  # gradients and an optimizer's state are worth a change from this share of all bytes on
+SMALL_STATE = 4  # bytes that an optimizer keeps for a trained number, beyond which one with less is offered
 
 
 @dataclass(frozen=True)
@@ -64,22 +69,26 @@ class _Planner:
     target: _Target
     held: Resident  # what the process held before anything was simulated
 
+    def network(self, recipe: Recipe, changes: search.Changes) -> Network:
+        """The recipe's network, not yet built."""
+        dtype = getattr(torch, changes["model.dtype"]) if "model.dtype" in changes else self.target.dtype
+        family, spec = identify(self.checkpoint, recipe.model.choice)
+        device = self.target.device
+        mapped = None if recipe.model.family else mapped_embedding(self.checkpoint, family, spec, dtype, device)
+        return Network(family, spec, recipe.quant, dtype, mapped)
+
     def run(self, recipe: Recipe, changes: search.Changes) -> _Found:
         """Simulate the costliest planned step of the recipe with `changes`."""
         if changes:
             note(f"trying {flat(changes)}")
         recipe = _changed(recipe, changes)
-        dtype = getattr(torch, changes["model.dtype"]) if "model.dtype" in changes else self.target.dtype
-        family, spec = identify(self.checkpoint, recipe.model.choice)
-        device = self.target.device
-        mapped = None if recipe.model.family else mapped_embedding(self.checkpoint, family, spec, dtype, device)
-        network = Network(family, spec, recipe.quant, dtype, mapped)
+        network = self.network(recipe, changes)
         outline = network.build("meta")
         recipe = recipe.model_copy(update={"train": _with_rows(recipe.train, outline, self.target)})
         known = self.prepared if "data.max_length" not in changes else None
         planned = _planned(recipe, outline, known)
         found = simulate(network, recipe.adapter, recipe.train, planned.batches)
-        unread = 0 if self.prepared is not None else spec.shape.vocab_size
+        unread = 0 if self.prepared is not None else network.spec.shape.vocab_size
         process = self.held.estimate(found, on_cpu=self.target.device.type == "cpu", vocabulary=unread)
         return _Found(recipe, planned, found, process)
 
@@ -99,11 +108,14 @@ def plan(recipe: Recipe, *, memory_bytes: int | None = None) -> Report:
     torch.set_num_threads(recipe.model.threads or min(os.cpu_count() or 1, machine.usable_cores()))
     target = _target(recipe)
     kernels.choose(recipe.model.kernels if target.device.type == "cpu" else "eager")
+    recipe, parent = with_parent(recipe)
     checkpoint = open_settings(recipe.model.path, allow_pickle=recipe.model.allow_pickle)
     recipe = recipe.model_copy(update={"quant": fitting(recipe.quant, checkpoint)})
     refuse_quant(recipe)
     recipe, prepared, why_unknown = _prepare(recipe, checkpoint)
     planner = _Planner(checkpoint, prepared, target, resident())
+    if parent is not None:
+        parent.check_function(recipe, planner.network(recipe, {}).build("meta"))
     found = planner.run(recipe, {})
     layers = identify(checkpoint, recipe.model.choice)[1].shape.layers
     answers: list[search.Tried] = []
@@ -163,10 +175,11 @@ def _prepare(recipe: Recipe, checkpoint: Checkpoint) -> tuple[Recipe, Prepared |
 
 def _changed(recipe: Recipe, changes: search.Changes) -> Recipe:
     """The recipe with `section.option` set to other values."""
-    for key, value in changes.items():
-        section, _, name = key.partition(".")
-        part = getattr(recipe, section).model_copy(update={name: value})
-        recipe = recipe.model_copy(update={section: part})
+    for section, values in nested(changes).items():
+        # read as a recipe's are: a kind may be named by a word
+        read = TrainOptions.model_validate(values) if section == "train" else None
+        update = values if read is None else {name: getattr(read, name) for name in values}
+        recipe = recipe.model_copy(update={section: getattr(recipe, section).model_copy(update=update)})
     return recipe
 
 
@@ -207,8 +220,26 @@ def _facts(found: _Found, prepared: Prepared | None, target: _Target, layers: in
         layers=layers,
         twice=layers if recipe.train.gradient_checkpointing is True else int(recipe.train.gradient_checkpointing),
         dtype=str(target.dtype).removeprefix("torch."),
-        r=getattr(recipe.adapter, "r", None),
+        optimizer=_leaner(recipe.train, found.simulated),
+        # what goes on from an adapter has its size
+        adapter=[_keyed("adapter", one) for one in recipe.adapter.smaller()] if recipe.adapter.path is None else [],
     )
+
+
+def _leaner(options: TrainOptions, found: Simulated) -> list[search.Changes]:
+    """How gradients and the optimizer's state would take less, where they are not small to begin with."""
+    if found.by_kind["gradients"] + found.by_kind["optimizer"] < LARGE * found.peak_bytes:
+        return []
+    made: list[dict[str, Any]] = []
+    if not options.optimizer_in_backward:
+        made.append({"optimizer_in_backward": True, "max_grad_norm": 0.0})
+    if found.by_kind["optimizer"] > SMALL_STATE * found.trainable:
+        made.append({**(made[-1] if made else {}), "optim": "adamw_8bit"})
+    return [_keyed("train", one) for one in made]
+
+
+def _keyed(section: str, options: dict[str, Any]) -> search.Changes:
+    return {f"{section}.{name}": value for name, value in options.items()}
 
 
 def _free(target: _Target) -> int | None:

@@ -12,7 +12,7 @@ from typing import Any
 
 ROW_TOKENS = (1536, 1024, 768, 512, 256)
 SMALL_ROWS = 512  # below, matmuls are so thin that computing layers twice is cheaper
-LEAST_LENGTH, LEAST_RANK = 256, 4
+LEAST_LENGTH = 256
 
 Changes = Mapping[str, Any]  # the recipe's key -> its value: {"train.row_tokens": 1024}
 
@@ -58,7 +58,10 @@ class Facts:
     layers: int
     twice: int  # layers that are computed twice already
     dtype: str
-    r: int | None  # the adapter's rank, where it has one
+    optimizer: Sequence[
+        Changes
+    ] = ()  # changes with which gradients and the optimizer's state take less, mild to severe
+    adapter: Sequence[Changes] = ()  # and those that make the adapter smaller
 
 
 def search(facts: Facts, limit: int, simulate: Callable[[Changes], Trial | None]) -> list[Tried]:
@@ -98,14 +101,17 @@ def ladders(facts: Facts) -> list[Ladder]:
         cost = "rounding; slow on a CPU without bfloat16 instructions"
         found.append(Ladder("bfloat16", rungs, False, cost))
         severest |= half
+    if facts.optimizer:
+        rungs = [*facts.optimizer, *([{**severest, **facts.optimizer[-1]}] if severest else [])]
+        found.append(Ladder("a leaner optimizer", rungs, False, "gradients are not clipped, averages rounded"))
+        severest |= facts.optimizer[-1]
     lengths = [n for n in (facts.longest // 2, facts.longest // 4, facts.longest // 8) if n >= LEAST_LENGTH]
     if lengths:
         rungs = [{**severest, _ROWS: min(facts.row_tokens, max(256, n)), "data.max_length": n} for n in lengths]
         found.append(Ladder("shorter conversations", rungs, False, "longer conversations lose the start of the prompt"))
         severest = dict(rungs[-1])
-    if facts.r is not None and facts.r > LEAST_RANK:
-        ranks = [facts.r >> i for i in (1, 2, 3) if facts.r >> i >= LEAST_RANK]
-        rungs = [{**severest, "adapter.r": r} for r in ranks or [LEAST_RANK]]
+    if facts.adapter:
+        rungs = [{**severest, **changes} for changes in facts.adapter]
         found.append(Ladder("a smaller adapter", rungs, False, "it can learn less"))
     return found
 
