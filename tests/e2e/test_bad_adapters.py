@@ -36,7 +36,7 @@ CASES: list[tuple[dict[str, Any], str]] = [
     ({"kind": "full", "exclude_modules": "all"}, "adapter.exclude_modules"),
     ({"kind": "head", "embeddings": "both"}, "adapter.embeddings"),
     ({"kind": "bias", "norms": 2}, "adapter.norms"),
-    ({"kind": "lora", "path": ""}, "no adapter_config.json in"),
+    ({"kind": "lora", "path": "nowhere"}, "no adapter_config.json in"),
     ({"kind": "lora", "path": ["runs/first"]}, "adapter.path"),
 ]
 
