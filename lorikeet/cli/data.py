@@ -116,7 +116,7 @@ def _data_of(words: list[str], model: str | None) -> Recipe | DataOptions:
             "data check: nothing to check", given=" ".join(words), allowed="a recipe, or data files", try_="mine.json"
         )
     if model is None:
-        return DataOptions.model_validate(config.options("data", overrides, train=files))
+        return DataOptions.model_validate({**config.options("data", overrides, train=files), "train": files})
     said = {"output_dir": "unused", "model": {"path": model}, "data": {"train": files}}
     return config.parse(said, overrides, name=config.COMMAND_LINE)
 

@@ -11,7 +11,7 @@ from html import escape
 from typing import Any
 
 _EXACT = 4096
-_BARS = 32
+_BARS = 48
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 720, 300, 56, 16, 56, 46  # of the picture, in SVG units
 _WITHIN, _BEYOND, _INK, _FAINT = "#3b6ea5", "#c8553d", "#1f2933", "#d5dae0"
 _FONT = "system-ui, 'Segoe UI', 'Helvetica Neue', Arial, sans-serif"
@@ -61,8 +61,8 @@ class Histogram:
         }
 
     def bars(self, limit: int | None = None) -> list[tuple[int, int, int]]:
-        """(from, to, rows) of equally wide bars, one of which ends at `limit`; the last takes all that is longer than
-        99.5 % of the rows and `limit`."""
+        """(from, to, rows) of equally wide bars; the last takes all that is longer than 99.5 % of the rows and `limit`.
+        One of them ends at `limit`, or a few lengths behind it."""
         if not self.counts:
             return []
         longest = max(self.counts)
