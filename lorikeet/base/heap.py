@@ -11,7 +11,10 @@ Gemma 3. Elsewhere than on glibc this does nothing.
 from __future__ import annotations
 
 import ctypes
+import math
+import os
 import sys
+from pathlib import Path
 from typing import Any
 
 M_MMAP_THRESHOLD = -3  # malloc.h
@@ -31,6 +34,31 @@ def map_large(size: int) -> None:
     choose = _glibc("mallopt")
     if choose is not None:
         choose(M_MMAP_THRESHOLD, size)
+
+
+class Growth:
+    """Gives freed memory back whenever the process has grown by `most` bytes since it last did: tens of milliseconds
+    each time, where holes that nothing fits into would else add up. SmolLM2's backward pass over a row of 3,300 tokens,
+    all layers computed twice, left 0.75 GiB of them."""
+
+    def __init__(self, most: int = 128 << 20):
+        self._most, self._floor = float(most), math.inf
+
+    def look(self) -> None:
+        """Ask for the size, some microseconds; give back if need be."""
+        now = _resident()
+        if now - self._floor > self._most:
+            give_back()
+            self._floor = _resident()
+        else:
+            self._floor = min(self._floor, now)
+
+
+def _resident() -> float:
+    """Bytes of the process in memory; 0 elsewhere than on Linux."""
+    if not sys.platform.startswith("linux"):
+        return 0.0
+    return float(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def _glibc(name: str) -> Any:

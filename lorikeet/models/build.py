@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from typing import cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lorikeet.models.linear import LinearGroup
 from lorikeet.models.mapped_rows import MappedRows
 from lorikeet.models.slots import Slot, parameter_slot
 from lorikeet.ops.norm import Normed, rms_norm
+from lorikeet.ops.weight_gradient import table_rows
 from lorikeet.quant._contract import FrozenWeight, Quant
 from lorikeet.quant.none import NoQuant
 
@@ -53,7 +53,7 @@ class Embedding(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """tokens [T] -> their rows [T, D]."""
-        rows = F.embedding(tokens, self.weight).to(self.dtype or self.weight.dtype)
+        rows = table_rows(tokens, self.weight, self.dtype or self.weight.dtype)
         if self.new_rows is not None:
             rows = cast(Tensor, self.new_rows.over(rows, tokens))  # type: ignore[operator]
         return self.scaled(rows)

@@ -18,6 +18,7 @@ from torch import Tensor
 from lorikeet import kernels
 from lorikeet.kernels import cross_entropy as compiled
 from lorikeet.kernels import few_rows, linear
+from lorikeet.ops.weight_gradient import product, table_gradient
 
 # Logits at once. Each chunk reads the whole head, so few rows are slow: on tiles, V 49152 x D 576, logits and their
 # gradient's product take 0.19 ms a row in chunks of 330 rows and 0.18 in chunks of 522. Blocks from 32 MiB on come
@@ -124,7 +125,7 @@ class LinearCrossEntropyFunction(torch.autograd.Function):
         correct = torch.empty(count, dtype=torch.bool, device=hidden.device)
         wants = (ctx.needs_input_grad[0], ctx.needs_input_grad[1], bias is not None and ctx.needs_input_grad[2])
         dhidden = torch.empty_like(hidden, memory_format=torch.contiguous_format) if wants[0] else None
-        dweight = torch.zeros_like(weight, dtype=wide) if wants[1] else None
+        dweight = torch.zeros_like(weight, dtype=wide) if wants[1] and not count else None
         dbias = torch.zeros_like(bias, dtype=wide) if wants[2] and bias is not None else None
         drows = torch.zeros_like(rows, dtype=wide) if rows is not None and ctx.needs_input_grad[8] else None
         softmax = compiled.cross_entropy_ if kernels.serves(hidden) else eager_cross_entropy_
@@ -148,11 +149,12 @@ class LinearCrossEntropyFunction(torch.autograd.Function):
                 linear.backward(logits, matrix, out=dhidden[part])
             elif dhidden is not None:
                 torch.mm(logits, matrix, out=dhidden[part])
-            if dweight is not None:
-                dweight.add_(logits.T @ hidden[part])
+            if wants[1]:
+                dweight = product(logits, hidden[part], wide, dweight)
             if drows is not None:
                 drows.add_(logits[:, first : first + len(drows)].T @ hidden[part])
         ctx.save_for_backward(dhidden, dweight, dbias, drows)
+        ctx.weight = weight if wants[1] else None
         ctx.dtypes = (weight.dtype, None if bias is None else bias.dtype, None if rows is None else rows.dtype)
         ctx.mark_non_differentiable(losses, correct)
         return (losses * weights.to(wide)).sum(), losses, correct
@@ -163,7 +165,7 @@ class LinearCrossEntropyFunction(torch.autograd.Function):
         dhidden, dweight, dbias, drows = ctx.saved_tensors
         return (
             None if dhidden is None else dhidden * scale.to(dhidden.dtype),
-            None if dweight is None else (dweight * scale).to(ctx.dtypes[0]),
+            None if dweight is None else table_gradient(ctx.weight, dweight, scale),
             None if dbias is None else (dbias * scale).to(ctx.dtypes[1]),
             None,
             None,

@@ -22,6 +22,7 @@ from lorikeet.kernels.linear import forward as product
 from lorikeet.kernels.linear import serves as tiles_serve
 from lorikeet.ops.lora_linear import Prologue
 from lorikeet.ops.norm import Normed
+from lorikeet.ops.weight_gradient import weight_gradient
 from lorikeet.quant._contract import FrozenWeight
 
 
@@ -54,7 +55,7 @@ class TrainedLinearFunction(torch.autograd.Function):
             y.add_(bias.to(y.dtype))
         ctx.prologue, ctx.weight, ctx.rows = prologue, weight, rows
         ctx.bias_dtype = None if bias is None else bias.dtype
-        ctx.dtypes = [member.dtype for member in members]
+        ctx.members = members
         ctx.save_for_backward(source, kept)
         return y
 
@@ -77,8 +78,8 @@ class TrainedLinearFunction(torch.autograd.Function):
             x, _ = prologue.forward(source)
         # each its own tensor: it is then taken over as the parameter's gradient, and freed alone
         dweights = [
-            (dy[:, rows].T @ x).to(dtype) if wanted else None
-            for rows, dtype, wanted in zip(ctx.rows, ctx.dtypes, ctx.needs_input_grad[6:])
+            weight_gradient(member, dy[:, rows], x) if wanted else None
+            for rows, member, wanted in zip(ctx.rows, ctx.members, ctx.needs_input_grad[6:])
         ]
         return dx if wants_source else None, None, None, dbias, dnorm, None, *dweights
 

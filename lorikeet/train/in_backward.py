@@ -19,7 +19,7 @@ class InBackward:
     """Calls `move(parameter, rate)` for each of `parameters` inside the passes that `at(rate)` surrounds."""
 
     def __init__(self, parameters: Sequence[nn.Parameter], move: Callable[[nn.Parameter, float], None]):
-        self._move = move
+        self._parameters, self._move = parameters, move
         self._rate: float | None = None
         self.moved: dict[nn.Parameter, Tensor] = {}  # and the norm of its gradient
         for parameter in parameters:
@@ -31,6 +31,9 @@ class InBackward:
         self._rate = rate
         try:
             yield
+            for parameter in self._parameters:  # tables, whose gradients no hook hears of; what the last row left alone
+                if parameter not in self.moved:
+                    self._complete(parameter)
         finally:
             self._rate = None
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Collection, Mapping
-from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -18,6 +17,7 @@ from typing_extensions import Self
 
 from lorikeet.base.errors import CheckpointError
 from lorikeet.base.kinds import kind_class, kind_field, kinds
+from lorikeet.ops.weight_gradient import straight
 from lorikeet.train.in_backward import InBackward
 from lorikeet.train.optimizers._contract import Optimizer, Shared, State
 from lorikeet.train.optimizers.adamw_torch import AdamWTorch
@@ -142,8 +142,12 @@ class Stepper:
         its learning rate, so that a gradient is complete as soon as it is made."""
         if not loss.requires_grad:
             return
-        with nullcontext() if self.early is None or last_at is None else self.early.at(last_at):
-            loss.backward()
+        if self.early is None or last_at is None:
+            with straight("all"):
+                loss.backward()
+        else:
+            with self.early.at(last_at), straight("tables"):
+                loss.backward()
 
     def step(self, rate: float) -> float:
         """Clip, update with learning rate `rate`, clear; returns the gradients' norm before clipping."""

@@ -11,6 +11,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from lorikeet.base.apart import zeros_apart
 from lorikeet.train.optimizers._contract import Shared, State
 
 BLOCK = 256
@@ -70,7 +71,7 @@ def begin(parameter: Tensor) -> State:
     blocks = -(-parameter.numel() // BLOCK)
     state: State = {"step": torch.zeros((), device="meta" if parameter.is_meta else "cpu")}
     for name in ("exp_avg", "exp_avg_sq"):
-        state[name] = torch.zeros(parameter.shape, dtype=torch.uint8, device=parameter.device)
+        state[name] = zeros_apart(parameter, torch.uint8)
         state[f"{name}_absmax"] = torch.zeros(blocks, device=parameter.device)
     return state
 

@@ -8,12 +8,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from lorikeet.base.apart import zeros_apart
 from lorikeet.train.optimizers._contract import Shared, State
 
 
 def begin(parameter: Tensor) -> State:
     """Both moments in the parameter's dtype; the kernel wants the count on the device too."""
-    means = {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
+    means = {name: zeros_apart(parameter) for name in ("exp_avg", "exp_avg_sq")}
     return {"step": torch.zeros((), device=parameter.device), **means}
 
 
