@@ -61,25 +61,22 @@ class Histogram:
         }
 
     def bars(self, limit: int | None = None) -> list[tuple[int, int, int]]:
-        """(from, to, rows) of equally wide bars; the last takes all that is longer than 99.5 % of the rows and `limit`.
-        One of them ends at `limit`, or a few lengths behind it."""
+        """(from, to, rows) of equally wide bars; where rows are longer than `limit`, one ends there, and the first is
+        narrower for it. The last takes all that is longer than 99.5 % of the rows and `limit`."""
         if not self.counts:
             return []
         longest = max(self.counts)
-        shown = max(min(longest, self.quantile(0.995)), 1)
-        if limit is not None and self.beyond(limit):
-            shown = max(shown, limit)
+        beyond = limit if limit is not None and self.beyond(limit) else 0
+        shown = max(self.quantile(0.995), beyond + 1)
         width = _round_up(shown / _BARS)
-        if limit is not None and shown >= limit:
-            width = max(1, -(-limit // max(1, round(limit / width))))
-        found = [0] * (-(-shown // width))
+        first = beyond % width or width
+        found = [0] * (1 + -(-max(shown - first, 0) // width))
         for length, count in self.counts.items():
-            found[min((length - 1) // width, len(found) - 1)] += count
-        last = len(found) - 1
-        return [
-            (number * width + 1, longest if number == last else (number + 1) * width, count)
-            for number, count in enumerate(found)
-        ]
+            found[min(max(0, -(-(length - first) // width)), len(found) - 1)] += count
+        ends = [first + number * width for number in range(len(found))]
+        ends[-1] = max(ends[-1], longest)
+        starts = [1, *(first + number * width + 1 for number in range(len(found) - 1))]
+        return list(zip(starts, ends, found))
 
 
 def _round_up(value: float) -> int:
@@ -123,12 +120,12 @@ def summary(facts: dict[str, Any]) -> str:
 
 def as_svg(facts: dict[str, Any], title: str) -> str:
     """The histogram as a picture: one bar for each range of lengths, a line at max_length."""
-    bars = facts["bars"]
-    highest = max((count for _, _, count in bars), default=1)
+    bars = facts["bars"] or [[1, 1, 0]]
+    highest = max(1, *(count for _, _, count in bars))
     top = _round_up(highest)
     inside, tall, limit = WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM, facts["max_length"]
-    step = inside / max(len(bars), 1)
-    wide = bars[0][1] - bars[0][0] + 1 if len(bars) > 1 else (bars[0][1] if bars else 1)
+    wide = bars[2][0] - bars[1][0] if len(bars) > 2 else bars[0][1]
+    scale = inside / (bars[-1][0] - 1 + wide)  # SVG units a token; the last bar is drawn as wide as the others
     parts = [
         f'<rect width="{WIDTH}" height="{HEIGHT}" fill="#ffffff"/>',
         f'<text x="{LEFT}" y="22" font-size="15" font-weight="600" fill="{_INK}">{escape(title)}</text>',
@@ -139,22 +136,24 @@ def as_svg(facts: dict[str, Any], title: str) -> str:
         parts.append(f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}" stroke="{_FAINT}"/>')
         parts.append(_label(LEFT - 6, y + 4, f"{top * share:,.0f}" if top * share % 1 == 0 else "", "end"))
     for number, (low, high, count) in enumerate(bars):
-        size = tall * count / top
+        size, drawn = tall * count / top, (high if number < len(bars) - 1 else low - 1 + wide) - low + 1
         colour = _BEYOND if limit is not None and low > limit else _WITHIN
         said = f"{low:,} to {high:,} {facts['unit']}: {count:,} rows"
         parts.append(
-            f'<rect x="{LEFT + number * step + 0.5:.1f}" y="{TOP + tall - size:.1f}" width="{max(step - 1, 0.5):.1f}" '
+            f'<rect x="{LEFT + (low - 1) * scale + 0.5:.1f}" y="{TOP + tall - size:.1f}" '
+            f'width="{max(drawn * scale - 1, 0.5):.1f}" '
             f'height="{size:.1f}" fill="{colour}"><title>{said}</title></rect>'
         )
-    every = max(1, len(bars) // 8)
-    for number in range(0, len(bars), every):
-        parts.append(_label(LEFT + number * step, HEIGHT - BOTTOM + 16, f"{number * wide:,}", "middle"))
+    every = _round_up(inside / scale / 10)
+    for tick in range(0, int(inside / scale) + 1, every):
+        parts.append(_label(LEFT + tick * scale, HEIGHT - BOTTOM + 16, f"{tick:,}", "middle"))
     parts.append(_label(LEFT + inside / 2, HEIGHT - 8, f"{facts['unit']} in a row", "middle"))
-    if limit is not None and bars and limit < bars[-1][1]:
-        x = LEFT + limit / wide * step
+    if limit is not None and limit * scale < inside:
+        x = LEFT + limit * scale
         across = f'x1="{x:.1f}" x2="{x:.1f}" y1="{TOP - 8}" y2="{TOP + tall}"'
         parts.append(f'<line {across} stroke="{_INK}" stroke-dasharray="4 3"/>')
-        parts.append(_label(x + 5, TOP + 4, f"max_length {limit:,}", "start"))
+        left = limit * scale > inside / 2  # the half that has room for the words
+        parts.append(_label(x - 5 if left else x + 5, TOP + 4, f"max_length {limit:,}", "end" if left else "start"))
     body = "\n".join(parts)
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" height="{HEIGHT}" '

@@ -4,13 +4,15 @@ cut away, from the ledger's accounts."""
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import groupby
+from pathlib import Path
 
 import numpy as np
 from rich.panel import Panel
 from rich.text import Text
 
-from lorikeet.base.nouns import Conversation
+from lorikeet.base.nouns import Conversation, Origin
 from lorikeet.data.ledger import entries
 from lorikeet.data.picture import CONTEXT, CUT, TRAINED, WEIGHT, Shown
 from lorikeet.data.picture import Piece as Look
@@ -27,19 +29,25 @@ def shown(row: Walked, encoder: Encoder, *, tokens: bool = False) -> Iterator[Sh
     with a hint that says where it comes from; else one for each run of tokens that look the same."""
     if row.error is not None or row.conversation is None:
         assert row.error is not None
-        yield Shown(f"{row.origin}  cannot be used", [Look(row.error.what, CUT)])
+        yield Shown(f"{_place(row.origin)}  cannot be used", [Look(row.error.what, CUT)])
         return
     kept = [piece for piece in row.pieces if piece.dropped is None]
     for piece in kept:
         found = entries(piece, row.conversation, encoder)
-        title = f"{row.origin}  {len(piece.tokens)} tokens, {int(np.count_nonzero(piece.weights))} trained"
+        title = f"{_place(row.origin)}  {len(piece.tokens)} tokens, {int(np.count_nonzero(piece.weights))} trained"
         title += f", cut from {piece.whole}" if piece.cut else ""
         looks = list(_each_token(piece, found, encoder) if tokens else _runs(piece, encoder))
         yield Shown(title, [*looks, *_lost([found], row.conversation)] if piece.cut else looks)
     for piece in row.pieces:
         if piece.dropped is not None:
             text = encoder.tokenizer.decode(piece.tokens.tolist(), skip_control=False)
-            yield Shown(f"{row.origin}  {piece.whole} tokens, left out: {piece.dropped}", [Look(text, CUT)])
+            yield Shown(f"{_place(row.origin)}  {piece.whole} tokens, left out: {piece.dropped}", [Look(text, CUT)])
+
+
+def _place(origin: Origin) -> str:
+    """The origin as it is seen from the current folder, where it lies in it: titles have a line's room."""
+    file, here = Path(origin.file), Path.cwd()
+    return str(replace(origin, file=str(file.relative_to(here))) if file.is_relative_to(here) else origin)
 
 
 def _runs(piece: Piece, encoder: Encoder) -> Iterator[Look]:

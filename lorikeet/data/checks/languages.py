@@ -13,6 +13,7 @@ from lorikeet.data.checks._contract import Check, Finding, Row, Setting, excerpt
 
 _FEWEST = 8  # letters, below which a text says nothing about its script
 _CLEAR = 0.6  # share of the letters that makes a text's script
+_TRACE = 0.05  # share below which a script is not what a text is written in
 _NAMES = {"HIRAGANA": "Japanese", "KATAKANA": "Japanese", "CJK": "Han"}
 # a question that asks for another language gets one
 _ASKS = re.compile(
@@ -43,9 +44,12 @@ class Languages(Check):
             if script is None or before is None or before.role != "user":
                 continue
             asked = scripts(before.content)
+            expected = main_script(asked)
+            # a reply may hold many foreign names; one in another language holds next to nothing of the question's
+            missing = expected is not None and letters[expected] < _TRACE * sum(letters.values())
             # Latin letters stand in every language's texts: names, code, formulas
-            if script not in asked and main_script(asked) is not None and not _ASKS.search(before.content):
-                yield row.found(f"asked in {main_script(asked)}, answered in {script}: {excerpt(reply.content)}", index)
+            if missing and script not in asked and not _ASKS.search(before.content):
+                yield row.found(f"asked in {expected}, answered in {script}: {excerpt(reply.content)}", index)
 
     def facts(self) -> dict[str, Any]:
         return {"replies": dict(self._replies.most_common(12)), "letters": dict(self._characters.most_common(12))}
