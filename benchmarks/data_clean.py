@@ -149,6 +149,7 @@ def main() -> None:
             if arguments.peer:
                 seconds = timed(peers(at, "part", arguments.peer, arguments.model), environment)
                 rates["fastchat"].append(arguments.peer_rows / seconds)
+            print({name: round(each[-1]) for name, each in rates.items() if each}, file=sys.stderr, flush=True)
         megabytes = sum(file.stat().st_size for file in at.glob("all?.json")) / 1e6
         found: dict[str, Any] = {name: [round(rate) for rate in each] for name, each in rates.items() if each}
         peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20

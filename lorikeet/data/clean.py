@@ -130,6 +130,9 @@ class _Run:
         """The last stage's results."""
         records: Iterator[Record] | None = None
         for number, stage in enumerate(self.chain):
+            if number == 0 and not stage.steps:  # reading alone is no work to send to another process
+                records = self._read_here(bar)
+                continue
             if stage.in_order:
                 assert records is not None
                 for step, place in zip(stage.steps, stage.numbers):
@@ -150,6 +153,14 @@ class _Run:
             while piece := list(islice(rows, _work.PIECE)):
                 self.rows_of_files[file] = self.rows_of_files.get(file, 0) + len(piece)
                 yield 0, settled, piece
+
+    def _read_here(self, bar: Advance | None) -> Iterator[Record]:
+        for _, settled, piece in self._read_tasks(bar):
+            assert settled is not None
+            for record in _read.records(piece, settled, self.logs[0]):
+                self._reject(self.logs[0].entries)
+                yield record
+            self._reject(self.logs[0].entries)
 
     def _in_order(self, step: Step, log: Log, records: Iterator[Record]) -> Iterator[Record]:
         for record in step.clean(records, log):

@@ -258,14 +258,20 @@ _SPECIAL: dict[str, Callable[[_Page, Any], str]] = {
 
 def _tidy(text: str) -> str:
     """Lines without spaces at their ends, and at most one empty line between two."""
-    text = re.sub(r"[ \t]+\n", "\n", text.strip())
+    text = text.strip()
+    if "\n" not in text:
+        return text
+    text = re.sub(r"[ \t]+\n", "\n", text)
     return re.sub(r"\n[ \t]*(?:\n[ \t]*)+\n", "\n\n", re.sub(r"\n (?=\S)", "\n", text))
 
 
 def _item(marker: str, text: str) -> str:
     """A list's item, its further lines below its first."""
     indent = " " * (len(marker) + 1)
-    text = re.sub(r"^(\[[x ]\])\s+", r"\1 ", text)  # a checkbox
+    if text.startswith("["):
+        text = re.sub(r"^(\[[x ]\])\s+", r"\1 ", text)  # a checkbox
+    if "\n" not in text:
+        return f"{marker} {text}"
     lines = re.sub(r"\n\n(?=(?:[-*]|\d+\.) )", "\n", text).split("\n")  # a list in a list stands close to its line
     return f"{marker} {lines[0]}" + "".join(f"\n{indent + line if line else ''}" for line in lines[1:])
 

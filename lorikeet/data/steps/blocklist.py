@@ -81,5 +81,17 @@ class Blocklist(Step):
         record.turns = system + [turn for part in kept for turn in part]
         return [record]
 
+    @cached_property
+    def _plain(self) -> list[str]:
+        """The phrases where there is nothing else to look for: `in` is many times faster than a search."""
+        if self.patterns or self.file is not None:
+            return []
+        return [phrase.lower() if self.ignore_case else phrase for phrase in self.phrases]
+
     def _finds(self, turn: Turn) -> bool:
-        return (not self.roles or turn.role in self.roles) and self._search.search(turn.text) is not None
+        if self.roles and turn.role not in self.roles:
+            return False
+        if not self._plain:
+            return self._search.search(turn.text) is not None
+        text = turn.text.lower() if self.ignore_case else turn.text
+        return any(phrase in text for phrase in self._plain)

@@ -19,7 +19,8 @@ from lorikeet.data.steps._record import Record
 UNKNOWN = "unknown"
 _NO_WORDS = re.compile(r"```.*?(?:```|\Z)|`[^`\n]*`|https?://\S+|<[^<>\n]{1,200}>", re.DOTALL)
 _WORDS = re.compile(r"[^\W\d_]+")
-_ENOUGH = 20_000  # characters that decide; more of them say the same
+_ENOUGH = 4_000  # characters that decide; more of them say the same
+_OF_A_TURN = 1_000  # characters of each turn among them, so that both speakers are heard
 _START = 2_000  # characters in which letters are counted, to tell whether there are enough
 _UNREADABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff\U0001fffe-\U0010ffff]")
 _DENSE = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]")  # a character says as much as a few letters
@@ -75,7 +76,8 @@ def identify(texts: Iterable[str], min_letters: int, min_confidence: float) -> t
     kept: list[str] = []
     size = 0
     for text in texts:
-        kept.append(_NO_WORDS.sub(" ", text[:_ENOUGH]))
+        text = text[:_OF_A_TURN]
+        kept.append(_NO_WORDS.sub(" ", text) if "`" in text or "<" in text or "://" in text else text)
         size += len(kept[-1])
         if size > _ENOUGH:
             break
