@@ -130,7 +130,7 @@ def found_rows(report: checking.Report, name: str, file: str = "train.json") -> 
     return {finding.origin.row for _, finding in one.findings if finding.origin.file.endswith(file)}
 
 
-@pytest.mark.parametrize(("style", "truncation"), zip(STYLES, cycle(["keep_reply", "drop"])))
+@pytest.mark.parametrize(("style", "truncation"), list(zip(STYLES, cycle(["keep_reply", "drop"]))))
 def test_every_fault_is_found_and_no_clean_row(style: str, truncation: str, tmp_path: Path) -> None:
     made = template(style)
     options, at, sound = injected(tmp_path, made, truncation)
