@@ -1,4 +1,4 @@
-"""Commands that check: verify merge."""
+"""Commands that check: verify merge, verify template."""
 
 from __future__ import annotations
 
@@ -13,13 +13,33 @@ from lorikeet.cli import _command
 def register(app: typer.Typer) -> None:
     """Add this file's commands to `app`."""
     group = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Measure whether something is right.")
-    group.callback()(_verify)  # keeps `merge` a word of its own while it is the only command
     _command.add(group, merge, "merge", "lorikeet verify merge merged --run runs/first")
+    _command.add(group, template, "template", "lorikeet verify template smollm2-135m")
     app.add_typer(group, name="verify")
 
 
-def _verify() -> None:
-    pass
+def template(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A folder, GGUF file or name.", show_default=False)],
+    *,
+    kind: Annotated[str, typer.Option("--template", help="The kind to compare, as data.template names it.")] = "jinja",
+    against: Annotated[
+        Path | None, typer.Option("--against", help="A chat template in a file, instead of the model's own.")
+    ] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The certificate.")] = Path(
+        "template_certificate.json"
+    ),
+) -> None:
+    """Prove that a model reads from us what its own chat template gives it. Exit code 1 where anything differs.
+
+    Compares ids on conversations that templates trip over; reads no weights."""
+    from lorikeet.api import proving
+
+    certificate = proving.verify_template(model, kind=kind, against=against, output=output)
+    for line in certificate["table"]:
+        typer.echo(line)
+    counts = ", ".join(f"{count} {verdict}" for verdict, count in certificate["counts"].items())
+    _command.print_values({"counts": counts, "certificate": certificate["certificate"]})
+    proving.refuse_different(certificate)
 
 
 def merge(
