@@ -14,6 +14,7 @@ class Format(Options):
     """Base of the format kinds; fields are `data.format`'s options."""
 
     expects: ClassVar[str] = ""  # one line for error messages: the columns a row needs
+    columns: ClassVar[tuple[str, ...]] = ()  # that it knows besides those its options name
     precedence: ClassVar[int] = 0  # where several formats recognise a row, the highest reads it
 
     def recognises(self, row: dict[str, Any]) -> bool:

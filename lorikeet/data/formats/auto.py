@@ -52,7 +52,7 @@ def _candidates() -> list[Format]:
 
 def _unread(found: Format, rows: Sequence[dict[str, Any]]) -> str:
     """Which columns the format has no option for, in words: what is left out is said too."""
-    named = set(_texts(found.model_dump()))
+    named = {*_texts(found.model_dump()), *found.columns}
     columns = [str(column) for column in rows[0] if column not in named] if rows else []
     return f" (not read: {' '.join(columns[:12])}{' ...' if len(columns) > 12 else ''})" if columns else ""
 
