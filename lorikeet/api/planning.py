@@ -30,7 +30,7 @@ from lorikeet.plan.process import Process, Resident, resident
 from lorikeet.plan.report import Report, flat, nested
 from lorikeet.plan.simulate import Network, Simulated, simulate
 from lorikeet.plan.steps import Planned, costliest, full, full_row
-from lorikeet.train.capacity import default_row_tokens
+from lorikeet.train.capacity import default_row_tokens, tensors_are_large
 from lorikeet.train.loop import TrainOptions
 
 LARGE = 0.05  # gradients and an optimizer's state are worth a change from this share of all bytes on
@@ -89,7 +89,10 @@ class _Planner:
         planned = _planned(recipe, outline, known)
         found = simulate(network, recipe.adapter, recipe.train, planned.batches)
         unread = 0 if self.prepared is not None else network.spec.shape.vocab_size
-        process = self.held.estimate(found, on_cpu=self.target.device.type == "cpu", vocabulary=unread)
+        longest = max((len(batch.tokens) for batch in planned.batches), default=0)
+        mapped = tensors_are_large(outline.shape, outline.dtype, self.target.device, longest)
+        on_cpu = self.target.device.type == "cpu"
+        process = self.held.estimate(found, on_cpu=on_cpu, vocabulary=unread, mapped=mapped)
         return _Found(recipe, planned, found, process)
 
     def trial(self, recipe: Recipe, changes: search.Changes) -> search.Trial | None:

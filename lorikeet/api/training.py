@@ -33,7 +33,7 @@ from lorikeet.infer.engine import Engine
 from lorikeet.infer.samples import write_samples
 from lorikeet.models.causal_lm import CausalLM
 from lorikeet.train import state as run_state
-from lorikeet.train.capacity import default_row_tokens
+from lorikeet.train.capacity import LARGE_STATES, default_row_tokens, tensors_are_large
 from lorikeet.train.evaluate import evaluate as evaluate_batches
 from lorikeet.train.loop import Progress, Run, summarise
 from lorikeet.train.loop import train as train_loop
@@ -42,7 +42,6 @@ from lorikeet.train.optim import Stepper
 from lorikeet.train.report import write_report
 
 GIB = 1 << 30
-LARGE_STATES = 4 << 20  # bytes of a row's hidden states from which its tensors are mapped one by one
 
 
 def train(recipe: Recipe, *, overwrite: bool = False) -> dict[str, Any]:
@@ -63,7 +62,7 @@ def train(recipe: Recipe, *, overwrite: bool = False) -> dict[str, Any]:
         note(f"data: {prepared}")
         model = base.load(recipe.quant)
         recipe = _with_row_tokens(recipe, model)
-        _map_large(recipe, model)
+        _map_large(recipe, model, prepared)
         _attach(recipe, model, parent)
         parameters = recipe.adapter.parameters(model)
         size = f"{sum(parameter.numel() for parameter in parameters.values()):,} trainable parameters"
@@ -155,11 +154,11 @@ def _with_row_tokens(recipe: Recipe, model: CausalLM) -> Recipe:
     return recipe.model_copy(update={"train": recipe.train.model_copy(update={"row_tokens": fits})})
 
 
-def _map_large(recipe: Recipe, model: CausalLM) -> None:
+def _map_large(recipe: Recipe, model: CausalLM, prepared: Prepared) -> None:
     """Keep the holes that a row's large tensors leave from growing the process."""
     assert recipe.train.row_tokens is not None
-    states = recipe.train.row_tokens * model.shape.width * model.dtype.itemsize
-    if model.device.type == "cpu" and states >= LARGE_STATES:
+    longest = max(recipe.train.row_tokens, int(prepared.train.lengths.max(initial=0)))
+    if tensors_are_large(model.shape, model.dtype, model.device, longest):
         map_large(LARGE_STATES)
 
 

@@ -39,10 +39,11 @@ class Resident:
 
     bytes: int
 
-    def estimate(self, found: Simulated, *, on_cpu: bool, vocabulary: int) -> Process:
-        """`vocabulary`: tokens of a tokenizer that is not loaded here and will be in the run; else 0."""
+    def estimate(self, found: Simulated, *, on_cpu: bool, vocabulary: int, mapped: bool = False) -> Process:
+        """`vocabulary`: tokens of a tokenizer that is not loaded here and will be in the run; else 0. `mapped`: large
+        tensors go back to the system one by one, so that nothing is lost between them."""
         lasting = sum(found.by_kind[kind] for kind in _LASTING)
-        overhead = int((OVERHEAD - 1) * (found.peak_bytes - lasting))
+        overhead = 0 if mapped else int((OVERHEAD - 1) * (found.peak_bytes - lasting))
         base = self.bytes + vocabulary * TOKENIZER_BYTES if on_cpu else CUDA_BYTES
         return Process(base, found.peak_bytes, overhead)
 
