@@ -81,7 +81,7 @@ def examples(a: Path, b: Path, pairs: list[tuple[int, int]]) -> Iterator[tuple[i
     rows = [_rows_at(path, {pair[side] for pair in pairs}) for side, path in enumerate((a, b))]
     for left, right in pairs:
         lines = [list(_text_lines(rows[side][number])) for side, number in enumerate((left, right))]
-        made = difflib.unified_diff(*lines, f"A row {left}", f"B row {right}", n=1, lineterm="")
+        made = difflib.unified_diff(lines[0], lines[1], f"A row {left}", f"B row {right}", n=1, lineterm="")
         yield left, right, list(made)
 
 

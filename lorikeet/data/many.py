@@ -8,7 +8,7 @@ errors that they would have had alone. What is in memory is one chunk of rows fo
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
 from typing import Any
@@ -110,7 +110,7 @@ def _hash(parts: Iterable[bytes]) -> int:
 
 def examples_of(
     file: str, format: Format, coder: Coder, advance: Callable[[int], None] | None, limit: int | None, workers: int
-) -> Iterator[Done]:
+) -> Generator[Done, None, None]:
     """What becomes of each of the first `limit` rows of a file, in order. Raises what reading the file raises."""
     rows = format.rows(file, advance)
     first = list(islice(rows, _FIRST_ROWS))

@@ -38,8 +38,8 @@ def in_order(given: Iterable[Given], work: Callable[[Given], Made], workers: int
     """`work` of each of `given`, in order; by this process where `workers` is 1. Where taking the next of `given`
     raises an error, the results before come first. Raises DataError where the system ends a process."""
     if workers == 1:
-        for one in given:
-            yield work(one)
+        for only in given:
+            yield work(only)
         return
     # a library that counts threads at import would warn in every fork, and each process has one core to itself
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

@@ -237,8 +237,8 @@ def _different(
         sides = text[start : at + 40], written[start : at + 40]
         return Compared(name, "different", len(ids), f"at character {at}", *(to_json(side) for side in sides))
     at = next((i for i, pair in enumerate(zip(expected, ids)) if pair[0] != pair[1]), min(len(expected), len(ids)))
-    sides = tuple(_shown(tokenizer, side[max(0, at - 3) : at + 5]) for side in (expected, ids))
-    return Compared(name, "different", len(ids), f"at token {at}", *sides)
+    shown = [_shown(tokenizer, side[max(0, at - 3) : at + 5]) for side in (expected, ids)]
+    return Compared(name, "different", len(ids), f"at token {at}", *shown)
 
 
 def _shown(tokenizer: HuggingFaceTokenizer, ids: Sequence[int]) -> str:

@@ -48,9 +48,9 @@ def _settled(format: Format, first: Sequence[dict[str, Any]], file: str) -> Form
 
 def records(rows: Sequence[Row], format: Format, log: Log) -> Iterator[Record]:
     """The rows as records; those that cannot be read are rejected in the log."""
-    for row, *place in rows:
+    for row, file, number, line in rows:
         log.rows_in += 1
-        origin = Origin(*place)
+        origin = Origin(file, number, line)
         try:
             made = _record(row, format, origin)
             _whole_characters(made)
@@ -133,7 +133,7 @@ def _of_alpaca(row: dict[str, Any], format: Alpaca, conversation: Conversation, 
 def _turns(conversation: Conversation) -> list[Turn]:
     found = []
     for message in conversation.messages:
-        told = {"trained": message.trained, "weight": message.weight, "name": message.name}
+        told: dict[str, Any] = {"trained": message.trained, "weight": message.weight, "name": message.name}
         told |= {"tool_call_id": message.tool_call_id, "tool_calls": list(message.tool_calls) or None}
         kept = {name: value for name, value in told.items() if value is not None}
         found.append(Turn(message.role, message.content, "", kept))

@@ -122,7 +122,7 @@ def result(made: bytes) -> Result:
     if "error" in header:
         what, given, allowed, try_ = header["error"]
         raise DataError(what, given=given, allowed=allowed, try_=try_)
-    return Result([tuple(log) for log in header["logs"]], header["origins"], lines)  # type: ignore[misc]
+    return Result([tuple(log) for log in header["logs"]], header["origins"], lines)
 
 
 class Journal:

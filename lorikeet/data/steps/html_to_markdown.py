@@ -43,7 +43,8 @@ class HtmlToMarkdown(Step):
         require("selectolax.lexbor", extra="data", needed_by="the step html_to_markdown")
 
     def each(self, record: Record, log: Log) -> Iterable[Record]:
-        pages, others = [], []
+        pages: list[Turn] = []
+        others: list[Turn] = []
         for turn in record.turns:
             (pages if self.is_page(turn.text) else others).append(turn)
         try:

@@ -55,7 +55,10 @@ CONVERTED = {
         "    pass\n</code></div></div></pre>",
         "```python\ndef f():\n    pass\n```",
     ),
-    "language from the head alone": (f"<pre><div>{CODE_HEAD}<div><code>x</code></div></div></pre>", "```python\nx\n```"),
+    "language from the head alone": (
+        f"<pre><div>{CODE_HEAD}<div><code>x</code></div></div></pre>",
+        "```python\nx\n```",
+    ),
     "code block of text": ("<pre>bashCopy code\nls -l\n</pre>", "```bash\nls -l\n```"),
     "empty code block": ("<p>a</p><pre>Copy code</pre>", "a"),
     "fence in code": ("<pre><code>```\nx\n```</code></pre>", "````\n```\nx\n```\n````"),
