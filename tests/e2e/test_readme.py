@@ -17,6 +17,7 @@ import typer
 from lorikeet.checkpoints import download
 from lorikeet.cli.main import app, run_command
 from lorikeet.config import load
+from lorikeet.data.steps import _recipe
 from lorikeet.plan.process import Resident
 
 ROOT = Path(__file__).parents[2]
@@ -116,6 +117,9 @@ def test_commands_in_the_text_exist(page: str) -> None:
 
 @pytest.mark.parametrize("recipe", sorted((ROOT / "examples").glob("*.yaml")), ids=lambda path: path.name)
 def test_examples_load(recipe: Path) -> None:
+    if "steps:" in recipe.read_text(encoding="utf-8").splitlines():  # a chain that cleans
+        assert _recipe.options(recipe, {"input": ["in.json"], "output": "out.jsonl"}, None, []).steps
+        return
     load(recipe)
 
 
