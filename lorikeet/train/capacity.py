@@ -28,8 +28,8 @@ def total_memory_bytes(device: torch.device) -> int:
 def tensors_are_large(shape: Shape, dtype: torch.dtype, device: torch.device, tokens: int) -> bool:
     """Whether tensors of a row of so many tokens are better mapped one by one than kept in the heap (base/heap.py).
 
-    Two rows of 4,096 tokens of SmolLM2, 15 layers computed twice: 1.98 and 2.03 GiB, and 1.44 with mapping, in a tenth
-    more time. Rows of 1,536 took a quarter more, for 1.11 GiB instead of 1.28."""
+    Two rows of 4,096 tokens of SmolLM2, 15 layers computed twice: 1.98 and 2.03 GiB, and 1.42 with mapping; what it
+    costs in time no quiet hour has shown yet. Rows of 1,536 took a quarter more, for 1.11 GiB instead of 1.28."""
     return device.type == "cpu" and tokens * shape.width * dtype.itemsize >= LARGE_STATES
 
 
