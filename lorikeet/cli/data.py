@@ -133,6 +133,10 @@ def _print_report(report: Report, most: int) -> None:
     if languages is not None and languages["replies"]:
         shares = (f"{script} {count:,}" for script, count in languages["replies"].items())
         typer.echo(f"replies by script: {', '.join(shares)}")
+        if "languages" in languages:
+            told = {"unknown": "too short or mixed to tell"}
+            counts = (f"{told.get(code, code)} {count:,}" for code, count in languages["languages"].items())
+            typer.echo(f"replies by language: {', '.join(counts)}")
     typer.echo(checking.closing(report))
 
 

@@ -35,7 +35,7 @@ from lorikeet.data.steps._report import Report, companion, finished
 from lorikeet.data.steps._values import to_line
 
 # raised when the same inputs and steps begin to give other rows: unfinished work from before is then done again
-_VERSION = 1
+_VERSION = 3
 _SMALL_BYTES = 4 << 20  # files below this are clean before processes have started
 _BIG_BYTES = 8 << 20  # files from this size on show a progress bar
 _ENDINGS = (".jsonl", ".json")
@@ -225,7 +225,9 @@ def _identity(options: CleanOptions, files: Sequence[str]) -> str:
     parts = {
         "version": _VERSION,
         "files": [[file, sha256_file(Path(file))] for file in files],
-        "steps": [[step.model_dump(mode="json"), own_code(step)] for step in options.steps],
+        "steps": [
+            [step.model_dump(mode="json"), own_code(step), *map(sha256_file, step.files())] for step in options.steps
+        ],
         "format": [options.format.model_dump(mode="json"), own_code(options.format)],
     }
     return hashlib.sha256(to_line(parts)).hexdigest()[:32]

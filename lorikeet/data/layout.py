@@ -9,7 +9,6 @@ thinking), it is laid out once per trained reply, exactly as at inference.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 
@@ -36,7 +35,7 @@ def lay_out(conversation: Conversation, template: Template, trained: Collection[
     """
     starts_of = _Starts(conversation, template)
     full = template.render(conversation)
-    _tools_are_shown(conversation, full)
+    _tools_are_shown(conversation, template, full, reply=False)
     starts = {index: starts_of.start(full, index) for index in _replies(conversation)}
     if all(starts[index] is not None and starts_of.is_stable(full, index) for index in trained):
         segments = _mark(full, starts, template)
@@ -67,7 +66,7 @@ def prompt_segments(conversation: Conversation, template: Template) -> list[Segm
     """The prompt after which the model answers, with earlier replies marked, so that they encode as they did then."""
     starts_of = _Starts(conversation, template)
     prompt = template.render(conversation, reply=True)
-    _tools_are_shown(conversation, prompt)
+    _tools_are_shown(conversation, template, prompt, reply=True)
     starts = {index: starts_of.start(prompt, index) for index in _replies(conversation)}
     return _mark(prompt, starts, template)
 
@@ -76,11 +75,22 @@ def _where(conversation: Conversation) -> str:
     return str(conversation.origin) if conversation.origin else "a conversation"
 
 
-def _tools_are_shown(conversation: Conversation, segments: list[Segment]) -> None:
-    """Refuse a template that knows no tools: calls to tools the model was never told of cannot be learned or made."""
+def _tools_are_shown(conversation: Conversation, template: Template, segments: list[Segment], *, reply: bool) -> None:
+    """Refuse a template that leaves out the tools: calls to tools the model never heard of cannot be learned or made.
+
+    A tool's name in the text proves nothing, because calls and questions have it too: what counts is that the template
+    writes something else without the tools. A system prompt that names them all has told of them by itself."""
+    if not conversation.tools:
+        return
     names = [str((tool.get("function") or tool).get("name", "")) for tool in conversation.tools]
-    text = "".join(segment.text for segment in segments) if names else ""
-    if names and not any(name in text or json.dumps(name)[1:-1] in text for name in names):
+    system = "\n".join(message.content for message in conversation.messages if message.role == "system")
+    if all(name in system for name in names):
+        return
+    try:
+        without = template.render(replace(conversation, tools=()), reply=reply)
+    except TemplateError:  # it cannot do without
+        return
+    if "".join(one.text for one in segments) == "".join(one.text for one in without):
         raise TemplateError(
             f"{_where(conversation)}: the template leaves out the tools",
             given=" ".join(names)[:120],

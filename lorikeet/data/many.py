@@ -87,7 +87,7 @@ class Coder:
         """The row as one example; None where it is too long or where nothing of it is learned."""
         if len(tokens) > 4 * self.encoder.max_length or weights.count(0) == len(weights):
             return None
-        return Done(origin, ((tokens, weights, False),), (), _hash((tokens,)))
+        return Done(origin, ((tokens, weights, False),), (), conversation_hash((tokens,)))
 
     def _alone(self, conversation: Conversation, origin: Origin) -> Done:
         try:
@@ -98,10 +98,11 @@ class Coder:
             return Done(origin, error=unusable)
         kept = tuple((one.tokens.tobytes(), one.weights.tobytes(), one.cut) for one in pieces if one.dropped is None)
         dropped = tuple(one.dropped for one in pieces if one.dropped is not None)
-        return Done(origin, kept, dropped, _hash(one.tokens.tobytes() for one in pieces))
+        return Done(origin, kept, dropped, conversation_hash(one.tokens.tobytes() for one in pieces))
 
 
-def _hash(parts: Iterable[bytes]) -> int:
+def conversation_hash(parts: Iterable[bytes]) -> int:
+    """64 bits of the ids (int32) of a conversation's examples; the split into training and validation goes by it."""
     digest = hashlib.sha256()
     for part in parts:
         digest.update(part)

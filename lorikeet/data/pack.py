@@ -79,8 +79,7 @@ def run_step(
     examples: ExampleSource, step: int, *, seed: int, examples_per_step: int, row_tokens: int, share: bool = True
 ) -> list[Batch]:
     """Step `step` of a run on one device, counted over all its epochs."""
-    per_epoch = examples.epoch_examples if isinstance(examples, Mixture) else len(examples)
-    epoch, within = divmod(step, steps_per_epoch(per_epoch, examples_per_step))
+    epoch, within = _epoch(examples, step, examples_per_step)
     ranks = plan_step(
         examples,
         seed=seed,
@@ -91,6 +90,18 @@ def run_step(
         share=share,
     )
     return ranks[0]
+
+
+def step_examples(examples: ExampleSource, step: int, *, seed: int, examples_per_step: int) -> list[Example]:
+    """The conversations of that step."""
+    epoch, within = _epoch(examples, step, examples_per_step)
+    return [examples[int(i)] for i in _chosen(examples, seed, epoch, within, examples_per_step)]
+
+
+def _epoch(examples: ExampleSource, step: int, examples_per_step: int) -> tuple[int, int]:
+    """(epoch, step within it) of a run's step."""
+    per_epoch = examples.epoch_examples if isinstance(examples, Mixture) else len(examples)
+    return divmod(step, steps_per_epoch(per_epoch, examples_per_step))
 
 
 def plan_rows(examples: Sequence[Example], *, row_tokens: int, share: bool = True) -> list[list[Example]]:

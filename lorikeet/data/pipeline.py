@@ -187,7 +187,7 @@ def _joined(stores: Sequence[Examples]) -> Examples | Mixture:
 
 def _split(stores: Sequence[Examples], wanted: float | int, seed: int) -> tuple[list[Examples], list[Examples]]:
     """(training, validation), one of each per store."""
-    held = _held_out(np.concatenate([one.conversation_hashes for one in stores]), wanted, seed)
+    held = held_out(np.concatenate([one.conversation_hashes for one in stores]), wanted, seed)
     masks = np.split(held, np.cumsum([len(one) for one in stores])[:-1])
     train, validation = (
         [Examples(one.folder, np.flatnonzero(mask == side)) for one, mask in zip(stores, masks)]
@@ -203,8 +203,10 @@ def _sum(stores: Sequence[Examples]) -> Counts:
     return total
 
 
-def _held_out(hashes: np.ndarray, wanted: float | int, seed: int) -> np.ndarray:
-    """[examples] bool: which validate. `hashes` [examples] uint64, the same for examples of one conversation."""
+def held_out(hashes: np.ndarray, wanted: float | int, seed: int) -> np.ndarray:
+    """[examples] bool: which validate under data.validation=`wanted`.
+
+    `hashes` [examples] uint64, the same for examples of one conversation."""
     conversations = np.unique(hashes)
     count = wanted if isinstance(wanted, int) else max(1, round(wanted * len(conversations)))
     if count >= len(conversations):

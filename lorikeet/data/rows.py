@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from lorikeet.data.pipeline import DataOptions
 
 # raised when the same inputs begin to give other examples: stores made before are then made again
-_VERSION = 5
+_VERSION = 6
 _FIRST_ROWS = 8  # that a format is detected from
 _BIG_BYTES = 8 << 20  # files from this size on show a progress bar
 

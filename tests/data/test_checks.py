@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import sys
 from collections.abc import Callable
 from itertools import cycle
 from pathlib import Path
@@ -20,7 +21,7 @@ from lorikeet.data import checking
 from lorikeet.data.checks._contract import Row, Setting
 from lorikeet.data.checks.encoding import damage
 from lorikeet.data.checks.languages import main_script, scripts
-from lorikeet.data.pipeline import DataOptions
+from lorikeet.data.pipeline import DataOptions, prepare
 from lorikeet.data.templates._bound import BoundTemplate
 from lorikeet.data.templates._contract import Segment, Template
 from lorikeet.data.templates.chatml import ChatML
@@ -55,9 +56,11 @@ def answer(row: dict[str, Any]) -> str:
     return row["messages"][-1]["content"]
 
 
+LEVELS = ("error", "warning")
 LONG = "and then something else happened to all of them, "
 DAMAGE = ["caf\ufffd", "a\x00b", "cafÃ© au lait", "itâ€™s late", "锟斤拷 there"]
 MARKERS = ["### Response:", "[INST] go [/INST]", "### Instruction:\nGo on.", "<start_of_turn>model", "<|eom_id|>"]
+HOLES = ["{{name}}", "{{ NAME }}", "<NAME>", "{{author}}", "<AUTHOR>"]
 # fault: (the check that finds it, what it does to the n-th of five clean rows); with two rows, the second is found
 Make = Callable[[dict[str, Any], int, Template], list[dict[str, Any]]]
 
@@ -86,6 +89,7 @@ FAULTS: dict[str, tuple[str, Make]] = {
     "a row that validates too": ("leakage", lambda row, n, _: [row]),
     "damaged text": ("encoding", lambda row, n, _: [talk(question(row), f"{answer(row)} {DAMAGE[n]}")]),
     "another language": ("languages", lambda row, n, _: [talk(question(row), SCRIPTS[n])]),
+    "a name left out": ("placeholders", lambda row, n, _: [talk(question(row), f"I am {HOLES[n]}, and {answer(row)}")]),
     "not text": ("unusable", lambda row, n, _: [talk(question(row), [7, None, {"a": 1}, True, ["x"]][n])]),
 }
 STYLES = ["own chatml", "own trimmed", "alpaca", "llama3", "gemma", "vicuna", "llama2", "published qwen3"]
@@ -284,6 +288,57 @@ def test_sound_texts(text: str) -> None:
 def test_texts_read_with_the_wrong_encoding(text: str, encoding: str) -> None:
     shown = text.encode().decode(encoding, "ignore")
     assert damage(f"He said: {shown}.") is not None
+
+
+def test_rows_held_out_that_are_trained_on_too(tmp_path: Path, cache: Path) -> None:
+    """A split keeps rows of the same tokens on one side; those that say the same otherwise fall as they fall."""
+    made = template("own chatml")
+    rows = [clean(number) for number in range(60)]
+    rows += [talk(question(row).upper(), answer(row)) for row in rows[:30]] + rows[30:40]
+    rows += [talk(question(row).lower(), "Nobody knows that.") for row in rows[40:60]] + [talk("Why?", "")]
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options = DataOptions(train=[str(file)], validation=0.3, bad_rows="skip", max_length=400, cache=False)
+    encoder = Encoder(made, made.tokenizer, options, options.max_length, options.truncation)
+    for seed in (0, 7):
+        prepared = prepare(options, made.tokenizer, made, seed=seed)
+        assert prepared.validation is not None
+        held = {example.origin.row for example in prepared.validation if example.origin is not None}
+        setting = Setting(options, encoder, seed)
+        report = checking.run(walk(options, encoder), checking.chosen(["leakage"]), setting)
+        found = {level: {one.origin.row for of, one in report.checks[0].findings if of == level} for level in LEVELS}
+        pairs = {(at, at + 60) for at in range(30)}
+        assert found["error"] == {at for pair in pairs for at in pair if at in held and len(held & set(pair)) == 1}
+        others = {(at, at + 60) for at in range(40, 60)}
+        assert found["warning"] == {at for pair in others for at in pair if at in held and len(held & set(pair)) == 1}
+        assert len(found["error"]) >= 5 and len(found["warning"]) >= 3
+    texts = checking.run(walk(options, None), checking.chosen(["leakage"]), Setting(options, None))
+    assert not texts.checks[0].findings, "which rows are held out is not known without a model"
+
+
+LANGUAGES = [
+    ("How do I keep my sourdough starter alive while I am away from home on a long holiday in summer?",
+     "Ponlo en la nevera y dale harina y agua una vez por semana; antes de irte, aliméntalo bien y déjalo reposar."),
+    ("Wie bewahre ich frische Kräuter aus dem Garten am besten für den Winter auf?",
+     "Sie lassen sich gut trocknen, und auch im Gefrierfach bleiben Kräuter mehrere Monate lang frisch."),
+    ("Say this in Spanish: The train leaves from the second platform this evening at nine.",
+     "El tren sale esta noche a las nueve desde el segundo andén de la estación."),
+    ("What does a cat say in France?", "Miaou, miaou."),
+]  # fmt: skip
+
+
+def test_languages_of_one_script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(talk(*pair)) + "\n" for pair in LANGUAGES))
+    options = DataOptions(train=[str(file)])
+
+    def said() -> checking.Report:
+        return checking.run(walk(options, None), checking.chosen(["languages"]), Setting(options, None))
+
+    assert found_rows(said(), "languages", "rows.jsonl") == {0}
+    assert (said().facts("languages") or {})["languages"] == {"es": 2, "de": 1, "unknown": 1}
+    monkeypatch.setitem(sys.modules, "pycld2", None)  # as where it is not installed
+    assert not said().checks[0].findings and "languages" not in (said().facts("languages") or {})
 
 
 def test_scripts() -> None:

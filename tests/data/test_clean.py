@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -215,13 +216,23 @@ def test_a_second_process_waits_for_none(tmp_path: Path) -> None:
 SPEAKERS = st.sampled_from(["human", "gpt", "system", "observation", "function_call", "user", "bob", ""])
 SAID = st.one_of(
     st.text(max_size=20),
-    st.sampled_from(["<p>So <b>you</b></p>", "openai", "0.000000000", "1 / 2\nyes", "繁體中文", "An answer.", " "]),
+    st.sampled_from(["<p>So <b>you</b></p>", "openai", "0.000000000", "1 / 2\nyes", "繁體中文", "An answer.", " ",
+                     "I am {{name}}", "by <AUTHOR>"]),
     st.none(),
 )  # fmt: skip
 TALKS = st.fixed_dictionaries(
     {"conversations": st.lists(st.fixed_dictionaries({"from": SPEAKERS, "value": SAID}), max_size=7)},
     optional={"id": st.sampled_from(["a", "b", 1, None]), "system": st.text(max_size=5)},
 )
+# answers most, refuses some, and says nothing about others that anybody could use
+ANSWERS = """
+import json, sys
+for line in sys.stdin:
+    said = json.loads(line)
+    odd = len(said["text"]) % 5
+    told = {"error": "no"} if odd == 1 else {"text": 3} if odd == 2 else {"text": said["text"] + "!"}
+    print(json.dumps({"id": said["id"], **told}), flush=True)
+"""
 STEPS: list[Any] = [
     "merge", "roles", {"kind": "roles", "repeated": "join", "empty": "drop"}, {"kind": "roles", "repeated": "first"},
     {"kind": "blocklist", "phrases": ["openai"]}, {"kind": "blocklist", "phrases": ["openai"], "drop": "turn"},
@@ -230,7 +241,9 @@ STEPS: list[Any] = [
     {"kind": "repetition", "digits": 9, "share": 0.5}, {"kind": "length", "min_characters": 4},
     {"kind": "sample", "rows": 4}, {"kind": "sample", "share": 0.5},
     {"kind": "rename_roles", "names": {"bob": "human"}}, "to_alpaca", {"kind": "to_alpaca", "history": "none"},
-    "to_messages", "to_sharegpt",
+    "to_messages", "to_sharegpt", {"kind": "fill_in", "name": "Ada"},
+    {"kind": "fill_in", "name": "Ada", "author": "B", "left": "keep"},
+    {"kind": "command", "run": [sys.executable, "-c", ANSWERS], "id_prefix": "x_"},
 ]  # fmt: skip
 CHAINS = st.lists(st.sampled_from(STEPS), min_size=1, max_size=6)
 
@@ -254,7 +267,7 @@ def test_ten_thousand_conversations_through_chains(tmp_path: Path) -> None:
     draw = random.Random(1)
     speakers = ["human", "gpt", "human", "gpt", "system", "observation", "function_call", "bob"]
     texts = ["Hello there", "<p>Hi <b>you</b></p>", "openai", "0.000000000", "1 / 2\nyes", "繁體中文的", "", "\ud83d",
-             None, "<pre>pythonCopy code\nx</pre>", "a < b", "😀 é \u2028 \0"]  # fmt: skip
+             None, "<pre>pythonCopy code\nx</pre>", "a < b", "{{NAME}} by {{author}}", "😀 é \u2028 \0"]  # fmt: skip
     for _ in range(40):
         rows = []
         for _ in range(250):

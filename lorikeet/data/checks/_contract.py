@@ -37,6 +37,7 @@ class Setting:
 
     options: DataOptions
     encoder: Encoder | None
+    seed: int = 0  # of the run: it decides which rows a data.validation=0.1 holds out
 
 
 class Row:

@@ -1,4 +1,4 @@
-"""Which rows said the same, in 28 bytes a row: hashes of texts with their rows, sorted at the end."""
+"""Which rows said the same, in 32 bytes a row: hashes of texts with their rows, sorted at the end."""
 
 from __future__ import annotations
 
@@ -17,14 +17,21 @@ class Seen:
     def __init__(self) -> None:
         self._files: dict[tuple[str, str], int] = {}
         self._keys, self._values, self._rows = array("Q"), array("Q"), array("q")
-        self._file_of = array("i")
+        self._file_of, self._lines = array("i"), array("I")  # line 0: its format has no lines
+        self._held: np.ndarray | None = None
 
     def add(self, key: int, value: int, origin: Origin, side: str = "train") -> None:
         """Remember a row."""
         self._keys.append(key)
         self._values.append(value)
         self._rows.append(origin.row)
+        self._lines.append(origin.line or 0)
         self._file_of.append(self._files.setdefault((side, origin.file), len(self._files)))
+
+    def hold_out(self, held: np.ndarray) -> None:
+        """`held` [rows remembered] bool: these are on the side of validation, the others on that of training."""
+        assert len(held) == len(self._keys)
+        self._held = held
 
     def groups(self) -> Iterator[list[tuple[int, str, Origin]]]:
         """The rows of each key that came more than once, in order: (value, side, origin)."""
@@ -40,7 +47,11 @@ class Seen:
             group = []
             for number in order[starts[which] : ends[which]].tolist():
                 side, file = files[self._file_of[number]]
-                group.append((self._values[number], side, Origin(file, self._rows[number])))
+                if self._held is not None:
+                    side = "validation" if self._held[number] else "train"
+                group.append(
+                    (self._values[number], side, Origin(file, self._rows[number], self._lines[number] or None))
+                )
             yield group
 
 
@@ -65,4 +76,4 @@ def question_and_answer(messages: tuple[Message, ...]) -> tuple[int, int] | None
 
 def named(origin: Origin, beside: Origin) -> str:
     """`origin` for people; without the file where it is that of `beside`."""
-    return f"row {origin.row}" if origin.file == beside.file else str(origin)
+    return f"row {origin.row}" if origin.file == beside.file else f"{origin.file} row {origin.row}"

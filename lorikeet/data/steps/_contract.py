@@ -8,7 +8,8 @@ A step never lets a row vanish. It yields a record (changed or not), or tells it
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, ClassVar
 
 from lorikeet.base.errors import DataError
@@ -78,6 +79,18 @@ class Log:
             for reason, count in other[name].items():
                 mine[reason] = mine.get(reason, 0) + count
 
+    def take(self, record: Record, chosen: Log, rejected: Log) -> None:
+        """What was done to the two sides of a pair that stays; what both did to the prompt counts once."""
+        for what, count in chosen.seen.items():
+            self.seen[what] = self.seen.get(what, 0) + count
+        of_chosen = [entry.get("cut") for entry in chosen.entries]
+        for entry in (*chosen.entries, *(one for one in rejected.entries if one.get("cut") not in of_chosen)):
+            _one_more(self.cuts, entry["reason"])
+            self.entries.append(entry)
+        record.changed_by = ""
+        for reason in {**chosen.changes, **rejected.changes}:
+            self.change(record, reason)
+
     def as_dict(self) -> dict[str, Any]:
         """Its counts, for the report and between processes."""
         return {name: getattr(self, name) for name in ("step", *_COUNTS, *_REASONS)}
@@ -96,18 +109,52 @@ class Step(Options):
     def start(self) -> None:
         """Raise now what would fail on the first row: a package or a model that is not there."""
 
+    def files(self) -> list[Path]:
+        """Files that decide what the step does, besides its options: changed ones make another output."""
+        return []
+
     def clean(self, records: Iterable[Record], log: Log) -> Iterator[Record]:
         """The records that go on. A step that looks at rows one by one defines `each` instead."""
         for record in records:
             log.rows_in += 1
             try:
-                made = self.each(record, log)
+                made = self.each(record, log) if not record.rejected else self._both_sides(record, log)
             except DataError as error:  # a row the step cannot work on
                 log.drop(record, "cannot be worked on", error.what)
                 continue
             for one in made:
                 log.rows_out += 1
                 yield one
+
+    def _both_sides(self, record: Record, log: Log) -> Iterable[Record]:
+        """The step on a preference pair: on the prompt with each of its replies. The pair stays where both stay."""
+        other = record.other_side()
+        chosen, rejected = replace(record, rejected=[], chosen=0), other
+        sizes, prompt = [len(chosen.turns), len(rejected.turns)], len(record.turns) - record.chosen
+        logs = Log(log.step), Log(log.step)
+        kept = [list(self.each(side, own)) for side, own in zip((chosen, rejected), logs)]
+        for side, own, where in zip(kept, logs, ("", "with the rejected reply")):
+            if not side:
+                gone = own.entries[-1]
+                told = [part for part in (where, gone.get("detail")) if part]
+                log.drop(record, gone["reason"], ": ".join(told) or None)
+                return []
+        if len(kept[0]) > 1 or len(kept[1]) > 1:
+            log.drop(record, "a pair cannot be cut into parts", f"{len(kept[0])} and {len(kept[1])} parts")
+            return []
+        made, worse = kept[0][0], kept[1][0].turns
+        if made.turns == worse:
+            log.drop(record, "both replies are the same")
+            return []
+        if [len(made.turns), len(worse)] == sizes:  # the prompt is as the chosen side has it
+            made.chosen, made.rejected = sizes[0] - prompt, worse[prompt:]
+        elif made.turns[: len(worse)] == worse or worse[: len(made.turns)] == made.turns:
+            log.drop(record, "a reply of the pair is gone")  # and one conversation is the other's beginning
+            return []
+        else:
+            made.pair_with(worse)
+        log.take(made, *logs)
+        return [made]
 
     def each(self, record: Record, log: Log) -> Iterable[Record]:
         """The record, changed or not; nothing, with the reason in the log; or its parts."""

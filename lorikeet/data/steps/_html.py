@@ -1,4 +1,4 @@
-"""HTML as browsers show it to Markdown: what a copied chat has, on a tree that selectolax (Lexbor) parsed.
+"""HTML as browsers show it to Markdown: what a copied chat has.
 
 Text is never escaped: these are replies that a model wrote as Markdown once, and `\\_` would teach it to write that.
 Code blocks become fences with the language that the page names; a page's own furniture (buttons, icons, "Copy code",
@@ -12,11 +12,11 @@ until the end and only a mark (`\\0`, a number, `\\0`) holds its place.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable
 
-from lorikeet.base.extras import require
+from lorikeet.data.steps import _html_reading, _html_written
 from lorikeet.data.steps._fences import COPY, fence, language_and_code
+from lorikeet.data.steps._html_reading import Tag, Token
 from lorikeet.data.steps._html_tags import CONTAINERS, FURNITURE, INLINE
 
 COUNTER = re.compile(r"\s*\d{1,3} / \d{1,3}\s*")
@@ -25,7 +25,11 @@ DEEPEST = 150  # levels of elements; a page a person copied has a tenth of that
 _AROUND = {"strong": "**", "b": "**", "em": "*", "i": "*", "del": "~~", "s": "~~", "strike": "~~"}
 _SPACES = re.compile(r"[ \t\r\f]+")
 _SPACED_LINE = re.compile(r" *\n\s*")
-_MARK = re.compile(r"^(.*)\0(\d+)\0", re.MULTILINE)
+_BLANK_END = re.compile(r"[ \t]+\n")
+_BLANK_START = re.compile(r"\n (?=\S)")
+_COUNTER_LINE = re.compile(r"\d{1,3} / \d{1,3}\n")
+_TICKS = re.compile("`+")
+_MARK = re.compile(r"\0(\d+)\0")
 
 
 class TooDeep(Exception):
@@ -34,54 +38,77 @@ class TooDeep(Exception):
 
 def to_markdown(html: str) -> str:
     """The Markdown of a piece of HTML. Raises TooDeep."""
-    lexbor = require("selectolax.lexbor", extra="data", needed_by="the step html_to_markdown")
-    body = lexbor.LexborHTMLParser(html.replace("\0", "")).body
-    return _Page(html).whole(body) if body is not None else ""
+    html = html.replace("\0", "")
+    return _Page(html, _html_written.tokens(html) or _html_reading.parsed(html)).whole()
 
 
 class _Page:
-    """One piece of HTML being written as Markdown."""
+    """One piece of HTML being written as Markdown. A rule writes one element, and takes its tokens up to its end."""
 
-    def __init__(self, source: str):
+    def __init__(self, source: str, tokens: Iterable[Token]):
         self.source = source
+        self.tokens = iter(tokens)
+        self.open: list[str] = []  # the elements being written, outermost first
         self.aside: list[str] = []  # code blocks and display math, until the text around them is tidy
-        self.depth = 0
         self.begun = False  # whether any text was seen: a counter stands before all of it
 
-    def whole(self, body: Any) -> str:
-        return _MARK.sub(self._put_back, _tidy(self.children(body)))
+    def whole(self) -> str:
+        before, *rest = _tidy(self.children(_html_reading.BODY)).split("\0")
+        found = [before]
+        for number, behind in zip(rest[::2], rest[1::2]):
+            found += self._put_back(found[-1], self.aside[int(number)]), behind
+        return "".join(found)
 
-    def _put_back(self, match: re.Match[str]) -> str:
+    def _put_back(self, before: str, aside: str) -> str:
         """What stood aside, each of its lines behind the line's own beginning: a list's indent, a quote's `> `."""
-        before = match[1]
-        prefix = "".join(char if char in "> \t" else " " for char in before)
-        lines = self.aside[int(match[2])].split("\n")
-        return before + lines[0] + "".join(f"\n{prefix + line if line else prefix.rstrip()}" for line in lines[1:])
+        start = before.rpartition("\n")[2]
+        if not start:
+            return aside
+        prefix = "".join(char if char in "> \t" else " " for char in start)
+        first, *others = aside.split("\n")
+        return first + "".join(f"\n{prefix + line if line else prefix.rstrip()}" for line in others)
 
     def set_aside(self, text: str) -> str:
         self.begun = True
         self.aside.append(text)
         return f"\n\n\0{len(self.aside) - 1}\0\n\n"
 
-    def children(self, node: Any) -> str:
-        """The Markdown of everything inside a node."""
-        self.depth += 1
-        if self.depth > DEEPEST:
+    def children(self, tag: Tag) -> str:
+        """The Markdown of everything inside an element."""
+        self.open.append(tag.name)
+        if len(self.open) > DEEPEST:
             raise TooDeep
         found: list[str] = []
-        child = node.first_child
-        while child is not None:
-            tag = child.tag
-            if tag == "-text":
-                found.append(self.text(child.text_content or ""))
-            elif tag not in FURNITURE and tag[0] not in "-!_":
-                special = _SPECIAL.get(tag)
-                found.append(special(self, child) if special is not None else self.plain(child, tag))
-            elif tag == "script":
-                found.append(self.script(child))
-            child = child.next
-        self.depth -= 1
+        for text, child in self.tokens:
+            if text:
+                plain = self.begun and "\n" not in text and "  " not in text and "\t" not in text
+                found.append(text if plain else self.text(text))
+            if child.ends:
+                break
+            found.append((_RULES.get(child.name) or _Page.written)(self, child))
+        self.open.pop()
         return "".join(found)
+
+    def inside(self) -> list[Token]:
+        """The tokens up to the end of the element that has just begun."""
+        found, depth = [], 1
+        for token in self.tokens:
+            found.append(token)
+            tag = token[1]
+            if tag.begins:
+                depth += 1
+            elif tag.ends:
+                depth -= 1
+                if not depth:
+                    break
+        return found
+
+    def children_of(self, tag: Tag, inside: list[Token]) -> str:
+        """The Markdown of what `inside` gave."""
+        following, self.tokens = self.tokens, iter(inside)
+        made = self.children(tag)
+        self.tokens = following
+        return made
 
     def text(self, text: str) -> str:
         if not self.begun and text and not text.isspace():
@@ -92,155 +119,194 @@ class _Page:
             return _SPACED_LINE.sub("\n", _SPACES.sub(" ", text)) if not text.isspace() else " "
         return _SPACES.sub(" ", text) if "  " in text or "\t" in text else text
 
-    def plain(self, node: Any, tag: str) -> str:
-        """An element without a rule of its own."""
-        if tag in CONTAINERS:
-            inside = self.children(node) if not _keeps_lines(node) else self.kept_lines(node)
-            return f"\n{inside}\n"
-        if tag in INLINE:
-            if tag == "span" and "katex" in (kinds := node.attributes.get("class") or ""):
-                return self.math(node, "display" in kinds)
-            return self.children(node)
-        inside = self.children(node)  # no tag of HTML's: what the author wrote
-        named = "".join(f' {key}="{value}"' if value else f" {key}" for key, value in node.attributes.items())
-        end = f"</{tag}>"
-        return f"<{tag}{named}>{inside}{end if end in self.source.lower() else ''}"
+    def furniture(self, tag: Tag) -> str:
+        self.inside()
+        return ""
 
-    def kept_lines(self, node: Any) -> str:
+    def nothing(self, tag: Tag) -> str:
+        return ""
+
+    def container(self, tag: Tag) -> str:
+        return f"\n{self.kept_lines(tag) if _keeps_lines(tag) else self.children(tag)}\n"
+
+    def span(self, tag: Tag) -> str:
+        kinds = tag.attribute("class")
+        return self.math(tag, "display" in kinds) if "katex" in kinds else self.children(tag)
+
+    def written(self, tag: Tag) -> str:
+        """No tag of HTML's: what the author wrote."""
+        inside, end = self.children(tag), f"</{tag.name}>"
+        named = "".join(f' {key}="{value}"' if value else f" {key}" for key, value in tag.attributes.items())
+        return f"<{tag.name}{named}>{inside}{end if end in self.source.lower() else ''}"
+
+    def kept_lines(self, tag: Tag) -> str:
         """A question as its author typed it: lines and indents count."""
-        child = node.first_child
-        while child is not None:
-            if child.tag != "-text":
-                return self.children(node)
-            child = child.next
-        text = node.text(deep=True)
-        if not self.begun and (counter := re.match(r"\d{1,3} / \d{1,3}\n", text)):
+        inside = self.inside()
+        if len(inside) > 1:
+            return self.children_of(tag, inside)
+        text = inside[0][0]
+        if not self.begun and (counter := _COUNTER_LINE.match(text)):
             text = text[counter.end() :]
         return self.set_aside(text.strip("\n")) if text.strip() else ""
 
-    def paragraph(self, node: Any) -> str:
-        return f"\n\n{self.children(node)}\n\n"
+    def paragraph(self, tag: Tag) -> str:
+        return f"\n\n{self.children(tag)}\n\n"
 
-    def heading(self, node: Any) -> str:
-        title = " ".join(self.children(node).split())
-        return f"\n\n{'#' * int(node.tag[1])} {title}\n\n" if title else ""
+    def heading(self, tag: Tag) -> str:
+        title = " ".join(self.children(tag).split())
+        return f"\n\n{'#' * int(tag.name[1])} {title}\n\n" if title else ""
 
-    def around(self, node: Any) -> str:
-        inside, sign = self.children(node), _AROUND[node.tag]
+    def around(self, tag: Tag) -> str:
+        inside, sign = self.children(tag), _AROUND[tag.name]
         bare = inside.strip()
         if not bare or "\0" in bare or "\n\n" in bare:
             return inside  # emphasis over blocks is the page's layout
+        if len(bare) == len(inside):
+            return f"{sign}{bare}{sign}"
         lead, trail = inside[: len(inside) - len(inside.lstrip())], inside[len(inside.rstrip()) :]
         return f"{lead}{sign}{bare}{sign}{trail}"
 
-    def code(self, node: Any) -> str:
-        text = node.text(deep=True)
-        if "\n" in text.strip("\n") and node.parent is not None and node.parent.tag in ("div", "body"):
-            return self.set_aside(fence(*language_and_code(text, _language_of(node))))
+    def code(self, tag: Tag) -> str:
+        text = _text(self.inside())
+        if "\n" in text and "\n" in text.strip("\n") and self.open[-1] in ("div", "body"):
+            return self.set_aside(fence(*language_and_code(text, _language_of(tag))))
         self.begun = self.begun or bool(text.strip())
         text = " ".join(text.split("\n"))
-        runs = {len(run) for run in re.findall("`+", text)}
+        runs = {len(run) for run in _TICKS.findall(text)} if "`" in text else ()
         ticks = next("`" * length for length in range(1, len(runs) + 2) if length not in runs)
         space = " " if text[:1] == "`" or text[-1:] == "`" else ""
         return f"{ticks}{space}{text}{space}{ticks}" if text.strip() else ""
 
-    def pre(self, node: Any) -> str:
-        inner = node.css_first("code")
+    def pre(self, tag: Tag) -> str:
+        inside = self.inside()
+        inner = _first(inside, "code")
         if inner is None:
-            language, code = language_and_code(node.text(deep=True), _language_of(node))
+            language, code = language_and_code(_text(inside), _language_of(tag))
         else:
-            head = node.text(deep=True).split(inner.text(deep=True)[:40], 1)[0] if inner.text(deep=True) else ""
-            language, code = language_and_code(inner.text(deep=True), _language_of(inner) or _title(head))
+            start, end = inner
+            language = _language_of(inside[start][1]) or _title(_text(inside[: start + 1]))
+            language, code = language_and_code(_text(inside[start + 1 : end]), language)
         return self.set_aside(fence(language, code)) if code.strip() else ""
 
-    def link(self, node: Any) -> str:
-        inside, target = self.children(node), (node.attributes.get("href") or "").strip()
+    def link(self, tag: Tag) -> str:
+        inside, target = self.children(tag), tag.attribute("href").strip()
         bare = inside.strip()
         if not target or not bare or bare == target or "\0" in bare or target.startswith(("javascript:", "#")):
             return inside
         return f"[{bare}]({target})" if not re.search(r"[\s()]", target) else f"[{bare}](<{target}>)"
 
-    def image(self, node: Any) -> str:
-        source, words = node.attributes.get("src") or "", " ".join((node.attributes.get("alt") or "").split())
+    def image(self, tag: Tag) -> str:
+        source, words = tag.attribute("src"), " ".join(tag.attribute("alt").split())
         return words if not source or source.startswith("data:") else f"![{words}]({source})"
 
-    def line_break(self, node: Any) -> str:
+    def line_break(self, tag: Tag) -> str:
         return "\n"
 
-    def rule(self, node: Any) -> str:
+    def rule(self, tag: Tag) -> str:
         return "\n\n---\n\n"
 
-    def checkbox(self, node: Any) -> str:
-        if node.attributes.get("type") != "checkbox":
+    def checkbox(self, tag: Tag) -> str:
+        if tag.attribute("type") != "checkbox":
             return ""
-        return "[x] " if "checked" in node.attributes else "[ ] "
+        return "[x] " if "checked" in tag.attributes else "[ ] "
 
-    def raised(self, node: Any) -> str:
-        inside = self.children(node)
-        return f"<{node.tag}>{inside}</{node.tag}>" if inside.strip() else ""
+    def raised(self, tag: Tag) -> str:
+        inside = self.children(tag)
+        return f"<{tag.name}>{inside}</{tag.name}>" if inside.strip() else ""
 
-    def quote(self, node: Any) -> str:
-        lines = _tidy(self.children(node)).split("\n")
+    def quote(self, tag: Tag) -> str:
+        lines = _tidy(self.children(tag)).split("\n")
         return "\n\n" + "\n".join(f"> {line}".rstrip() for line in lines) + "\n\n" if lines != [""] else ""
 
-    def listed(self, node: Any) -> str:
-        number = _integer(node.attributes.get("start"), 1) if node.tag == "ol" else None
+    def item(self, tag: Tag) -> str:
+        inside = _tidy(self.children(tag))  # in no list
+        return f"\n{_item('-', inside)}\n" if inside else ""
+
+    def listed(self, tag: Tag) -> str:
+        self.open.append(tag.name)
+        if len(self.open) > DEEPEST:
+            raise TooDeep
+        number = _integer(tag.attributes.get("start"), 1) if tag.name == "ol" else None
         items: list[str] = []
-        child = node.first_child
-        while child is not None:
-            if child.tag in ("ul", "ol") and items:  # a list straight in a list belongs to the item before it
+        for _, child in self.tokens:
+            if child.ends:
+                break
+            if child.name in ("ul", "ol") and items:  # a list straight in a list belongs to the item before it
                 nested = self.listed(child).strip("\n")
                 items[-1] += "\n" + "\n".join(f"   {line}" for line in nested.split("\n"))
-            elif child.tag == "li" or (child.tag not in ("-text", "-comment") and child.tag not in FURNITURE):
+            elif child.name in FURNITURE:
+                self.inside()
+            elif child.begins:
                 marker = "-" if number is None else f"{number}."
                 items.append(_item(marker, _tidy(self.children(child))))
                 number = None if number is None else number + 1
-            child = child.next
-        return "\n\n" + ("\n\n" if any("\n\n" in one for one in items) else "\n").join(items) + "\n\n" if items else ""
+        self.open.pop()
+        between = "\n\n" if any("\n\n" in one for one in items) else "\n"
+        return f"\n\n{between.join(items)}\n\n" if items else ""
 
-    def table(self, node: Any) -> str:
-        rows: list[list[str]] = []
-        for line in node.css("tr"):
-            cells = [cell for cell in line.iter() if cell.tag in ("td", "th")]
-            rows.append([self.cell(cell) for cell in cells])
-        rows = [row for row in rows if any(row)]
+    def table(self, tag: Tag) -> str:
+        lines: list[list[str]] = [[]]
+        sides: list[str] = []
+        depth = 1
+        for _, child in self.tokens:
+            if child.ends:
+                depth -= 1
+                if not depth:
+                    break
+            elif child.name in ("td", "th"):
+                lines[-1].append(self.cell(child))
+                sides += [_side(child)] if not any(lines[:-1]) else []
+            elif child.name in FURNITURE:
+                self.inside()
+            elif child.begins:
+                depth += 1
+                lines += [[]] if child.name == "tr" else []
+        rows = [line for line in lines if any(line)]
         if not rows:
-            return self.children(node)
+            return "\n\n"
         width = max(map(len, rows))
-        first = next((line for line in node.css("tr") if line.css_first("td,th") is not None), None)
-        sides = [_side(cell) for cell in first.iter() if cell.tag in ("td", "th")] if first is not None else []
         rule = (sides + ["---"] * width)[:width]
-        lines = [row + [""] * (width - len(row)) for row in (rows[0], rule, *rows[1:])]
-        return "\n\n" + "\n".join(f"| {' | '.join(row)} |" for row in lines) + "\n\n"
+        full = [row + [""] * (width - len(row)) for row in (rows[0], rule, *rows[1:])]
+        return "\n\n" + "\n".join(f"| {' | '.join(row)} |" for row in full) + "\n\n"
 
-    def cell(self, node: Any) -> str:
-        inside = _tidy(self.children(node))
-        kept = re.sub(r"\0(\d+)\0", lambda match: f"`{' '.join(self.aside[int(match[1])].strip('`').split())}`", inside)
-        return "<br>".join(line for line in kept.replace("|", "\\|").split("\n") if line.strip())
+    def cell(self, tag: Tag) -> str:
+        inside = _tidy(self.children(tag))
+        if "\0" in inside:
+            inside = _MARK.sub(lambda mark: f"`{' '.join(self.aside[int(mark[1])].strip('`').split())}`", inside)
+        return "<br>".join(line for line in inside.replace("|", "\\|").split("\n") if line.strip())
 
-    def math(self, node: Any, display: bool) -> str:
-        annotation = node.css_first('annotation[encoding="application/x-tex"]')
-        source = annotation.text(deep=True) if annotation is not None else node.attributes.get("alttext")
-        if not (source and source.strip()):
-            return node.text(deep=True) if node.tag == "math" else self.children(node)
-        inner = node if node.tag == "math" else node.css_first("math")
-        display = display or (inner is not None and inner.attributes.get("display") == "block")
+    def math(self, tag: Tag, display: bool) -> str:
+        inside = self.inside()
+        source = tag.attribute("alttext")
+        if (annotation := _first(inside, "annotation", encoding="application/x-tex")) is not None:
+            source = _text(inside[annotation[0] + 1 : annotation[1]])
+        if not source.strip():
+            return _text(inside) if tag.name == "math" else self.children_of(tag, inside)
+        inner = _first(inside, "math")
+        of = tag if tag.name == "math" else inside[inner[0]][1] if inner is not None else None
+        display = display or (of is not None and of.attribute("display") == "block")
         self.begun = True
         return self.set_aside(f"$$\n{source.strip()}\n$$") if display else f"${source.strip()}$"
 
-    def script(self, node: Any) -> str:
-        kind = node.attributes.get("type") or ""
-        source = node.text(deep=True).strip()
+    def script(self, tag: Tag) -> str:
+        kind = tag.attribute("type")
+        source = _text(self.inside()).strip()
         if not kind.startswith("math/tex") or not source:
             return ""
         return self.set_aside(f"$$\n{source}\n$$") if "display" in kind else f"${source}$"
 
 
-_SPECIAL: dict[str, Callable[[_Page, Any], str]] = {
+_RULES: dict[str, Callable[[_Page, Tag], str]] = {
+    **dict.fromkeys(FURNITURE, _Page.furniture),
+    **dict.fromkeys(CONTAINERS, _Page.container),
+    **dict.fromkeys(INLINE, _Page.children),
+    "wbr": _Page.nothing,
+    "li": _Page.item,
+    "script": _Page.script,
+    "span": _Page.span,
     "p": _Page.paragraph,
     "pre": _Page.pre,
-    "code": _Page.code,
-    **dict.fromkeys(("samp", "kbd", "tt"), _Page.code),
+    **dict.fromkeys(("code", "samp", "kbd", "tt"), _Page.code),
     "a": _Page.link,
     "img": _Page.image,
     "br": _Page.line_break,
@@ -248,7 +314,7 @@ _SPECIAL: dict[str, Callable[[_Page, Any], str]] = {
     "input": _Page.checkbox,
     "blockquote": _Page.quote,
     "table": _Page.table,
-    "math": lambda page, node: page.math(node, False),
+    "math": lambda page, tag: page.math(tag, False),
     **dict.fromkeys(("ul", "ol", "menu", "dir"), _Page.listed),
     **dict.fromkeys(("sup", "sub"), _Page.raised),
     **dict.fromkeys(_AROUND, _Page.around),
@@ -256,13 +322,36 @@ _SPECIAL: dict[str, Callable[[_Page, Any], str]] = {
 }
 
 
+def _text(tokens: Iterable[Token]) -> str:
+    return "".join([text for text, _ in tokens])
+
+
+def _first(tokens: list[Token], name: str, **attributes: str) -> tuple[int, int] | None:
+    """The first element of that name: where it begins, and the end of the tokens behind that (its end the last)."""
+    for start, (_, tag) in enumerate(tokens):
+        if tag.name == name and tag.begins and all(tag.attribute(key) == said for key, said in attributes.items()):
+            depth = 0
+            for place in range(start, len(tokens)):
+                depth += -1 if tokens[place][1].ends else tokens[place][1].begins
+                if not depth:
+                    return start, place + 1
+    return None
+
+
 def _tidy(text: str) -> str:
     """Lines without spaces at their ends, and at most one empty line between two."""
     text = text.strip()
     if "\n" not in text:
         return text
-    text = re.sub(r"[ \t]+\n", "\n", text)
-    return re.sub(r"\n[ \t]*(?:\n[ \t]*)+\n", "\n\n", re.sub(r"\n (?=\S)", "\n", text))
+    if "\t" in text:
+        text = _BLANK_END.sub("\n", text)
+    while " \n" in text:  # without a regular expression, which would look at every space
+        text = text.replace(" \n", "\n")
+    if "\n " in text:
+        text = _BLANK_START.sub("\n", text)
+    while "\n\n\n" in text:
+        text = text.replace("\n\n\n", "\n\n")
+    return text
 
 
 def _item(marker: str, text: str) -> str:
@@ -276,8 +365,8 @@ def _item(marker: str, text: str) -> str:
     return f"{marker} {lines[0]}" + "".join(f"\n{indent + line if line else ''}" for line in lines[1:])
 
 
-def _language_of(node: Any) -> str:
-    kinds = (node.attributes.get("class") or "").split()
+def _language_of(tag: Tag) -> str:
+    kinds = tag.attribute("class").split()
     return next((kind.split("-", 1)[1] for kind in kinds if kind.startswith(("language-", "lang-"))), "")
 
 
@@ -287,12 +376,12 @@ def _title(head: str) -> str:
     return words[0].lower() if len(words) == 1 and len(words[0]) <= 20 else ""
 
 
-def _keeps_lines(node: Any) -> bool:
-    return "whitespace-pre" in (node.attributes.get("class") or "")
+def _keeps_lines(tag: Tag) -> bool:
+    return "whitespace-pre" in tag.attribute("class")
 
 
-def _side(cell: Any) -> str:
-    said = f"{cell.attributes.get('align') or ''} {cell.attributes.get('style') or ''}"
+def _side(cell: Tag) -> str:
+    said = f"{cell.attribute('align')} {cell.attribute('style')}"
     return ":-:" if "center" in said else "--:" if "right" in said else ":--" if "left" in said else "---"
 
 

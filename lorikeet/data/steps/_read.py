@@ -18,6 +18,7 @@ from lorikeet.data.formats._contract import Format
 from lorikeet.data.formats.alpaca import Alpaca
 from lorikeet.data.formats.auto import Auto, detect
 from lorikeet.data.formats.messages import Messages
+from lorikeet.data.formats.preference import Preference
 from lorikeet.data.formats.sharegpt import ShareGPT
 from lorikeet.data.formats.text import Text
 from lorikeet.data.steps._contract import Log
@@ -76,7 +77,16 @@ def _record(row: dict[str, Any], format: Format, origin: Origin) -> Record:
         return Record(origin, _turns(conversation), rest, "text", format.text, ("role", "content"))
     taken = set(_texts(format.model_dump()))
     rest = {name: value for name, value in row.items() if name not in taken and name != "messages"}
-    return Record(origin, _turns(conversation), rest, "messages", "messages", ("role", "content"))
+    made = Record(origin, _turns(conversation), rest, "messages", "messages", ("role", "content"))
+    if isinstance(format, Preference):
+        swapped = format.model_copy(update={"chosen": format.rejected, "rejected": format.chosen})
+        other = _turns(swapped.read(row, origin))
+        for turn in (*made.turns, *other):  # that the prompt is not learned goes without saying, in a pair
+            turn.rest.pop("trained", None)
+        made.pair_with(other)
+        if isinstance(format.context, ShareGPT):
+            made.to_layout("sharegpt")
+    return made
 
 
 def _of_list(row: dict[str, Any], format: ShareGPT | Messages, origin: Origin) -> Record:
@@ -141,7 +151,7 @@ def _turns(conversation: Conversation) -> list[Turn]:
 
 
 def _whole_characters(record: Record) -> None:
-    for number, turn in enumerate(record.turns):
+    for number, turn in enumerate((*record.turns, *record.rejected)):
         for text in (turn.speaker, turn.content, turn.input):
             if not text.isascii():
                 try:

@@ -16,6 +16,7 @@ from lorikeet.base.errors import RecipeError, nearest
 from lorikeet.base.kinds import kinds
 from lorikeet.base.option_errors import explain
 from lorikeet.base.yaml_lines import Tree
+from lorikeet.data.steps._contract import Step
 
 if TYPE_CHECKING:
     from lorikeet.data.clean import CleanOptions
@@ -62,6 +63,41 @@ _TRY = {
     "output": "... -o clean.jsonl",
     "steps": "... --steps roles,dedupe",
 }
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON schema of a chain's YAML file, its short forms included, for editors that complete and check it."""
+    from lorikeet.data.clean import CleanOptions
+
+    schema = CleanOptions.model_json_schema()
+    definitions, sections = schema["$defs"], schema["properties"]
+    allowed, short = sections["steps"]["items"]["anyOf"], {}
+    for reference in allowed:
+        step = definitions[reference["$ref"].rpartition("/")[2]]
+        if "const" not in step["properties"].get("kind", {}):
+            continue
+        options = {name: option for name, option in step["properties"].items() if name != "kind"}
+        short[step["properties"]["kind"]["const"]] = {
+            "anyOf": [{**step, "properties": options}, {"type": "null"}],
+            "description": step.get("description", ""),
+        }
+        step["required"] = ["kind", *step.get("required", [])]
+    definitions[Step.__name__] = {
+        "type": "object",
+        "title": "Your own step",
+        "properties": {"kind": {"type": "string", "pattern": r"\.py$"}},
+        "required": ["kind"],
+    }
+    one = {"type": "object", "properties": short, "additionalProperties": False, "minProperties": 1, "maxProperties": 1}
+    allowed += [{"enum": list(short)}, {"type": "string", "pattern": r"\.py$"}, one]
+    sections["steps"] = {
+        "anyOf": [sections["steps"], {"type": "string"}],
+        "description": sections["steps"]["description"],
+    }
+    sections["input"] = {"anyOf": [sections["input"], sections["input"]["items"]]}
+    sections["format"]["anyOf"].append({"type": "string"})
+    schema["required"] = ["steps"]  # the files may be named on the command line
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": "Lorikeet cleaning chain"}
 
 
 def _spell_out(tree: Tree) -> None:

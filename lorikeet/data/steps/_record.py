@@ -3,6 +3,9 @@
 Steps see turns (who speaks, and the text) whatever the row looked like. What no step needs (ids, scores, a turn's own
 keys) rides along untouched and stands in the output row as it stood in the input. Roles are not checked here: a row
 that begins with the assistant is what the step `roles` is for.
+
+The turns of a preference pair are its prompt and the chosen reply. The rejected one stands beside them; with the prompt
+it makes a second conversation, which every step sees as well.
 """
 
 from __future__ import annotations
@@ -68,6 +71,8 @@ class Record:
     keys: tuple[str, str] = ("from", "value")  # of a turn in that list
     part: str = ""  # which piece of its row this is, where a step cut the row: "0", then "0.1" for a piece of a piece
     changed_by: str = ""  # the step that changed it last: a row counts once per step
+    rejected: list[Turn] = field(default_factory=list)  # of a pair: the worse reply
+    chosen: int = 0  # of a pair: how many turns at the end are the better reply
 
     def part_of(self, turns: list[Turn], number: int) -> Record:
         """A piece of this row with copies of the turns given; its id, if it has one, gets the piece's number."""
@@ -78,12 +83,28 @@ class Record:
         copies = [replace(turn, rest=dict(turn.rest)) for turn in turns]
         return replace(self, turns=copies, rest=rest, part=part)
 
+    def other_side(self) -> Record:
+        """Of a pair: copies of its prompt and the rejected reply, as a conversation."""
+        turns = [replace(turn, rest=dict(turn.rest)) for turn in (*self.turns[: -self.chosen], *self.rejected)]
+        return replace(self, turns=turns, rest=dict(self.rest), rejected=[], chosen=0)
+
+    def pair_with(self, rejected: list[Turn]) -> None:
+        """Make a pair of this conversation and another one; what both begin with is the prompt."""
+        replies = [number for number, turn in enumerate(self.turns) if turn.role == "assistant"]
+        most = min(len(self.turns), len(rejected) - 1, *replies[-1:])
+        prompt = 0
+        while prompt < most and self.turns[prompt] == rejected[prompt]:
+            prompt += 1
+        self.chosen, self.rejected = len(self.turns) - prompt, rejected[prompt:]
+
     def texts(self) -> list[str]:
         """Every turn's text."""
         return [turn.text for turn in self.turns]
 
     def as_row(self) -> dict[str, Any]:
         """The row to write."""
+        if self.rejected:
+            return self._pair()
         if self.layout == "alpaca":
             return self._alpaca()
         if self.layout == "text":
@@ -92,6 +113,23 @@ class Record:
         turns = [{speaker: turn.speaker, words: turn.text, **turn.rest} for turn in self.turns]
         before = {"id": self.rest["id"]} if "id" in self.rest else {}
         return {**before, self.column: turns, **self.rest}
+
+    def _pair(self) -> dict[str, Any]:
+        """The prompt as any row has it, and both replies: as texts where the prompt is columns of text, or as turns."""
+        chosen = self.turns[-self.chosen :]
+        row = replace(self, rejected=[]).as_row() if self.layout == "alpaca" else {}
+        if "output" in row and len(chosen) == len(self.rejected) == 1:
+            reply = row.pop("output")
+            return {**row, "chosen": reply, "rejected": self.rejected[0].text}
+        speaker, words = self.keys
+        sides = [
+            [{speaker: one.speaker, words: one.text, **one.rest} for one in side] for side in (chosen, self.rejected)
+        ]
+        row = replace(self, turns=self.turns[: -self.chosen], rejected=[]).as_row()
+        bare = self.layout == "sharegpt"  # there a reply is a turn, not a list with one
+        return row | {
+            name: side[0] if bare and len(side) == 1 else side for name, side in zip(("chosen", "rejected"), sides)
+        }
 
     def _alpaca(self) -> dict[str, Any]:
         """system, history, instruction, input, output; a row of turns that are no pairs keeps them as a list."""
@@ -109,7 +147,7 @@ class Record:
     def to_layout(self, layout: Literal["sharegpt", "messages"]) -> None:
         """Write it as a list of turns from now on, with that layout's names of roles."""
         names = _MESSAGES if layout == "messages" else _SHAREGPT
-        for turn in self.turns:
+        for turn in (*self.turns, *self.rejected):
             turn.content, turn.input = turn.text, ""
             role = ROLES.get(turn.speaker.lower(), turn.speaker)
             turn.speaker = names.get(role, role)
@@ -120,11 +158,14 @@ class Record:
     def packed(self) -> list[Any]:
         """Plain values that `unpacked` makes the record of again: between processes, and in the journal."""
         origin = [self.origin.file, self.origin.row, self.origin.line]
-        turns = [[turn.speaker, turn.content, turn.input, turn.rest] for turn in self.turns]
-        return [origin, turns, self.rest, self.layout, self.column, self.keys, self.part]
+        turns = [[turn.speaker, turn.content, turn.input, turn.rest] for turn in (*self.turns, *self.rejected)]
+        pair = [len(self.rejected), self.chosen]
+        return [origin, turns, self.rest, self.layout, self.column, self.keys, pair, self.part]
 
 
 def unpacked(values: list[Any]) -> Record:
     """The record that `packed` gave these values for."""
-    origin, turns, rest, layout, column, keys, part = values
-    return Record(Origin(*origin), [Turn(*turn) for turn in turns], rest, layout, column, tuple(keys), part)
+    origin, packed, rest, layout, column, keys, (others, chosen), part = values
+    turns = [Turn(*turn) for turn in packed]
+    rejected = [turns.pop() for _ in range(others)][::-1]
+    return Record(Origin(*origin), turns, rest, layout, column, tuple(keys), part, rejected=rejected, chosen=chosen)

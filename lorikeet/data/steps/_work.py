@@ -31,7 +31,7 @@ from lorikeet.data.steps._values import from_line, to_line
 
 PIECE = 128  # rows of one piece of work
 _AHEAD = 3  # pieces per process that are under way or wait for their turn: what bounds memory
-_FRAME = struct.Struct("<II")
+_FRAME = struct.Struct("<III")  # length, checksum, checksum of which rows it is of
 
 Task = tuple[int, Format | None, list[Any]]  # (stage, format of raw rows or None, rows or packed records)
 
@@ -133,27 +133,27 @@ class Journal:
         self.file.seek(0)
         self.reading = True
 
-    def _next(self) -> bytes | None:
+    def _next(self, rows: int) -> bytes | None:
         start = self.file.tell()
         head = self.file.read(_FRAME.size)
         if len(head) == _FRAME.size:
-            length, checksum = _FRAME.unpack(head)
+            length, checksum, of_rows = _FRAME.unpack(head)
             made = self.file.read(length)
-            if len(made) == length and zlib.crc32(made) == checksum:
+            if of_rows == rows and len(made) == length and zlib.crc32(made) == checksum:
                 return made
         self.file.truncate(start)
         self.file.seek(start)
         return None
 
-    def read(self) -> bytes | None:
-        """The next result from before, or None from the first that is not there on."""
-        made = self._next() if self.reading else None
+    def read(self, rows: int = 0) -> bytes | None:
+        """The next result from before, if it is of these rows; or None from the first that is not there on."""
+        made = self._next(rows) if self.reading else None
         self.reading = made is not None
         return made
 
-    def write(self, made: bytes) -> None:
+    def write(self, made: bytes, rows: int = 0) -> None:
         """Append a result."""
-        self.file.write(_FRAME.pack(len(made), zlib.crc32(made)) + made)
+        self.file.write(_FRAME.pack(len(made), zlib.crc32(made), rows) + made)
         self.file.flush()
 
     def close(self) -> None:
@@ -198,18 +198,28 @@ def mapped(
     tasks: Iterable[Task], submit: Callable[[Task], Callable[[], bytes]], journal: Journal, workers: int
 ) -> Iterator[bytes]:
     """Each task's result in order: from the journal as far as it goes, then computed, a few at a time."""
-    under_way: deque[Callable[[], bytes]] = deque()
+    under_way: deque[tuple[Callable[[], bytes], int]] = deque()
     for task in tasks:
-        if journal.reading and (made := journal.read()) is not None:
+        rows = _which_rows(task)
+        if journal.reading and (made := journal.read(rows)) is not None:
             yield made
             continue
-        under_way.append(submit(task))
+        under_way.append((submit(task), rows))
         if len(under_way) > (_AHEAD * workers if workers > 1 else 0):
-            yield _kept(under_way.popleft()(), journal)
+            yield _kept(*under_way.popleft(), journal)
     while under_way:
-        yield _kept(under_way.popleft()(), journal)
+        yield _kept(*under_way.popleft(), journal)
 
 
-def _kept(made: bytes, journal: Journal) -> bytes:
-    journal.write(made)
+def _which_rows(task: Task) -> int:
+    """A checksum of the rows in a piece: behind a stop, a step in order may let through others than before it."""
+    _, format, rows = task
+    if format is not None:  # straight from files, which are the same
+        return 0
+    return zlib.crc32(repr([(packed[0], packed[-1]) for packed in rows]).encode())
+
+
+def _kept(wait: Callable[[], bytes], rows: int, journal: Journal) -> bytes:
+    made = wait()
+    journal.write(made, rows)
     return made

@@ -49,6 +49,9 @@ class Blocklist(Step):
             raise ValueError("an empty phrase is in every text")
         return self
 
+    def files(self) -> list[Path]:
+        return [self.file] if self.file is not None else []
+
     def start(self) -> None:
         assert self._search
 

@@ -77,7 +77,8 @@ def _key(record: Record, way: str) -> bytes | None:
             return None
         said = [f"{said}", record.part]
     elif way == "content":
-        said = [[turn.role, turn.text, turn.rest.get("tool_calls")] for turn in record.turns]
+        turns = (*record.turns, *record.rejected)
+        said = [[turn.role, turn.text, turn.rest.get("tool_calls")] for turn in turns]
     else:
         said = [turn.text for turn in record.turns if turn.role != "system"][:2]
     words = json.dumps([way, said], default=str)

@@ -2,6 +2,9 @@
 
 One answer for the whole conversation, code blocks left out. What is too short to tell, mixed, or below the confidence
 asked for is "unknown", and an option of its own says what becomes of that: nothing is guessed.
+
+Most long conversations are in one language throughout, and then pieces from all over one say so as surely as the whole
+text. So those are asked first, and the whole only where they are not nearly all in one language.
 """
 
 from __future__ import annotations
@@ -22,8 +25,13 @@ _WORDS = re.compile(r"[^\W\d_]+")
 _ENOUGH = 4_000  # characters that decide; more of them say the same
 _OF_A_TURN = 1_000  # characters of each turn among them, so that both speakers are heard
 _START = 2_000  # characters in which letters are counted, to tell whether there are enough
+_PIECES, _OF_A_PIECE = 8, 100  # the pieces of a long text, and the characters of each
+_LONG = 1_600  # characters from which on a text is long
+_NEARLY_ALL = 97  # percent of the pieces; then what is asked of the whole (up to _MOST_ASKED) is sure as well
+_MOST_ASKED = 0.9
 _UNREADABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff\U0001fffe-\U0010ffff]")
 _DENSE = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]")  # a character says as much as a few letters
+_CONTROLS = bytes(0x20 if (n < 0x20 and n not in (9, 10)) or n == 0x7F else n for n in range(256))  # as _UNREADABLE
 
 
 class Language(Step):
@@ -54,14 +62,14 @@ class Language(Step):
         require("pycld2", extra="data", needed_by="the step language")
 
     def each(self, record: Record, log: Log) -> Iterable[Record]:
-        code, confidence = identify(record.texts(), self.min_letters, self.min_confidence)
+        code, confidence = self._found(_decisive(record.texts()))
         log.see(code)
         detail = f"{code} {confidence:.2f}"
         if code == UNKNOWN:
             if self.unknown == "drop":
                 log.drop(record, UNKNOWN, detail)
                 return []
-        elif (self.keep and code not in self.keep) or code in self.skip:
+        elif not self._stays(code):
             log.drop(record, code, detail)
             return []
         if self.mark is not None:
@@ -69,10 +77,25 @@ class Language(Step):
             log.change(record, "language marked")
         return [record]
 
+    def _stays(self, code: str) -> bool:
+        return code != UNKNOWN and code not in self.skip and (not self.keep or code in self.keep)
 
-def identify(texts: Iterable[str], min_letters: int, min_confidence: float) -> tuple[str, float]:
-    """(ISO code or "unknown", share of the text in it) of a conversation's texts."""
-    detect = require("pycld2", extra="data", needed_by="the step language").detect
+    def _found(self, text: str) -> tuple[str, float]:
+        """(ISO code or "unknown", share of the text in it)."""
+        if not _has_letters(text, self.min_letters):
+            return UNKNOWN, 0.0
+        if len(text) >= _LONG and self.min_confidence <= _MOST_ASKED:
+            apart = len(text) // _PIECES
+            pieces = [text[start : start + _OF_A_PIECE] for start in range(0, apart * _PIECES, apart)]
+            code, share = _detected(" ".join(pieces))
+            if share * 100 >= _NEARLY_ALL and self._stays(code):  # what is dropped is told the share of the whole
+                return code, share
+        code, share = _detected(text)
+        return (code if share >= self.min_confidence else UNKNOWN), share
+
+
+def _decisive(texts: Iterable[str]) -> str:
+    """The words that decide: each turn's first, without code."""
     kept: list[str] = []
     size = 0
     for text in texts:
@@ -81,12 +104,25 @@ def identify(texts: Iterable[str], min_letters: int, min_confidence: float) -> t
         size += len(kept[-1])
         if size > _ENOUGH:
             break
-    whole = _UNREADABLE.sub(" ", "\n".join(kept))
-    letters = sum(map(len, _WORDS.findall(whole[:_START]))) + 3 * len(_DENSE.findall(whole[:_START]))
-    if letters < min_letters:
-        return UNKNOWN, 0.0
+    return "\n".join(kept)
+
+
+def _has_letters(text: str, least: int) -> bool:
+    for size in (200, _START):  # the first words are enough, nearly always
+        start = text[:size]
+        if sum(map(len, _WORDS.findall(start))) + (0 if start.isascii() else 3 * len(_DENSE.findall(start))) >= least:
+            return True
+    return False
+
+
+def _detected(text: str) -> tuple[str, float]:
+    """(ISO code, share of the text in it), or "unknown" with what share there was."""
+    detect = require("pycld2", extra="data", needed_by="the step language").detect
     try:
-        reliable, _, found = detect(whole)
+        if text.isascii():
+            reliable, _, found = detect(text.encode().translate(_CONTROLS))
+        else:
+            reliable, _, found = detect(_UNREADABLE.sub(" ", text))
     except ValueError:  # bytes that CLD2 refuses
         return UNKNOWN, 0.0
     except Exception as error:  # pycld2.error is no ValueError
@@ -94,7 +130,4 @@ def identify(texts: Iterable[str], min_letters: int, min_confidence: float) -> t
             raise
         return UNKNOWN, 0.0
     _, code, percent, _ = found[0]
-    confidence = percent / 100
-    if not reliable or code == "un" or confidence < min_confidence:
-        return UNKNOWN, confidence
-    return code.split("-")[0], confidence
+    return (code.split("-")[0] if reliable and code != "un" else UNKNOWN), percent / 100

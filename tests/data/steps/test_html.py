@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.steps.conftest import record, run
-from lorikeet.data.steps import _html_tags
+from lorikeet.data.steps import _html_reading, _html_tags, _html_written
 from lorikeet.data.steps._fences import repaired
 from lorikeet.data.steps._html import to_markdown
 
@@ -63,6 +63,19 @@ CONVERTED = {
     "empty code block": ("<p>a</p><pre>Copy code</pre>", "a"),
     "fence in code": ("<pre><code>```\nx\n```</code></pre>", "````\n```\nx\n```\n````"),
     "typed lines": ('<div class="whitespace-pre-wrap">a\n  b\n\n\nc</div>', "a\n  b\n\n\nc"),
+    "an item in no list": ("<div>a<li>b</li></div>", "a\n- b"),
+    "a list straight in a list": ("<ul><ul><li>a</li></ul></ul>", "- - a"),
+    "a break between items": ("<ul><li>a</li><br><li>b</li></ul>", "- a\n- b"),
+    "a table in a table": (
+        "<table><tr><td>a<table><tr><td>b</td></tr></table></td></tr></table>",
+        "| a<br>\\| b \\|<br>\\| --- \\| |\n| --- |",
+    ),
+    "two code blocks in a heading": ("<h2><pre>a</pre><pre>b</pre></h2>", "## ```\n   a\n   ``` ```\n b\n ```"),
+    "a counter in pieces": ('<div><span>2<!-- --> / <!-- -->3</span></div><p>Hello</p>', "Hello"),
+    "head like the code": (
+        "<pre><div><span>python</span>Copy code</div><code>python x.py</code></pre>",
+        "```python\npython x.py\n```",
+    ),
     "broken": ("<p>a<b>c</p><ul><li>d", "a**c**\n\n- **d**"),
 }  # fmt: skip
 
@@ -147,3 +160,78 @@ def test_words_of_paragraphs_and_code_survive(words: list[str]) -> None:
     html = "".join(f"<p>{word}</p><pre><code>{word}1\n{word}2</code></pre><ul><li>{word}</li></ul>" for word in words)
     made = to_markdown(html)
     assert all(made.count(word) >= 4 for word in words)
+
+
+SAID_OUTRIGHT = (
+    *(html for name, (html, _) in CONVERTED.items() if name in ("paragraphs", "emphasis", "entities", "math", "quote")),
+    "<pre>\n\nx</pre>",
+    " \n<p>a</p>\n",
+    '<p><a href="?a=1&amp;b=2" HREF="x">b</a> &#39;c&#x27;</p>',
+    "<table><thead>\n<tr><th>a</th></tr></thead></table>",
+    '<button><svg fill="none"><path d="M1"></path></svg>Copy code</button>',
+)
+
+
+@pytest.mark.parametrize("html", SAID_OUTRIGHT)
+def test_what_a_browser_writes_is_read_in_one_pass(html: str) -> None:
+    assert _html_written.tokens(html) == _html_reading.parsed(html)
+
+
+NOT_SAID_OUTRIGHT = {
+    "a tag left open": "<p>a<b>c</p>",
+    "a paragraph that the next ends": "<p>a<p>b",
+    "a block in a paragraph": "<p>a<div>b</div></p>",
+    "text that leaves a table": "<table>a<tbody></tbody></table>",
+    "rows without a body": "<table><tr><td>a</td></tr></table>",
+    "a link in a link": '<a href="a"><b><a href="b">c</a></b></a>',
+    "an item that ends the one before": "<ul><li>a<li>b</ul>",
+    "HTML in math": "<math><mi><b>x</b></mi></math>",
+    "a page's head": "<title>a</title><p>b</p>",
+    "a comment": "<p>a<!-- b -->c</p>",
+    "an author's tag": "<p>vector<int></p>",
+    "a bare bracket": "<p>1 < 2</p>",
+    "an entity without its end": "<p>1 &lt 2</p>",
+    "an unusual entity": "<p>&copy;</p>",
+    "a line end of Windows": "<p>a\r\nb</p>",
+    "an end too many": "<p>a</p></p>",
+    "levels without end": "<div>" * 120 + "</div>" * 120,
+}
+
+
+@pytest.mark.parametrize("case", NOT_SAID_OUTRIGHT)
+def test_what_needs_the_rules_of_html_is_left_to_lexbor(case: str) -> None:
+    assert _html_written.tokens(NOT_SAID_OUTRIGHT[case]) is None
+
+
+def test_any_number_of_tags_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_html_written, "_MOST", 3)
+    for number in range(20):
+        html = f'<p class="{number}"><b>a</b></p>'
+        assert _html_written.tokens(html) == _html_reading.parsed(html)
+
+
+ATTRIBUTES = st.sampled_from(["", ' class="a"', ' href="b&amp;c"', " checked", ' start="2"', " class=un"])
+PLAIN = st.sampled_from(["", "a b", " ", "\n", "\nx", "&lt;", "&amp;lt;", "&copy;", "<", "é "])
+USUAL = st.sampled_from(
+    "div p span b a ul ol li pre code table tbody tr td h2 button svg path math mi blockquote".split()  # noqa: SIM905
+)
+
+
+@st.composite
+def pages(draw: st.DrawFn, levels: int = 4) -> str:
+    """HTML as browsers write it, mostly: some of its elements stand where they may not, or never end."""
+    parts = [draw(PLAIN)]
+    for _ in range(draw(st.integers(0, 3)) if levels else 0):
+        tag, inside = draw(USUAL), draw(pages(levels - 1))
+        if tag in ("ul", "table"):  # these hold few others, and would never be right
+            inside = f"<li>{inside}</li>" if tag == "ul" else f"<tbody><tr><td>{inside}</td></tr></tbody>"
+        end = draw(st.sampled_from([f"</{tag}>"] * 9 + [""]))
+        parts += [f"<{tag}{draw(ATTRIBUTES)}>{inside}{end}", draw(PLAIN)]
+    return "".join(parts)
+
+
+@settings(max_examples=150, deadline=None)
+@given(pages())
+def test_reading_in_one_pass_is_reading_as_browsers_do(html: str) -> None:
+    read = _html_written.tokens(html)
+    assert read is None or read == _html_reading.parsed(html)

@@ -11,7 +11,11 @@ from pydantic import ValidationError
 from data.steps.conftest import record, run, step_of
 from lorikeet.base.errors import DataError
 from lorikeet.base.nouns import Origin
-from lorikeet.data.steps._record import Record, Turn
+from lorikeet.data.formats.preference import Preference
+from lorikeet.data.steps import _read
+from lorikeet.data.steps._contract import Log
+from lorikeet.data.steps._record import Record, Turn, unpacked
+from lorikeet.data.steps._values import from_line, to_line
 
 
 def test_merge_keeps_ids_of_two_files_apart() -> None:
@@ -238,3 +242,94 @@ def test_a_blocklist_that_is_not_there(tmp_path: Path) -> None:
     (tmp_path / "empty").write_text("\n\n")
     with pytest.raises(DataError, match="no phrases"):
         step_of("blocklist", file=str(tmp_path / "empty"))
+
+
+PAIR = {
+    "conversations": [{"from": "human", "value": "Why?"}],
+    "chosen": {"from": "gpt", "value": "<p>Because of <b>this</b>.</p>"},
+    "rejected": {"from": "gpt", "value": "<p>No idea.</p>"},
+    "id": "p1",
+}
+
+
+def pair(**columns: Any) -> Record:
+    """A preference pair as cleaning reads it."""
+    row = {name: value for name, value in {**PAIR, **columns}.items() if value is not None}
+    log = Log(_read.STEP)
+    settled = Preference().settle([row], "a.json")
+    (found,) = _read.records([(row, "a.json", 0, 1)], settled, log)
+    return unpacked(from_line(to_line(found.packed())))  # as it reaches a step in another process
+
+
+def test_a_pair_stands_in_the_output_as_it_stood_in_the_file() -> None:
+    assert pair().as_row() == PAIR
+    row = {"prompt": "Why?", "chosen": "So.", "rejected": "No.", "score": 3}
+    written = pair(conversations=None, id="x", **row).as_row()
+    assert written["rejected"] == [{"role": "assistant", "content": "No."}]
+    assert [turn["content"] for turn in written["messages"]] == ["Why?"]
+    assert written["chosen"][0]["content"] == "So." and written["score"] == 3
+
+
+def test_both_replies_of_a_pair_are_cleaned() -> None:
+    ((kept,), log) = run("html_to_markdown", pair())
+    assert kept.as_row()["chosen"]["value"] == "Because of **this**."
+    assert kept.as_row()["rejected"]["value"] == "No idea."
+    assert (log.changed, log.changes) == (1, {"HTML to Markdown": 1})
+    assert kept.as_row()["conversations"] == PAIR["conversations"]
+
+
+def test_a_change_of_one_side_s_prompt_alone_keeps_the_pair() -> None:
+    entity = pair(conversations=[{"from": "human", "value": "Why &lt;b&gt;?"}], rejected={"from": "gpt", "value": "x"})
+    ((kept,), _) = run("html_to_markdown", entity)
+    row = kept.as_row()
+    assert row["conversations"][0]["value"] == "Why <b>?" and row["rejected"] == {"from": "gpt", "value": "x"}
+
+
+UNPAIRED = {
+    "blocked": ("blocklist", {"phrases": ["idea"]}, {}, "blocked", "with the rejected reply: 'idea'"),
+    "blocked in the chosen one": ("blocklist", {"phrases": ["this"]}, {}, "blocked", "'this'"),
+    "the same": (
+        "html_to_markdown", {}, {"rejected": {"from": "gpt", "value": "<p>Because of <strong>this</strong>.</p>"}},
+        "both replies are the same", None,
+    ),
+    "a short one": (
+        "length", {"min_reply": 9}, {"rejected": {"from": "gpt", "value": "No."}},
+        "too few reply", "with the rejected reply: 3 characters in the longest reply",
+    ),
+    "cut": ("to_alpaca", {"history": "none"}, {"conversations": [
+        {"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}, {"from": "human", "value": "c"}]},
+        "a pair cannot be cut into parts", "2 and 2 parts"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", UNPAIRED)
+def test_a_pair_stays_where_both_of_its_replies_stay(case: str) -> None:
+    kind, options, columns, reason, detail = UNPAIRED[case]
+    kept, log = run(kind, pair(**columns), **options)
+    assert not kept and log.dropped == {reason: 1}
+    (entry,) = log.entries
+    assert entry.get("detail") == detail and "rejected" in entry["content"]
+
+
+def test_a_pair_whose_rejected_reply_became_empty_is_no_pair() -> None:
+    earlier = [{"from": who, "value": who} for who in ("human", "gpt", "human")]
+    hollow = pair(conversations=earlier, rejected={"from": "gpt", "value": "<p></p>"})
+    ((emptied,), _) = run("html_to_markdown", hollow)
+    assert emptied.rejected[0].content == ""
+    kept, log = run("roles", emptied)
+    assert not kept and log.dropped == {"a reply of the pair is gone": 1}
+
+
+def test_a_pair_to_other_layouts() -> None:
+    ((alpaca,), _) = run("to_alpaca", pair())
+    assert alpaca.as_row() == {
+        "instruction": "Why?", "input": "", "id": "p1",
+        "chosen": PAIR["chosen"]["value"], "rejected": PAIR["rejected"]["value"],
+    }  # fmt: skip
+    ((messages,), _) = run("to_messages", pair())
+    assert messages.as_row()["rejected"] == [{"role": "assistant", "content": "<p>No idea.</p>"}]
+
+
+def test_pairs_that_differ_in_the_rejected_reply_are_two() -> None:
+    kept, log = run("dedupe", pair(), pair(rejected={"from": "gpt", "value": "Hm."}), pair())
+    assert len(kept) == 2 and log.merged == {"same content": 1}
