@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from lorikeet.adapters._storage import CONFIG, IDENTITY, WEIGHTS, read_adapter, read_json
@@ -24,6 +23,7 @@ from lorikeet.adapters.lora import Lora
 from lorikeet.base.errors import CheckpointError, OutputError, RecipeError
 from lorikeet.base.files import new_folder, sha256_file
 from lorikeet.base.log import note
+from lorikeet.base.tensor_file import save_tensors
 
 WAYS = ("cat", "svd", "linear")
 SAME = ("base", "base_fingerprint", "tokenizer_fingerprint", "template_fingerprint", "template", "quant")
@@ -64,7 +64,7 @@ def combine(
         tensors[f"{PREFIX}{name}.lora_A.weight"] = torch.nn.functional.pad(a, (0, 0, 0, missing)).contiguous()
         tensors[f"{PREFIX}{name}.lora_B.weight"] = torch.nn.functional.pad(b, (0, missing)).contiguous()
     with new_folder(output) as folder:
-        save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+        save_tensors(tensors, folder / WEIGHTS, metadata={"format": "pt"})
         (folder / CONFIG).write_text(json.dumps(_config(parts, names, size), indent=2) + "\n")
         (folder / IDENTITY).write_text(json.dumps(_identity(parts, way), indent=2) + "\n")
     return {"output": str(output), "adapters": len(parts), "combination": way, "r": size, "linears": len(names)}

@@ -27,6 +27,7 @@ class Adapter(Options):
         None, description="Go on from this adapter: its folder, or a run.", examples=["runs/first"]
     )
     peft_type: ClassVar[str]  # adapter_config.json's peft_type
+    usual_rate: ClassVar[float] = 2e-4  # a learning rate to begin with, for models of one to four billion weights
     only_at_start: ClassVar[tuple[str, ...]] = ()  # options that say how it begins: without effect beside `path`
     merge_refusal: ClassVar[str | None] = None  # one sentence: why this kind cannot be folded into the weights
 
@@ -60,6 +61,10 @@ class Adapter(Options):
     def parameters(self, model: CausalLM) -> dict[str, nn.Parameter]:
         """What trains, under the names it has in adapter_model.safetensors (PEFT's layout), or like them."""
         raise NotImplementedError
+
+    def kept_per_token(self, model: CausalLM) -> int:
+        """How many numbers it adds to what a step keeps of each token for its backward pass, attached; about."""
+        return 0
 
     def smaller(self) -> list[dict[str, Any]]:
         """Other values of its options with which it takes less memory, mild to severe: [{"r": 4}]."""

@@ -187,6 +187,15 @@ class LowRankAdapter(SavesModules):
             assert linear.bias is not None
             linear.bias = nn.Parameter(linear.bias.detach().to(master(linear.bias.dtype)), requires_grad=True)
 
+    def kept_per_token(self, model: CausalLM) -> int:
+        """See `Adapter.kept_per_token`: what the A's of a group make of it, in the width that kernels take."""
+        ranks = [
+            sum(self.rank_of(linear.name) for linear in group.linears if linear.adapter is not None)
+            for group in model.groups()
+            if group.attached is not None
+        ]
+        return sum(rank + -rank % 32 for rank in ranks)
+
     def smaller(self) -> list[dict[str, Any]]:
         """See `Adapter.smaller`."""
         return [{"r": rank} for rank in halves(self.r)]

@@ -133,7 +133,8 @@ def leaves_or_names(names: set[str], model: CausalLM) -> list[str]:
     """`names` as PEFT's lists have them: the ends alone where they mean the same, else whole names."""
     leaves = sorted({name.rsplit(".", 1)[-1] for name in names})
     meant = {name for name, _ in model.linears() if name.rsplit(".", 1)[-1] in leaves}
-    return leaves if meant == names else sorted(names)
+    numbers = any(leaf.isdigit() for leaf in leaves)  # of a list of modules: PEFT would find the layers' numbers, too
+    return leaves if meant == names and not numbers else sorted(names)
 
 
 def by_leaf_or_name(values: dict[str, Any], otherwise: Any) -> dict[str, Any]:

@@ -22,6 +22,7 @@ class Bias(OwnTensors):
     kind: Literal["bias"] = "bias"
     norms: bool = Field(False, description="Train the weights of norms, too.")
     peft_type: ClassVar[str] = "LORIKEET_BIAS"
+    usual_rate: ClassVar[float] = 1e-3
 
     def chosen(self, model: CausalLM) -> set[str]:
         """See `OwnTensors.chosen`."""

@@ -32,6 +32,7 @@ class Full(OwnTensors):
         None, description="Tensors that stay frozen all the same, named as in target_modules.", examples=[["layers.0"]]
     )
     peft_type: ClassVar[str] = "LORIKEET_FULL"
+    usual_rate: ClassVar[float] = 2e-5
 
     def quant_refusal(self, quant: Quant) -> str | None:
         """See `Adapter.quant_refusal`; what is named is known only in the network."""

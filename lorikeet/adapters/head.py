@@ -22,6 +22,7 @@ class TrainedHead(OwnTensors):
     kind: Literal["head"] = "head"
     embeddings: bool = Field(False, description="Train the embedding, too; a tied head then stays tied.")
     peft_type: ClassVar[str] = "LORIKEET_HEAD"
+    usual_rate: ClassVar[float] = 2e-5
 
     def chosen(self, model: CausalLM) -> set[str]:
         """See `OwnTensors.chosen`; a tied head is untied here where it trains alone."""

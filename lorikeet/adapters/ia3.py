@@ -41,6 +41,7 @@ class Ia3(SavesModules):
         ["down_proj"], description="Those whose inputs are scaled, and not their outputs; named in the same way."
     )
     peft_type: ClassVar[str] = "IA3"
+    usual_rate: ClassVar[float] = 8e-3
 
     def attach(self, model: CausalLM, *, seed: int) -> None:
         """See `Adapter.attach`. Nothing is drawn."""

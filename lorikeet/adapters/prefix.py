@@ -34,6 +34,7 @@ class PrefixTuning(VirtualTokens):
         None, ge=1, description="Width between the MLP's two linears; by default that of a layer's keys."
     )
     peft_type: ClassVar[str] = "PREFIX_TUNING"
+    usual_rate: ClassVar[float] = 1e-2
     merge_refusal: ClassVar[str | None] = (
         "keys and values of its own are no weights, so they cannot be folded in; serve it as an adapter"
     )

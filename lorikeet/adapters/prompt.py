@@ -28,6 +28,7 @@ class PromptTuning(VirtualTokens):
 
     kind: Literal["prompt"] = "prompt"
     peft_type: ClassVar[str] = "PROMPT_TUNING"
+    usual_rate: ClassVar[float] = 3e-2
     merge_refusal: ClassVar[str | None] = (
         "vectors that stand before the tokens are no weights, so they cannot be folded in; serve it as an adapter"
     )

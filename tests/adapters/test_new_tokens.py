@@ -23,8 +23,8 @@ from lorikeet.base.yaml_lines import dump
 from lorikeet.cli.main import run_command
 from lorikeet.models.new_rows import grow
 from lorikeet.tokens.open import open_tokenizer
-from lorikeet.train.loop import TrainOptions
 from lorikeet.train.optim import Stepper
+from lorikeet.train.options import TrainOptions
 from lorikeet.train.step import train_step
 from parity import test_step, tiny
 

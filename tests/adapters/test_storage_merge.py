@@ -7,11 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from pydantic import TypeAdapter
 
+from lorikeet.adapters._contract import Adapter
 from lorikeet.adapters._merge import compare, merged_tensors
 from lorikeet.adapters._storage import fill, read_adapter, save_adapter
 from lorikeet.adapters.lora import Lora
 from lorikeet.base.errors import CheckpointError
+from lorikeet.base.kinds import kind_field
 from lorikeet.models.decoder import Decoder
 from parity import tiny
 
@@ -39,9 +42,28 @@ def test_what_is_saved_comes_back(tmp_path: Path) -> None:
     assert compare(model, other, PROBES, 1e-12).max_difference > 0.1
     fill(other, adapter, tensors, source="test")
     assert compare(model, other, PROBES, 1e-12).max_difference == 0
-    assert identity == {"base": "tiny", "data": "abc"}
+    assert identity == {"base": "tiny", "data": "abc", "kind": "lora"}
     config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == "tiny" and config["target_modules"] == ["down_proj", "q_proj"]
+
+
+def test_someone_s_own_kind_reads_what_it_wrote_and_nothing_else_of_what_it_inherits(tmp_path: Path) -> None:
+    """It stays known in a process, e.g. in a server, which then reads other folders."""
+    (tmp_path / "mine.py").write_text(
+        "from lorikeet.adapters.lora import Lora\n\n\nclass Mine(Lora):\n    kind: str = 'mine'\n"
+    )
+    named = TypeAdapter(kind_field("lorikeet.adapters", Adapter))
+    for folder, said in (
+        ("own", {"kind": str(tmp_path / "mine.py")}),
+        ("dora", {"kind": "dora"}),
+        ("lora", {"kind": "lora"}),
+    ):
+        model, adapter = tiny.decoder(), named.validate_python(said | {"r": 2})
+        adapter.attach(model, seed=0)
+        (tmp_path / folder).mkdir()
+        save_adapter(tmp_path / folder, adapter, model, {})
+        read, _, identity = read_adapter(tmp_path / folder)
+        assert read.model_dump()["kind"] == identity["kind"] == said["kind"]
 
 
 @pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
