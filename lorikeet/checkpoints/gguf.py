@@ -80,6 +80,10 @@ class GGUFCheckpoint:
         """The value of one metadata key, long arrays too, as plain Python; None when absent."""
         return self._header.metadata(key)
 
+    def metadata_keys(self) -> list[str]:
+        """The metadata's keys, those of long arrays too."""
+        return list(self._header.values)
+
     def names(self) -> list[str]:
         """Tensor names as stored, e.g. `blk.0.attn_q.weight`."""
         return list(self._header.tensors)

@@ -26,7 +26,6 @@ from lorikeet.models._hf_graph import Capture, Layout, Linear
 from lorikeet.models._hf_names import Piece
 from lorikeet.models.causal_lm import CausalLM, Head, Shape
 from lorikeet.models.experts import ExpertGroup
-from lorikeet.models.kv_cache import Decode, Prefill
 from lorikeet.models.linear import FrozenLinear
 from lorikeet.models.slots import Slot, parameter_slot
 from lorikeet.ops.attention import PackedView, View
@@ -76,6 +75,11 @@ class TransformersModel(CausalLM):
         self._turns = _length_where_rope_turns(network.config.get_text_config())
         self.stands = {name: module for name, module in network.named_modules() if isinstance(module, Linear)}
 
+    @property
+    def reads_whole(self) -> bool:
+        """See `CausalLM.reads_whole`."""
+        return self.way in ("padded", "mask") or self._turns is not None
+
     def hidden(self, tokens: Tensor, positions: Tensor, view: View) -> Tensor:
         """See `CausalLM.hidden`."""
         cached = not isinstance(view, PackedView)
@@ -110,18 +114,12 @@ class TransformersModel(CausalLM):
 
     def _in_batches(self, tokens: Tensor, view: View) -> Tensor:
         """The same with each text whole, padded at its end, where causal texts do not look: [T, D]."""
-        if not isinstance(view, (PackedView, Prefill, Decode)):
+        if not isinstance(view, PackedView):
             raise ModelError(
                 "this network reads whole texts, so that no keys and values can stand before them",
                 given="padded batches, as transformers runs it",
                 try_="adapter.kind=lora",
             )
-        if not isinstance(view, PackedView):
-            told = _remember(tokens, view, self.shape, self.dtype)
-            if told is not None:  # one new token of each text, which is read anew
-                states = self._texts(told)
-                return torch.stack([state[len(text) - 1] for state, text in zip(states, told)])
-        assert not isinstance(view, Decode)
         paths = _paths(view.visible_until.cpu().numpy())
         states = self._texts([tokens[torch.from_numpy(path).to(tokens.device)] for path in paths])
         first = np.full(len(tokens), -1)
@@ -273,21 +271,6 @@ def _paths(until: np.ndarray) -> list[np.ndarray]:
     index = np.arange(len(until))
     leaves = index[until <= index + 1]
     return [np.flatnonzero(until[: leaf + 1] > leaf) for leaf in leaves]
-
-
-def _remember(tokens: Tensor, view: Any, shape: Shape, dtype: torch.dtype) -> list[Tensor] | None:
-    """Keep the tokens themselves in the cache of a view, which has room for keys: as three numbers below 256, exact in
-    every dtype. While decoding: the whole text of each row."""
-    if shape.head_dim < 3:
-        raise ModelError("this network answers only through plain transformers", given=f"heads of {shape.head_dim}")
-    digits = torch.stack([tokens >> 16, tokens >> 8 & 255, tokens & 255], -1).to(dtype)
-    keys = F.pad(digits, (0, shape.head_dim - 3))[:, None].expand(-1, shape.kv_heads, -1).contiguous()
-    view.attend(0, keys, keys, keys, scale=1.0)
-    if isinstance(view, Prefill):
-        return None
-    kept = view.cache.keys[0, :, 0, :, :3].round().long()
-    ids = (kept[..., 0] << 16) + (kept[..., 1] << 8) + kept[..., 2]
-    return [row[: length + 1] for row, length in zip(ids, view.positions.tolist())]
 
 
 def _difference(found: Tensor, wanted: Tensor) -> float:

@@ -51,9 +51,9 @@ class Head(nn.Module):
         self.weight, self.bias, self.scale, self.softcap = weight, bias, scale, softcap
         self.new_rows: nn.Module | None = None  # those of new tokens: see new_rows.py
 
-    def loss(self, hidden: Tensor, targets: Tensor, weights: Tensor) -> HeadLoss:
-        """hidden [N, D], targets [N], weights [N]: the weighted sum of token losses, in chunks."""
-        options: dict[str, Any] = {"bias": self.bias, "scale": self.scale, "softcap": self.softcap}
+    def loss(self, hidden: Tensor, targets: Tensor, weights: Tensor, *, chunk: int | None = None) -> HeadLoss:
+        """hidden [N, D], targets [N], weights [N]: the weighted sum of token losses, in chunks (of `chunk`)."""
+        options: dict[str, Any] = {"bias": self.bias, "scale": self.scale, "softcap": self.softcap, "chunk": chunk}
         if self.new_rows is not None:
             options["rows"] = self.new_rows.first, self.new_rows.weight
         return linear_cross_entropy(hidden, self.weight, targets, weights, **options)
@@ -85,6 +85,11 @@ class CausalLM(nn.Module):
     def hidden(self, tokens: Tensor, positions: Tensor, view: View) -> Tensor:
         """tokens [T] int64, positions [T] int64 -> the last hidden states [T, D], after the final norm."""
         raise NotImplementedError
+
+    @property
+    def reads_whole(self) -> bool:
+        """Whether every pass computes whole texts, so that keys and values are of no use."""
+        return False
 
     def surround(self, around: Callable[..., Tensor]) -> None:
         """From now on `hidden` is `around(hidden, tokens, positions, view)`, which is given the one before."""

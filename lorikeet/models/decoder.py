@@ -98,8 +98,6 @@ class Decoder(CausalLM):
         if self.spec.local_rope is not None:
             near = self.spec.local_rope.table(positions, self.dtype)
         twice = self.computed_twice(len(self.blocks))
-        if twice:
-            x.requires_grad_()  # so that each block, the first too, is recomputed inside the graph
         for i, block in enumerate(self.blocks):
             cos, sin = far if block.window is None else near
             x = checkpointed(block, x, cos, sin, view) if i < twice else block(x, cos, sin, view)

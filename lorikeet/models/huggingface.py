@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from lorikeet.base.errors import MissingExtra, ModelError, RecipeError
 from lorikeet.base.extras import require
+from lorikeet.base.kinds import family_files
 from lorikeet.checkpoints._contract import Checkpoint
 from lorikeet.models import _hf_attention as serve
 from lorikeet.models import _hf_graph as graph
@@ -32,6 +33,7 @@ from lorikeet.models.build import Build
 from lorikeet.models.causal_lm import CausalLM, Shape
 from lorikeet.models.experts import ExpertGroup, expert_names
 from lorikeet.models.families._contract import Family
+from lorikeet.models.gguf_layouts._contract import GGUFLayout
 from lorikeet.models.spec import Spec
 from lorikeet.quant._contract import FrozenWeight
 
@@ -108,6 +110,19 @@ class Transformers(Family):
         if checkpoint not in self._known:
             self._known[checkpoint] = frozenset(checkpoint.names())
         return Reading(list(spec.outline.pieces), spec.outline.prefix).read(checkpoint, self._known[checkpoint], name)
+
+    def gguf_layout(self, spec: TransformersSpec) -> GGUFLayout:
+        """See `Family.gguf_layout`: the file of models/gguf_layouts for this model_type."""
+        known = [found() for found in family_files("lorikeet.models.gguf_layouts", GGUFLayout)]
+        for layout in known:
+            if layout.model_type == spec.config.get("model_type"):
+                return layout
+        raise ModelError(
+            "how a GGUF file holds this network is not known here",
+            given=spec.config.get("model_type"),
+            allowed="native families (docs/models.md), " + " ".join(layout.model_type for layout in known),
+            try_="lorikeet merge, and llama.cpp's convert_hf_to_gguf.py with the folder",
+        )
 
     def ready(self, model: CausalLM) -> None:
         """See `Family.ready`."""

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from lorikeet.base.errors import LorikeetError, ModelError
+from lorikeet.base.memory_errors import memory_ended
 from lorikeet.checkpoints._contract import Checkpoint
 from lorikeet.models.build import Build
 from lorikeet.models.causal_lm import CausalLM, Head, Shape
@@ -83,9 +84,11 @@ def own_code(function: Callable[..., Any], title: str) -> Iterator[None]:
     """Someone's own code can fail in any way: here as one ModelError, with the line of the file `function` is in."""
     try:
         yield
-    except (LorikeetError, torch.OutOfMemoryError):
+    except LorikeetError:
         raise
     except Exception as error:
+        if memory_ended(error):
+            raise
         code = getattr(function, "__code__", None)
         file = code.co_filename if code else "?"
         lines = [frame.lineno for frame in extract_tb(error.__traceback__) if frame.filename == file]

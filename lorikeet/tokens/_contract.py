@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, Protocol
 
+from lorikeet.tokens._spelling import Spelling
+
 After = Literal["start", "control", "text"]
 
 
@@ -38,6 +40,11 @@ class Tokenizer(Protocol):
 
     def decode(self, ids: Sequence[int], *, skip_control: bool = True) -> str:
         """The text of `ids`; incomplete UTF-8 at the end becomes U+FFFD."""
+        ...
+
+    @property
+    def spelling(self) -> Spelling:
+        """The bytes of each token. Raises TokenizerError where tokens have none of their own."""
         ...
 
     def with_tokens(self, names: Sequence[str]) -> Tokenizer:

@@ -35,10 +35,14 @@ def recognises(path: Path, checkpoint: Checkpoint | None) -> bool:
 def load(path: Path, checkpoint: Checkpoint | None) -> HuggingFaceTokenizer:
     """The tokenizer that the file describes. Raises TokenizerError for a kind or a split that is not known here."""
     assert isinstance(checkpoint, GGUFCheckpoint)
-    where = str(checkpoint.path)
+    return read_tokenizer(str(checkpoint.path), checkpoint.metadata)
+
+
+def read_tokenizer(where: str, metadata: Callable[[str], Any]) -> HuggingFaceTokenizer:
+    """As `load`, from `metadata`: the value of each of a file's keys, None where it has none."""
 
     def value(key: str) -> Any:
-        return checkpoint.metadata(f"tokenizer.ggml.{key}")
+        return metadata(f"tokenizer.ggml.{key}")
 
     kind = value("model")
     if kind not in ("gpt2", "gemma4", "llama", "t5"):
@@ -57,7 +61,7 @@ def load(path: Path, checkpoint: Checkpoint | None) -> HuggingFaceTokenizer:
         add_bos = pre.add_bos
     else:
         backend = _scored(where, kind, tokens, types, value)
-    special = _special(where, kind, tokens, types, value, add_bos, checkpoint.metadata("tokenizer.chat_template"))
+    special = _special(where, kind, tokens, types, value, add_bos, metadata("tokenizer.chat_template"))
     bos = special.names.get("bos_token")
     if special.add_bos and bos is not None:
         backend.post_processor = processors.TemplateProcessing(

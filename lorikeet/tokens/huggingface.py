@@ -27,6 +27,7 @@ from lorikeet.checkpoints._contract import Checkpoint
 from lorikeet.tokens._contract import After
 from lorikeet.tokens._folder import Special, read, special_tokens
 from lorikeet.tokens._prefix import find_prefix
+from lorikeet.tokens._spelling import Spelling, spelling
 from lorikeet.tokens._words import Words, made_of_words
 
 # what a tokenizer is made of; kept as it came, so that saving gives it back
@@ -102,6 +103,21 @@ class HuggingFaceTokenizer:
         ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
         return ids
 
+    @property
+    def backend(self) -> Backend:
+        """The package's own tokenizer, which knows control tokens in text."""
+        return self._backend
+
+    def description(self) -> dict[str, Any]:
+        """The content of tokenizer.json."""
+        found: dict[str, Any] = orjson.loads(self._backend.to_str())
+        return found
+
+    def token_id(self, token: str) -> int | None:
+        """The id of a token by its text in the vocabulary."""
+        found: int | None = self._backend.token_to_id(token)
+        return found
+
     @cached_property
     def _words(self) -> Words | None:
         """For tokenizers whose ids are those of a text's words."""
@@ -118,6 +134,12 @@ class HuggingFaceTokenizer:
         """The text of `ids`; incomplete UTF-8 becomes U+FFFD."""
         text: str = self._backend.decode(list(ids), skip_special_tokens=skip_control)
         return text
+
+    @cached_property
+    def spelling(self) -> Spelling:
+        """The bytes of each token. Raises TokenizerError where tokens have none of their own."""
+        decoder = orjson.loads(self._backend.to_str())["decoder"]
+        return spelling(self._backend.get_vocab(), set(self.control.values()), decoder)
 
     def with_tokens(self, names: Sequence[str]) -> HuggingFaceTokenizer:
         """The same with these control tokens behind all others. Raises TokenizerError for names that are tokens."""

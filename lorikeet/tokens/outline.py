@@ -19,6 +19,7 @@ from lorikeet.tokens import gguf
 from lorikeet.tokens._folder import Special, read, special_tokens
 from lorikeet.tokens._gguf_pre import PRE
 from lorikeet.tokens._pieces import CONTROL
+from lorikeet.tokens._spelling import Spelling
 from lorikeet.tokens.open import open_tokenizer
 
 GGUF_KINDS = {
@@ -58,6 +59,10 @@ class Outline:
 
     def decode(self, ids: Sequence[int], *, skip_control: bool = True) -> str:
         raise AssertionError("an outline does not decode")
+
+    @property
+    def spelling(self) -> Spelling:
+        raise AssertionError("an outline spells nothing")
 
     def with_tokens(self, names: Sequence[str]) -> Outline:
         raise AssertionError("an outline takes no new tokens")

@@ -20,6 +20,7 @@ from lorikeet.base.errors import TokenizerError
 from lorikeet.checkpoints._contract import Checkpoint
 from lorikeet.tokens._folder import added_tokens, read, read_json, special_tokens
 from lorikeet.tokens._pieces import joins
+from lorikeet.tokens._spelling import byte_letters
 from lorikeet.tokens.huggingface import HuggingFaceTokenizer
 
 LINE = re.compile(rb"([A-Za-z0-9+/]+=*) (\d+)\s*")
@@ -179,7 +180,7 @@ def parse(file: Path) -> dict[bytes, int]:
 
 
 def _backend(file: Path, family: Family, ranks: dict[bytes, int], special: dict[str, int]) -> Backend:
-    letters = _byte_letters()
+    letters = byte_letters()
     vocab = {"".join(letters[byte] for byte in token): rank for token, rank in ranks.items()}
     merges = joins(vocab, range(len(vocab)))
     # special tokens have their ids from the vocabulary, because some leave gaps
@@ -193,10 +194,3 @@ def _backend(file: Path, family: Family, ranks: dict[bytes, int], special: dict[
     ordered = sorted(special, key=special.__getitem__)
     backend.add_special_tokens([AddedToken(name, normalized=False, special=True) for name in ordered])
     return backend
-
-
-def _byte_letters() -> list[str]:
-    """GPT-2's letter for each byte: itself where it is visible, else the next free one from 256 on."""
-    visible = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    others = iter(range(256, 512))
-    return [chr(byte) if byte in visible else chr(next(others)) for byte in range(256)]

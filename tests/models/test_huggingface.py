@@ -25,7 +25,7 @@ from lorikeet.plan.simulate import Network, measure, simulate
 from lorikeet.quant.int8 import Int8
 from lorikeet.quant.nf4 import NF4
 from lorikeet.quant.none import NoQuant
-from lorikeet.train.loop import TrainOptions
+from lorikeet.train.options import TrainOptions
 from parity import hf_models, tiny
 from parity.hf_models import IDS, LLAMA, ours, theirs
 from parity.test_families import (

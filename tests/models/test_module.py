@@ -18,8 +18,8 @@ from lorikeet.base.kinds import file_class
 from lorikeet.checkpoints import hf
 from lorikeet.checkpoints.open import open_checkpoint
 from lorikeet.data.pack import pack_row
+from lorikeet.models.cache_views import Decode, Prefill
 from lorikeet.models.families._contract import Family
-from lorikeet.models.kv_cache import Decode, KvCache, Prefill
 from lorikeet.models.load import identify, load
 from lorikeet.models.module import ModuleModel
 from lorikeet.ops.attention import PackedView
@@ -103,10 +103,11 @@ def test_packed_equals_each_text_alone_in_plain_pytorch(checkpointing: bool, tmp
 def test_cached_decoding_equals_reading_anew(tmp_path: Path) -> None:
     model, text = read(tmp_path), [1, 2, 3, 4, 5, 6, 7, 8]
     expected = plain_logits(module(), text)
-    cache = KvCache(model.shape, 1, 32, torch.float64, tiny.CPU)
-    prefill = Prefill(cache, [text[:5]])
+    cache, places = tiny.cache(model, 1, 32)
+    prefill = Prefill(cache, places, [text[:5]])
     hidden = model.hidden(prefill.tokens, prefill.positions, prefill)[prefill.last]
-    decode = Decode(cache)
+    prefill.advance()
+    decode = Decode(cache, places)
     for place in range(4, 7):
         torch.testing.assert_close(model.head.logits(hidden)[0], expected[place])
         hidden = model.hidden(torch.tensor([text[place + 1]]), decode.positions, decode)

@@ -13,8 +13,9 @@ from tokenizers import models, pre_tokenizers, trainers
 
 from lorikeet.base.errors import TokenizerError
 from lorikeet.tokens import huggingface
+from lorikeet.tokens._spelling import byte_letters
 from lorikeet.tokens.open import open_tokenizer
-from lorikeet.tokens.tiktoken import FAMILIES, _byte_letters
+from lorikeet.tokens.tiktoken import FAMILIES
 
 from .corpus import ALPHABET, CONTROL, TEXTS, check
 
@@ -46,7 +47,7 @@ def ranks():
     trainer = trainers.BpeTrainer(vocab_size=900, max_token_length=12, initial_alphabet=alphabet, show_progress=False)
     words = ["the lower lowest widest ababab I'll WE'RE HelloWorld 's 'S 123456 \r\n\r\n /\n"]
     backend.train_from_iterator(TEXTS * 3 + words * 9, trainer)
-    bytes_of = {letter: byte for byte, letter in enumerate(_byte_letters())}
+    bytes_of = {letter: byte for byte, letter in enumerate(byte_letters())}
     return {bytes(bytes_of[letter] for letter in token): rank for token, rank in backend.get_vocab().items()}
 
 

@@ -1,11 +1,10 @@
-"""Reading what most families' config.json (and GGUF metadata) say alike: sizes, rope, windows, activation."""
+"""Reading what most families' config.json say alike: sizes, rope, windows, activation."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from lorikeet.base.errors import ModelError
-from lorikeet.checkpoints._contract import Checkpoint
 from lorikeet.models.causal_lm import Shape
 from lorikeet.ops.rope import Rope
 from lorikeet.ops.swiglu import Activation
@@ -123,47 +122,3 @@ def tied(config: dict[str, Any], default: bool) -> bool:
     """Whether the head is the embedding. Families differ in what an absent key means."""
     value = config.get("tie_word_embeddings")
     return default if value is None else bool(value)
-
-
-def gguf_settings(checkpoint: Checkpoint, architecture: str, model_type: str) -> dict[str, Any]:
-    """A config.json with what most families' GGUF metadata say alike. Raises ModelError for a missing size."""
-    metadata, names = checkpoint.config, set(checkpoint.names())
-    prefix = metadata.get("general.architecture")
-
-    def get(key: str, default: Any = None) -> Any:
-        return metadata.get(f"{prefix}.{key}", default)
-
-    heads, width = get("attention.head_count"), get("embedding_length")
-    if not isinstance(heads, int) or not isinstance(width, int) or "token_embd.weight" not in names:
-        raise ModelError(
-            f"{checkpoint.path}: the file's metadata lack the network's sizes",
-            given=f"{prefix}.attention.head_count {heads}, {prefix}.embedding_length {width}",
-            allowed="a GGUF file of a whole model (no adapter, no vocabulary alone)",
-        )
-    config = {
-        "architectures": [architecture],
-        "model_type": model_type,
-        "vocab_size": checkpoint.shape("token_embd.weight")[0],
-        "hidden_size": width,
-        "num_hidden_layers": get("block_count"),
-        "num_attention_heads": heads,
-        "num_key_value_heads": get("attention.head_count_kv", heads),
-        "head_dim": get("attention.key_length", width // heads),
-        "intermediate_size": get("feed_forward_length"),
-        "max_position_embeddings": get("context_length"),
-        "rms_norm_eps": get("attention.layer_norm_rms_epsilon"),
-        "rope_theta": get("rope.freq_base", 10000.0),
-        "hidden_act": "silu",
-        "tie_word_embeddings": "output.weight" not in names,
-        "bos_token_id": metadata.get("tokenizer.ggml.bos_token_id"),
-        "eos_token_id": metadata.get("tokenizer.ggml.eos_token_id"),
-    }
-    scaling = get("rope.scaling.type")
-    if scaling in ("linear", "yarn"):
-        original = get("rope.scaling.original_context_length")
-        config["rope_scaling"] = {
-            "rope_type": scaling,
-            "factor": get("rope.scaling.factor"),
-            **({"original_max_position_embeddings": original} if original else {}),
-        }
-    return config

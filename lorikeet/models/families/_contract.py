@@ -1,7 +1,7 @@
 """What a model family says: which checkpoints are its own, its sizes, and where each tensor lies in them.
 
 Names inside Lorikeet are the Hugging Face checkpoint's own (`model.layers.0.self_attn.q_proj`). A family translates a
-GGUF file's metadata and names to those; `config.json` needs no translation.
+GGUF file's metadata and names to those, and back; `config.json` needs no translation.
 """
 
 from __future__ import annotations
@@ -10,22 +10,23 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from lorikeet.base.errors import ModelError
 from lorikeet.checkpoints._contract import Checkpoint
 from lorikeet.models.build import Build
 from lorikeet.models.causal_lm import CausalLM
 from lorikeet.models.decoder import Decoder
+from lorikeet.models.families import _gguf
+from lorikeet.models.gguf_layouts._contract import GGUFLayout
 from lorikeet.models.spec import DecoderSpec, Names, Spec
 
 __all__ = ["DecoderSpec", "Family", "Names", "Spec"]
 
 
-class Family:
+class Family(GGUFLayout):
     """Base of the families; a file of this folder defines one subclass."""
 
     kind: ClassVar[str]
-    model_type: ClassVar[str]  # config.json's model_type
     architecture: ClassVar[str]  # config.json's architectures[0]
-    gguf_architecture: ClassVar[str | None] = None  # general.architecture
     gguf_top: ClassVar[dict[str, str]] = {}  # where the family's names differ from GGUF_TOP
     gguf_layer: ClassVar[dict[str, str]] = {}  # and from GGUF_LAYER
 
@@ -69,8 +70,32 @@ class Family:
         return f"blk.{index}.{(GGUF_LAYER | self.gguf_layer)[rest]}.{suffix}"
 
     def from_gguf(self, name: str, tensor: Tensor, spec: DecoderSpec) -> Tensor:
-        """Undo what the conversion to GGUF did to a tensor's values or layout."""
+        """Undo what the conversion to GGUF did to a tensor's values or layout: the inverse of `to_gguf`."""
         return tensor
+
+    def gguf_layout(self, spec: Any) -> GGUFLayout:
+        """How a GGUF file holds the network. Raises ModelError where llama.cpp has no such network."""
+        if self.written_as is None:
+            raise ModelError(
+                "llama.cpp has no network of this kind",
+                given=spec.shape.config.get("model_type") or self.kind,
+                allowed="those of docs/models.md",
+                try_="lorikeet merge, and an engine for Hugging Face folders",
+            )
+        return self
+
+    def gguf_metadata(self, spec: Any) -> dict[str, Any]:
+        """See `GGUFLayout.gguf_metadata`. Families check first what their graph in llama.cpp does not know."""
+        assert self.written_as is not None
+        return _gguf.written_settings(spec, self.written_as)
+
+    def gguf_others(self, spec: Any) -> dict[str, Tensor]:
+        """See `GGUFLayout.gguf_others`."""
+        return _gguf.rope_factors(spec.rope)
+
+    def gguf_notes(self, spec: Any) -> list[str]:
+        """See `GGUFLayout.gguf_notes`."""
+        return _gguf.window_note(spec)
 
 
 # Hugging Face decoder names to GGUF's (gguf-py, `constants.MODEL_TENSOR`)

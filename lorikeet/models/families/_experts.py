@@ -20,6 +20,7 @@ from lorikeet.models.build import Build
 from lorikeet.models.experts import STACKED_OWNER, ExpertNames, ExpertSizes, Mixture
 from lorikeet.models.families import _config
 from lorikeet.models.families._contract import DecoderSpec, Family
+from lorikeet.models.gguf_layouts._contract import not_the_same
 
 _NAMES: WeakKeyDictionary[Any, frozenset[str]] = WeakKeyDictionary()  # asked for every expert: built once
 
@@ -40,10 +41,9 @@ class MixtureFamily(Family):
             return super().read(checkpoint, name, spec)
         index, expert, leaf = found[1], int(found[2]), found[3]
         if checkpoint.layout == "gguf":
-            kind = {names.gate: "ffn_gate", names.up: "ffn_up", names.down: "ffn_down"}[leaf]
-            if f"blk.{index}.{kind}.{expert}.weight" in known:
-                return checkpoint.read(f"blk.{index}.{kind}.{expert}.weight")
-            return _part(checkpoint, f"blk.{index}.{kind}_exps.weight", expert)
+            stack, _ = self.gguf_place(name, spec)
+            alone = stack.replace("_exps.", f".{expert}.")
+            return checkpoint.read(alone) if alone in known else _part(checkpoint, stack, expert)
         owner = f"{spec.names.layers}.{index}.{STACKED_OWNER}.experts"
         if name in known or f"{owner}.down_proj" not in known:
             return checkpoint.read(name)
@@ -51,6 +51,32 @@ class MixtureFamily(Family):
             return _part(checkpoint, f"{owner}.down_proj", expert)
         both = _part(checkpoint, f"{owner}.gate_up_proj", expert)
         return both.chunk(2)[(names.gate, names.up).index(leaf)]
+
+    def gguf_place(self, name: str, spec: DecoderSpec) -> tuple[str, int | None]:
+        """See `GGUFLayout.gguf_place`: experts lie stacked by kind."""
+        names = self.expert_names
+        owner = rf"{re.escape(spec.names.layers)}\.(\d+)\.{names.owner}"
+        found = re.fullmatch(rf"{owner}\.experts\.(\d+)\.(.+)\.weight", name)
+        if found is None:
+            return super().gguf_place(name, spec)
+        kind = {names.gate: "ffn_gate", names.up: "ffn_up", names.down: "ffn_down"}[found[3]]
+        return f"blk.{found[1]}.{kind}_exps.weight", int(found[2])
+
+    def gguf_expert_settings(self, spec: DecoderSpec, *, normalised: bool = True) -> dict[str, Any]:
+        """Metadata about experts. `normalised`: whether llama.cpp divides a token's shares by their sum. Raises
+        ModelError where this network does otherwise, or has layers without experts."""
+        assert isinstance(spec.experts, partial)
+        _, sizes, dense = spec.experts.args
+        if dense:
+            raise not_the_same("every layer has experts", f"layers {sorted(dense)} without", "none")
+        if sizes.normalised != normalised:
+            raise not_the_same("norm_topk_prob", sizes.normalised, normalised)
+        found: dict[str, Any] = {"expert_count": sizes.count, "expert_used_count": sizes.chosen}
+        if self.written_as != "llama":  # an expert of Mixtral has the width of a feed-forward
+            found["expert_feed_forward_length"] = sizes.width
+        if sizes.shared_width:
+            found["expert_shared_feed_forward_length"] = sizes.shared_width
+        return {f"{self.written_as}.{key}": value for key, value in found.items()}
 
     def with_experts(self, spec: DecoderSpec, sizes: ExpertSizes, dense: frozenset[int] = frozenset()) -> DecoderSpec:
         """The spec with experts in every layer but the `dense` ones. Raises ModelError where k exceeds E."""

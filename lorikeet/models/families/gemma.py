@@ -8,8 +8,9 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from lorikeet.checkpoints._contract import Checkpoint
-from lorikeet.models.families import _config
+from lorikeet.models.families import _config, _gguf
 from lorikeet.models.families._contract import DecoderSpec, Family
+from lorikeet.models.gguf_layouts._contract import not_the_same
 
 
 class Gemma(Family):
@@ -38,8 +39,19 @@ class Gemma(Family):
         )
 
     def config_from_gguf(self, checkpoint: Checkpoint) -> dict[str, Any]:
-        config = _config.gguf_settings(checkpoint, self.architecture, self.model_type)
+        config = _gguf.read_settings(checkpoint, self.architecture, self.model_type)
         return config | {"hidden_act": "gelu_pytorch_tanh", "hidden_activation": "gelu_pytorch_tanh"}
 
     def from_gguf(self, name: str, tensor: Tensor, spec: DecoderSpec) -> Tensor:
         return tensor - 1 if name.endswith("norm.weight") else tensor
+
+    def to_gguf(self, name: str, tensor: Tensor, spec: DecoderSpec) -> Tensor:
+        return tensor.float() + 1 if name.endswith("norm.weight") else tensor
+
+    def gguf_metadata(self, spec: DecoderSpec) -> dict[str, Any]:
+        _gguf.check_plain(spec, biases=True, activation="gelu_tanh")
+        if spec.attention_bias:
+            raise not_the_same("it has no place for these biases", "attention_bias true", "none")
+        if not spec.tied and self.written_as != "gemma3":
+            raise not_the_same("the head is the embedding", "tie_word_embeddings false", "true")
+        return super().gguf_metadata(spec)

@@ -6,9 +6,10 @@ import math
 from typing import Any, ClassVar
 
 from lorikeet.checkpoints._contract import Checkpoint
-from lorikeet.models.families import _config
+from lorikeet.models.families import _config, _gguf
 from lorikeet.models.families._contract import DecoderSpec, Names
 from lorikeet.models.families.gemma import Gemma
+from lorikeet.models.gguf_layouts._contract import not_the_same
 
 NAMES = Names(
     after_attention="post_attention_layernorm",
@@ -52,7 +53,7 @@ class Gemma2(Gemma):
         )
 
     def config_from_gguf(self, checkpoint: Checkpoint) -> dict[str, Any]:
-        config, metadata = _config.gguf_settings(checkpoint, self.architecture, self.model_type), checkpoint.config
+        config, metadata = _gguf.read_settings(checkpoint, self.architecture, self.model_type), checkpoint.config
         del config["hidden_act"]
         big = config["num_hidden_layers"] == 46  # the 27B model divides scores by sqrt(D / H), the others by sqrt(E)
         return config | {
@@ -64,3 +65,26 @@ class Gemma2(Gemma):
             "attn_logit_softcapping": metadata.get("gemma2.attn_logit_softcapping", 50.0),
             "final_logit_softcapping": metadata.get("gemma2.final_logit_softcapping", 30.0),
         }
+
+    def gguf_metadata(self, spec: DecoderSpec) -> dict[str, Any]:
+        check_scale(spec, big=46)
+        if spec.softcap is None or spec.final_softcap is None:
+            raise not_the_same("it always caps scores and logits", "a cap of none", "a number")
+        if spec.windows != tuple(None if i % 2 else spec.windows[0] for i in range(spec.shape.layers)):
+            raise not_the_same("every other layer has the window, the first one too", spec.windows)
+        return super().gguf_metadata(spec) | {
+            "gemma2.attention.sliding_window": spec.windows[0],
+            "gemma2.attn_logit_softcapping": spec.softcap,
+            "gemma2.final_logit_softcapping": spec.final_softcap,
+        }
+
+    def gguf_notes(self, spec: DecoderSpec) -> list[str]:
+        return []  # its windows are known
+
+
+def check_scale(spec: DecoderSpec, *, big: int) -> None:
+    """Raise ModelError unless scores are divided by sqrt(E), or in the model of `big` layers by sqrt(D / H)."""
+    shape = spec.shape
+    divisor = shape.width // shape.heads if shape.layers == big else shape.head_dim
+    if spec.scale is None or not math.isclose(spec.scale, divisor**-0.5):
+        raise not_the_same("attention scores are scaled in another way", f"scale {spec.scale}", f"{divisor} ** -0.5")

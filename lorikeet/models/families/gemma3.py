@@ -14,9 +14,10 @@ from torch import Tensor
 
 from lorikeet.base.errors import ModelError
 from lorikeet.checkpoints._contract import Checkpoint
-from lorikeet.models.families import _config, gemma2
+from lorikeet.models.families import _config, _gguf, gemma2
 from lorikeet.models.families._contract import DecoderSpec
-from lorikeet.models.families.gemma2 import Gemma2
+from lorikeet.models.families.gemma2 import Gemma2, check_scale
+from lorikeet.models.gguf_layouts._contract import not_the_same
 
 NAMES = replace(gemma2.NAMES, q_norm="self_attn.q_norm", k_norm="self_attn.k_norm")
 TEXT_PARTS = ("language_model.model.", "model.language_model.")  # where the text part's tensors lie, old and new
@@ -76,7 +77,7 @@ class Gemma3(Gemma2):
         )
 
     def config_from_gguf(self, checkpoint: Checkpoint) -> dict[str, Any]:
-        config, metadata = _config.gguf_settings(checkpoint, self.architecture, self.model_type), checkpoint.config
+        config, metadata = _gguf.read_settings(checkpoint, self.architecture, self.model_type), checkpoint.config
         head_dim = config["head_dim"]
         # the file does not say by what scores are divided: sqrt(E), but the 27B model sqrt(D / H)
         big = config["num_hidden_layers"] == 62
@@ -89,9 +90,26 @@ class Gemma3(Gemma2):
             "sliding_window": metadata.get("gemma3.attention.sliding_window"),
             "rope_parameters": {
                 "full_attention": far | (scaling or {}),
-                "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+                "sliding_attention": {
+                    "rope_type": "default",
+                    "rope_theta": metadata.get("gemma3.rope.freq_base_swa", 10000.0),
+                },
             },
         }
+
+    def gguf_metadata(self, spec: DecoderSpec) -> dict[str, Any]:
+        check_scale(spec, big=62)
+        window = next((width for width in spec.windows if width is not None), None)
+        expected = tuple(None if (i + 1) % 6 == 0 else window for i in range(spec.shape.layers))
+        if window is None or spec.windows != expected:
+            raise not_the_same("five layers with a window, then one without", spec.windows)
+        if spec.final_softcap is not None or spec.softcap is not None:
+            raise not_the_same("it caps nothing", "caps on scores or logits", "none")
+        near = spec.local_rope
+        if near is not None and near.kind != "default":
+            raise not_the_same("no scaling in layers with a window", near.scaling)
+        found = super(Gemma2, self).gguf_metadata(spec) | {"gemma3.attention.sliding_window": window}
+        return found if near is None else found | {"gemma3.rope.freq_base_swa": float(near.theta)}
 
 
 # what published text_configs leave to transformers' defaults (Gemma3TextConfig)

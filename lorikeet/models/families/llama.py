@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lorikeet.base.errors import ModelError
 from lorikeet.checkpoints._contract import Checkpoint
-from lorikeet.models.families import _config
+from lorikeet.models.families import _config, _gguf
 from lorikeet.models.families._contract import DecoderSpec, Family
 from lorikeet.ops.rope import Rope
 
@@ -42,7 +42,7 @@ class Llama(Family):
         )
 
     def config_from_gguf(self, checkpoint: Checkpoint) -> dict[str, Any]:
-        config, names = _config.gguf_settings(checkpoint, self.architecture, self.model_type), set(checkpoint.names())
+        config, names = _gguf.read_settings(checkpoint, self.architecture, self.model_type), set(checkpoint.names())
         config["attention_bias"] = "blk.0.attn_q.bias" in names
         config["mlp_bias"] = "blk.0.ffn_gate.bias" in names
         if "rope_freqs.weight" in names:
@@ -51,11 +51,28 @@ class Llama(Family):
 
     def from_gguf(self, name: str, tensor: Tensor, spec: DecoderSpec) -> Tensor:
         """GGUF interleaves the two halves of each q and k head; put them back side by side."""
-        for projection, heads in (("q_proj", spec.shape.heads), ("k_proj", spec.shape.kv_heads)):
-            if f".{projection}." in name:
-                rest = tensor.shape[1:]
-                return tensor.view(heads, -1, 2, *rest).transpose(1, 2).reshape(tensor.shape)
-        return tensor
+        heads = _rotated_heads(name, spec)
+        return tensor if heads is None else _halves(tensor, heads, -1, 2)
+
+    def to_gguf(self, name: str, tensor: Tensor, spec: DecoderSpec) -> Tensor:
+        """See `from_gguf`."""
+        heads = _rotated_heads(name, spec)
+        return tensor if heads is None else _halves(tensor, heads, 2, -1)
+
+    def gguf_metadata(self, spec: DecoderSpec) -> dict[str, Any]:
+        _gguf.check_plain(spec, biases=True, kinds="llama3")
+        return super().gguf_metadata(spec)
+
+
+def _rotated_heads(name: str, spec: DecoderSpec) -> int | None:
+    """How many heads a rotated projection has; None for other tensors."""
+    projections = {"q_proj": spec.shape.heads, "k_proj": spec.shape.kv_heads}
+    return next((heads for projection, heads in projections.items() if f".{projection}." in name), None)
+
+
+def _halves(tensor: Tensor, heads: int, outer: int, inner: int) -> Tensor:
+    """Each head's rows as [outer, inner], turned: (-1, 2) takes interleaved halves apart, (2, -1) interleaves them."""
+    return tensor.reshape(heads, outer, inner, *tensor.shape[1:]).transpose(1, 2).reshape(tensor.shape)
 
 
 def llama3_scaling(factors: Tensor, config: dict[str, Any]) -> dict[str, Any]:

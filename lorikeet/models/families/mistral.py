@@ -22,6 +22,10 @@ class Mistral(Llama):
     def matches(self, checkpoint: Checkpoint) -> bool:
         return checkpoint.layout != "gguf" and checkpoint.config.get("model_type") == self.model_type
 
+    @property
+    def written_as(self) -> str | None:
+        return "llama"
+
     def spec(self, config: dict[str, Any]) -> DecoderSpec:
         spec = super().spec(config)
         return replace(spec, windows=_config.windows(config, spec.shape.layers))

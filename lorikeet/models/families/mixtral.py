@@ -42,3 +42,6 @@ class Mixtral(MixtureFamily, Mistral):
     def config_from_gguf(self, checkpoint: Checkpoint) -> dict[str, Any]:
         config = super().config_from_gguf(checkpoint) | gguf_experts(checkpoint)
         return {**config, "num_local_experts": config.pop("num_experts")}
+
+    def gguf_metadata(self, spec: DecoderSpec) -> dict[str, Any]:
+        return super().gguf_metadata(spec) | self.gguf_expert_settings(spec)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from lorikeet.checkpoints._contract import Checkpoint
-from lorikeet.models.families import _config
+from lorikeet.models.families import _config, _gguf
 from lorikeet.models.families._contract import DecoderSpec, Family, Names
 
 
@@ -31,7 +31,7 @@ class Phi3(Family):
         )
 
     def config_from_gguf(self, checkpoint: Checkpoint) -> dict[str, Any]:
-        config, names = _config.gguf_settings(checkpoint, self.architecture, self.model_type), set(checkpoint.names())
+        config, names = _gguf.read_settings(checkpoint, self.architecture, self.model_type), set(checkpoint.names())
         metadata = checkpoint.config
         config["sliding_window"] = metadata.get("phi3.attention.sliding_window") or None
         rotated = metadata.get("phi3.rope.dimension_count", config["head_dim"])
@@ -45,6 +45,23 @@ class Phi3(Family):
                 "attention_factor": metadata.get("phi3.rope.scaling.attn_factor"),
             }
         return config
+
+    def gguf_metadata(self, spec: DecoderSpec) -> dict[str, Any]:
+        _gguf.check_plain(spec, kinds="longrope")
+        found: dict[str, Any] = {}
+        if spec.rope.kind == "longrope":
+            scaling = spec.rope.scaling
+            original = scaling.get("original_max_position_embeddings") or spec.rope.max_position
+            found["phi3.rope.scaling.original_context_length"] = int(original)
+            found["phi3.rope.scaling.attn_factor"] = spec.rope.frequencies(0)[1]
+        window = next((width for width in spec.windows if width is not None), 0)
+        return super().gguf_metadata(spec) | found | {"phi3.attention.sliding_window": window}
+
+    def gguf_notes(self, spec: DecoderSpec) -> list[str]:
+        if spec.rope.kind != "longrope":
+            return []  # its windows are known
+        original = spec.rope.unchanged_within()
+        return [f"llama.cpp takes longrope's factors by its context: open it with -c {original} for texts up to that"]
 
 
 def _longrope(config: dict[str, Any]) -> dict[str, Any]:

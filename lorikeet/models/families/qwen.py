@@ -12,8 +12,9 @@ from typing import Any, ClassVar
 from lorikeet.base.errors import ModelError
 from lorikeet.checkpoints._contract import Checkpoint
 from lorikeet.models.causal_lm import Shape
-from lorikeet.models.families import _config
+from lorikeet.models.families import _config, _gguf
 from lorikeet.models.families._contract import DecoderSpec, Family, Names
+from lorikeet.models.gguf_layouts._contract import not_the_same
 from lorikeet.ops.rope import Rope
 
 
@@ -77,7 +78,7 @@ class Qwen(Family):
         )
 
     def config_from_gguf(self, checkpoint: Checkpoint) -> dict[str, Any]:
-        found = _config.gguf_settings(checkpoint, self.architecture, self.model_type)
+        found = _gguf.read_settings(checkpoint, self.architecture, self.model_type)
         return {
             "architectures": found["architectures"],
             "model_type": found["model_type"],
@@ -93,3 +94,11 @@ class Qwen(Family):
             "no_bias": True,
             "tie_word_embeddings": found["tie_word_embeddings"],
         }
+
+    def gguf_metadata(self, spec: DecoderSpec) -> dict[str, Any]:
+        if spec.tied or spec.rope.rotary_dim != spec.shape.head_dim:
+            given = "a tied head" if spec.tied else "heads that are rotated in part"
+            raise not_the_same("no published Qwen 1 has this", given)
+        _gguf.check_plain(spec)
+        # as in the config, both halves are counted
+        return super().gguf_metadata(spec) | {"qwen.feed_forward_length": 2 * spec.shape.ffn_width}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from lorikeet.checkpoints._contract import Checkpoint
-from lorikeet.models.families import _config
+from lorikeet.models.families import _config, _gguf
 from lorikeet.models.families._contract import DecoderSpec, Family
 
 
@@ -30,7 +30,11 @@ class Qwen2(Family):
         )
 
     def config_from_gguf(self, checkpoint: Checkpoint) -> dict[str, Any]:
-        return _config.gguf_settings(checkpoint, self.architecture, self.model_type)
+        return _gguf.read_settings(checkpoint, self.architecture, self.model_type)
+
+    def gguf_metadata(self, spec: DecoderSpec) -> dict[str, Any]:
+        _gguf.check_plain(spec)
+        return super().gguf_metadata(spec)
 
 
 def upper_windows(config: dict[str, Any], layers: int) -> tuple[int | None, ...]:

@@ -63,3 +63,9 @@ class Qwen2Moe(MixtureFamily, Qwen2):
     def from_gguf(self, name: str, tensor: Tensor, spec: DecoderSpec) -> Tensor:
         """The shared expert's gate is a vector there."""
         return tensor.view(1, -1) if name.endswith("shared_expert_gate.weight") else tensor
+
+    def to_gguf(self, name: str, tensor: Tensor, spec: DecoderSpec) -> Tensor:
+        return tensor.reshape(-1) if name.endswith("shared_expert_gate.weight") else tensor
+
+    def gguf_metadata(self, spec: DecoderSpec) -> dict[str, Any]:
+        return super().gguf_metadata(spec) | self.gguf_expert_settings(spec, normalised=False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from lorikeet.checkpoints._contract import Checkpoint
-from lorikeet.models.families import _config
+from lorikeet.models.families import _config, _gguf
 from lorikeet.models.families._contract import DecoderSpec, Family, Names
 from lorikeet.models.families.qwen2 import upper_windows
 
@@ -34,4 +34,8 @@ class Qwen3(Family):
         )
 
     def config_from_gguf(self, checkpoint: Checkpoint) -> dict[str, Any]:
-        return _config.gguf_settings(checkpoint, self.architecture, self.model_type)
+        return _gguf.read_settings(checkpoint, self.architecture, self.model_type)
+
+    def gguf_metadata(self, spec: DecoderSpec) -> dict[str, Any]:
+        _gguf.check_plain(spec)  # biases on q, k and v come with one on o
+        return super().gguf_metadata(spec)

@@ -43,6 +43,9 @@ class Qwen3Moe(MixtureFamily, Qwen3):
             "norm_topk_prob": True,  # the file does not say it; llama.cpp divides by the sum for this architecture
         }
 
+    def gguf_metadata(self, spec: DecoderSpec) -> dict[str, Any]:
+        return super().gguf_metadata(spec) | self.gguf_expert_settings(spec, normalised=True)
+
 
 def _head_dim(config: dict[str, Any]) -> int:
     return _config.whole(config, "hidden_size") // _config.whole(config, "num_attention_heads")

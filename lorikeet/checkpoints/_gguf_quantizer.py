@@ -1,0 +1,55 @@
+"""llama.cpp's own quantizer, for the types that the `gguf` package cannot encode: k-quants and i-quants."""
+
+from __future__ import annotations
+
+import ctypes
+from pathlib import Path
+from typing import Any
+
+from gguf.constants import LlamaFileType
+
+from lorikeet.base.errors import CheckpointError, RecipeError, nearest
+from lorikeet.base.extras import require
+from lorikeet.checkpoints._gguf_file import TYPES
+
+_PREFIX = "MOSTLY_"
+_NEED_MORE = ("IQ1", "IQ2", "IQ3_XXS")  # made with measured activations only
+_OTHERS = {
+    kind.name.removeprefix(_PREFIX).lower(): int(kind)
+    for kind in LlamaFileType
+    if kind.name.startswith((f"{_PREFIX}Q", f"{_PREFIX}IQ"))
+    and not kind.name.removeprefix(_PREFIX).startswith(_NEED_MORE)
+}
+QUANTIZED = {name: number for name, number in _OTHERS.items() if name not in TYPES}
+
+
+def check_type(name: str) -> None:
+    """Raise RecipeError for a type that does not exist, MissingExtra for one that needs llama.cpp's quantizer where
+    that is not installed."""
+    if name in TYPES:
+        return
+    if name not in QUANTIZED:
+        raise RecipeError(
+            f"--type: there is no '{name}'",
+            given=name,
+            allowed=f"{' '.join(TYPES)}; with llama-cpp-python {' '.join(QUANTIZED)}",
+            try_=f"--type {nearest(name, [*TYPES, *QUANTIZED]) or 'q8_0'}",
+        )
+    _library(name)
+
+
+def quantize_file(source: Path, target: Path, name: str) -> None:
+    """Write `target` from the file `source` of f16 or f32. Raises CheckpointError where llama.cpp will not."""
+    library = _library(name)
+    parameters = library.llama_model_quantize_default_params()
+    parameters.ftype = QUANTIZED[name]
+    parameters.allow_requantize = True
+    code = library.llama_model_quantize(str(source).encode(), str(target).encode(), ctypes.byref(parameters))
+    if code != 0:
+        raise CheckpointError(
+            f"llama.cpp's quantizer did not make {name} of this model", given=f"code {code}", try_="--type q8_0"
+        )
+
+
+def _library(name: str) -> Any:
+    return require("llama_cpp", extra="llama-cpp", needed_by=f"--type {name}")
