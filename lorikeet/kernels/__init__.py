@@ -28,6 +28,10 @@ def choose(kernels: Kernels) -> None:
     _chosen[0] = kernels
 
 
+def chosen() -> Kernels:
+    return _chosen[0]
+
+
 def identity() -> str:
     """What computes, for a run's identity: `eager`, or the compiled kernels' fingerprint."""
     return "eager" if _chosen[0] == "eager" or build.build() is None else f"compiled {build.fingerprint()}"

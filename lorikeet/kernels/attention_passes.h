@@ -49,8 +49,7 @@ struct Memory {
         if (bytes > size) {
             std::free(at);
             size = (bytes + (1 << 16) - 1) & -(1 << 16);
-            at = (char*)std::aligned_alloc(64, size);
-            if (at == nullptr) std::abort();
+            at = (char*)scratch(64, size);
         }
         return at;
     }

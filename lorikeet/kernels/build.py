@@ -1,7 +1,8 @@
 """Compiles the C++ files of this folder at first use and keeps the result in the user's cache.
 
-Plain functions over pointers, without torch's headers: a file compiles in a second or two, and loading needs no
-Inductor. A library's name in the cache has a hash of all that decides its code: sources, compiler, flags, processor.
+Plain functions over pointers, without torch's headers but for one file: a file compiles in a second or two, and
+loading needs no Inductor. A library's name in the cache has a hash of all that decides its code: sources, compiler,
+flags, processor, PyTorch's version.
 
 Where the system has no compiler, the package `ziglang` serves (extra `compiler`): clang with its headers, as a wheel.
 """
@@ -18,6 +19,7 @@ import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -108,7 +110,7 @@ def _surroundings() -> bytes:
     """What decides the code besides the source itself."""
     version = _run([*_front(), "--version"]).stdout
     headers = [file.read_bytes() for file in sorted(FOLDER.glob("*.h"))]
-    return repr((version, _flags(), cpu_model(), sorted(cpu_flags()), headers)).encode()
+    return repr((version, _flags(), cpu_model(), sorted(cpu_flags()), headers, metadata.version("torch"))).encode()
 
 
 @cache
@@ -150,14 +152,33 @@ def _loaded(name: str) -> list[str]:
     return [line[line.index("/") :] for line in maps if f"/{name}" in line][:1]
 
 
+def _of_torch(file: Path) -> tuple[list[str], list[str]]:
+    """What the compiler and the linker are told for a file that uses PyTorch's headers."""
+    found = find_spec("torch")
+    if found is None or not found.submodule_search_locations or "<c10/" not in file.read_text(encoding="utf-8"):
+        return [], []
+    torch = Path(found.submodule_search_locations[0])
+    return [f"-I{torch / 'include'}"], [str(torch / "lib" / "libc10.so")]
+
+
 def _compile(file: Path) -> str | None:
-    """Compile one file under temporary names, then rename; returns what went wrong."""
+    """Compile one file under temporary names, then rename; returns what went wrong.
+
+    Where PyTorch's headers do not suit the compiler, a file does without them and says that it cannot serve."""
     with tempfile.TemporaryDirectory(dir=_folder(), prefix=file.stem, suffix=".unfinished") as folder:
         code, library = str(Path(folder) / "code.o"), str(Path(folder) / "library.so")
-        for command in ([*_front(), *_flags(), "-c", str(file), "-o", code], [*_linker(), code, "-o", library]):
-            done = _run(command)
-            if done.returncode:
-                return (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[0][:200]
+        headers, linked = _of_torch(file)
+        done = None
+        for with_headers, with_libraries in dict.fromkeys([(tuple(headers), tuple(linked)), ((), ())]):
+            steps = (
+                [*_front(), *_flags(), *with_headers, "-c", str(file), "-o", code],
+                [*_linker(), code, *with_libraries, "-o", library],
+            )
+            done = next((failed for command in steps if (failed := _run(command)).returncode), None)
+            if done is None:
+                break
+        if done is not None:
+            return (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[0][:200]
         Path(library).replace(_library(file))
     return None
 

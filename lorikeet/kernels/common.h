@@ -2,14 +2,48 @@
 #pragma once
 #include <cmath>
 #include <cstdint>
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <sys/mman.h>
 #ifdef __AVX512F__
 #include <immintrin.h>
 #endif
 #include "parallel.h"
 
 using i64 = int64_t;
+
+// Addresses that are held for the moment when memory ends: a kernel cannot say so in its middle, so it takes its room
+// from these, and PyTorch's next tensor is what is refused. They have no pages.
+struct Ballast {
+    static const size_t BYTES = 16 << 20;
+    void* at = MAP_FAILED;
+    Ballast() { take(); }
+    void take() {
+        if (at == MAP_FAILED) at = mmap(nullptr, BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    }
+    void drop() {
+        if (at != MAP_FAILED) munmap(at, BYTES);
+        at = MAP_FAILED;
+    }
+};
+static Ballast ballast;
+
+// room for what a kernel works on; `bytes` a multiple of `alignment`, or nearly
+static inline void* scratch(size_t alignment, size_t bytes) {
+    bytes = (bytes + alignment - 1) / alignment * alignment;
+    void* at = std::aligned_alloc(alignment, bytes);
+    if (at == nullptr) {
+        ballast.drop();
+        at = std::aligned_alloc(alignment, bytes);
+    } else
+        ballast.take();
+    if (at == nullptr) {
+        std::fprintf(stderr, "no memory is left for the %zu bytes that a kernel works on\n", bytes);
+        std::abort();
+    }
+    return at;
+}
 
 struct bf16 {
     uint16_t bits;

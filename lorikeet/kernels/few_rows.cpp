@@ -74,7 +74,7 @@ static void product(const Product* parts, int count, i64 rows, i64 width, bf16* 
     for (int i = 0; i < count; i++) depth += parts[i].depth;
     in_parallel([=](Team& team) {
         configure_tiles();
-        char* packed = (char*)std::aligned_alloc(64, size_t(depth * TILES * 32));
+        char* packed = (char*)scratch(64, size_t(depth * TILES * 32));
         char* at = packed;
         for (int i = 0; i < count; at += parts[i].depth * TILES * 32, i++) pack(parts[i], rows, TILES, at);
         alignas(64) float sums[TILES * 256];

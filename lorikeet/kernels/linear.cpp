@@ -18,7 +18,7 @@ static void thin_product(i64 rows, i64 width, i64 wanted, const bf16* a, i64 a_s
                          float* out) {
     const i64 STEPS = 4, TASK = 192;
     i64 blocks = (rows + 31) / 32;
-    bf16* turned = (bf16*)std::aligned_alloc(64, size_t(blocks) * 2048);  // a^T: per 32 of T two tiles of 16 rows
+    bf16* turned = (bf16*)scratch(64, size_t(blocks) * 2048);  // a^T: per 32 of T two tiles of 16 rows
     in_parallel([=](Team& team) {
         configure_tiles();
         alignas(64) float sums[TASK / 32 * 1024];
@@ -160,7 +160,7 @@ extern "C" void linear_factor_gradients(i64 rows, i64 depth, i64 width, i64 rank
     Kept from(kept, depth, width, rank);
     i64 used = 0;
     for (i64 m = 0; m < count; m++) used += members[m].rank;
-    float* all = (float*)std::aligned_alloc(64, size_t(rank * width) * 4);
+    float* all = (float*)scratch(64, size_t(rank * width) * 4);
     for (i64 s = 0; s < used; s += 32) {
         i64 wanted = used - s < 32 ? used - s : 32;
         thin_product(rows, width, wanted, from.z + s, rank, dy, width, all + s * width);

@@ -200,7 +200,7 @@ static char* kept_room(i64 bytes) {
     static thread_local i64 size = 0;
     if (size < bytes) {
         std::free(room);
-        room = (char*)std::aligned_alloc(4096, size_t(bytes + 4095) / 4096 * 4096);
+        room = (char*)scratch(4096, size_t(bytes + 4095) / 4096 * 4096);
         size = bytes;
     }
     return room;
@@ -219,7 +219,7 @@ static void multiply_rows(const Product& p) {
     in_parallel([=](Team& team) {
         configure_tiles();
         const Sums sums(plan, (float*)(room + packed + (plan.pieces > 1 ? 0 : omp_get_thread_num() * waiting)));
-        bf16* spare = (bf16*)std::aligned_alloc(64, size_t(32 * (plan.depth + p.rank)) * 2);
+        bf16* spare = (bf16*)scratch(64, size_t(32 * (plan.depth + p.rank)) * 2);
         team.take(stages * each, 1, [&](i64 i) {
             i64 index = i / each, task = i % each;
             const Stage stage(p, plan, index, room);

@@ -95,11 +95,11 @@ extern "C" void weight_gradient(i64 rows, i64 width, i64 inside, const bf16* dy,
 #if HAS_AMX
     const i64 blocks = (rows + 31) / 32, parts = (inside + COLUMNS - 1) / COLUMNS;
     const i64 tall = (width + ROWS - 1) / ROWS;
-    char* pairs = (char*)std::aligned_alloc(64, size_t(blocks * inside) * 64);  // [inside / 32][blocks] of two tiles
+    char* pairs = (char*)scratch(64, size_t(blocks * inside) * 64);  // [inside / 32][blocks] of two tiles
     in_parallel([=](Team& team) {
         configure_tiles();
-        char* turned = (char*)std::aligned_alloc(64, size_t(ROWS * STEPS) * 64);  // [ROWS / 32][STEPS] of two tiles
-        float* sums = (float*)std::aligned_alloc(64, size_t(ROWS * COLUMNS) * 4);
+        char* turned = (char*)scratch(64, size_t(ROWS * STEPS) * 64);  // [ROWS / 32][STEPS] of two tiles
+        float* sums = (float*)scratch(64, size_t(ROWS * COLUMNS) * 4);
         team.each(blocks, [&](i64 block) {
             for (i64 c = 0; c < inside; c += 32)
                 tiles_of(x, x_stride, rows, block, c, false, pairs + (c / 32 * blocks + block) * 2048);

@@ -8,6 +8,7 @@ probabilities, so nothing of size queries x keys is kept between passes.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -85,7 +86,8 @@ class Workspace:
     another: the query heads of one key head side by side, so that keys need no copies."""
 
     def __init__(self, plan: Plan, q: Tensor, kv_heads: int):
-        self.plan, self.heads, self.kv_heads, width = plan, q.shape[1], kv_heads, q.shape[2]
+        self.heads, self.kv_heads, width = q.shape[1], kv_heads, q.shape[2]
+        self.plan: Plan = weakref.proxy(plan)  # it owns us: in a circle the buffers would wait for Python's collector
         queries, keys = self._query_rows(self.heads), self._key_rows(kv_heads)
         self.queries, self.mixed = q.new_empty(2, len(queries), width)
         self.keys, self.values = q.new_empty(2, len(keys), width)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lorikeet.data.pack import pack_row
-from lorikeet.models.kv_cache import Decode, KvCache, Prefill
+from lorikeet.models.cache_views import Decode, Prefill
 from lorikeet.ops.attention import PackedView, Prefix
 from lorikeet.ops.prefix import PrefixedView, RecordedView, reference_prefix_attention
 from parity import tiny
@@ -92,14 +92,15 @@ def test_the_cache_reads_and_decodes_behind_a_prefix(options: dict) -> None:
         alone = pack_row([tiny.example(text)])
         packed = PrefixedView(PackedView(alone.visible_until, alone.positions), prefix)
         expected.append(network.hidden(alone.tokens, alone.positions + 4, packed))
-    cache = KvCache(network.shape, 3, 12, network.dtype, network.device)
-    prefill = Prefill(cache, [text[:length] for text, length in zip(texts, lengths)])
+    cache, places = tiny.cache(network, 3, 12)
+    prefill = Prefill(cache, places, [text[:length] for text, length in zip(texts, lengths)])
     hidden = network.hidden(prefill.tokens, prefill.positions + 4, PrefixedView(prefill, prefix))
     for i, length in enumerate(lengths):
         torch.testing.assert_close(hidden[prefill.last[i]], expected[i][length - 1], rtol=1e-10, atol=1e-10)
-    decode = Decode(cache)
+    prefill.advance()
+    decode = Decode(cache, places)
     for new in range(4):
-        tokens = torch.tensor([text[length + new] for text, length in zip(texts, lengths)])
+        tokens = decode.padded([text[length + new] for text, length in zip(texts, lengths)])
         found = network.hidden(tokens, decode.positions + 4, PrefixedView(decode, prefix))
         for i, length in enumerate(lengths):
             torch.testing.assert_close(found[i], expected[i][length + new], rtol=1e-10, atol=1e-10)
