@@ -15,14 +15,16 @@ from lorikeet.base.errors import DataError, OutputError
 from lorikeet.base.files import need_space, write_file
 from lorikeet.base.log import progress
 from lorikeet.base.nouns import Conversation
-from lorikeet.infer.engine import Engine
+from lorikeet.infer.engine import Engine, Event, Request
+from lorikeet.infer.logprobs import TokenLogprob
 from lorikeet.infer.sampling import GenerateOptions
 
 
 def predict(
     engine: Engine, conversations: Sequence[Conversation], output: Path, options: GenerateOptions
 ) -> list[dict[str, Any]]:
-    """Answer each conversation's prompt; returns and writes rows {messages, reply, reference, finish_reason}.
+    """Answer each conversation's prompt; returns and writes rows {messages, reply, reference, finish_reason}, and
+    logprobs where the options ask for them.
 
     What is already in `OUTPUT.part` is not done again, if it was made for the same prompts and options."""
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -31,18 +33,21 @@ def predict(
     for prompt in prompts:
         _fits(engine, prompt)
     identity = _identity(engine, prompts, options)
-    done = _read(part, identity)
+    done = read_done(part, identity)
     # written anew, so that a row which a crash cut short does not swallow the next one
-    write_file(part, json.dumps({"identity": identity}) + "\n" + "".join(_line(i, row) for i, row in done.items()))
+    write_file(part, json.dumps({"identity": identity}) + "\n" + "".join(done_line(i, row) for i, row in done.items()))
     open_ = [i for i in range(len(prompts)) if i not in done]
     with part.open("a") as file, progress() as bar:
         task = bar.add_task("answering", total=len(prompts), completed=len(done))
-        for position, reply, reason in engine.replies([prompts[i] for i in open_], options):
-            index = open_[position]
-            done[index] = _row(conversations[index], reply, reason)
-            file.write(_line(index, done[index]))
-            file.flush()
-            bar.advance(task)
+        texts: dict[int, list[Event]] = {}
+        # by its place in the file a prompt is told apart, so that a reply that is drawn is the same after a restart
+        for event in engine.generate([Request(i, engine.prompt(prompts[i]), options) for i in open_]):
+            texts.setdefault(event.name, []).append(event)
+            if event.reason is not None:
+                done[event.name] = _row(conversations[event.name], texts.pop(event.name))
+                file.write(done_line(event.name, done[event.name]))
+                file.flush()
+                bar.advance(task)
     rows = [done[i] for i in range(len(prompts))]
     write_file(output, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     part.unlink()
@@ -70,12 +75,24 @@ def _fits(engine: Engine, prompt: Conversation) -> None:
         )
 
 
-def _row(conversation: Conversation, reply: str, reason: str) -> dict[str, Any]:
+def _row(conversation: Conversation, events: Sequence[Event]) -> dict[str, Any]:
     messages = [{"role": message.role, "content": message.content} for message in conversation.prompt().messages]
-    return {"messages": messages, "reply": reply, "reference": conversation.reference, "finish_reason": reason}
+    reply, found = "".join(event.text for event in events), [one for event in events for one in event.logprobs]
+    row = {
+        "messages": messages,
+        "reply": reply,
+        "reference": conversation.reference,
+        "finish_reason": events[-1].reason,
+    }
+    return row | ({"logprobs": [_likely(one) for one in found]} if found else {})
 
 
-def _line(index: int, row: dict[str, Any]) -> str:
+def _likely(one: TokenLogprob) -> dict[str, Any]:
+    return {"token": one.text, "logprob": one.logprob, "top": {other.text: other.logprob for other in one.top}}
+
+
+def done_line(index: int, row: dict[str, Any]) -> str:
+    """A finished row in a file that is gone on with."""
     return json.dumps({"index": index, "row": row}, ensure_ascii=False) + "\n"
 
 
@@ -87,7 +104,8 @@ def _identity(engine: Engine, prompts: Sequence[Conversation], options: Generate
     return digest.hexdigest()
 
 
-def _read(part: Path, identity: str) -> dict[int, dict[str, Any]]:
+def read_done(part: Path, identity: str) -> dict[int, dict[str, Any]]:
+    """The finished rows by index; none where the file was begun for something else."""
     if not part.exists():
         return {}
     done: dict[int, dict[str, Any]] = {}

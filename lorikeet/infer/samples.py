@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -26,9 +26,10 @@ def read_samples(run: Path) -> list[dict[str, Any]]:
 
 
 def write_samples(
-    run: Path, engine: Engine, examples: Sequence[Example], options: GenerateOptions, when: Literal["before", "after"]
+    run: Path, engine: Engine, examples: Sequence[Example], options: GenerateOptions, when: str | int
 ) -> None:
-    """Answer the last prompt of each example; rows {prompt, reference, before, after} go to samples.jsonl."""
+    """Answer the last prompt of each example; rows {prompt, reference, before, after, at} go to samples.jsonl. `when`:
+    before, after, or the step just finished, whose reply goes into `at` under its number."""
     asked = [prompt_and_reply(example) for example in examples]
     # a training run takes no more memory than its steps do
     changed = {"max_new_tokens": min(options.max_new_tokens, LONGEST), "dequantize": False}
@@ -36,11 +37,17 @@ def write_samples(
     texts = [""] * len(asked)
     for event in engine.generate([Request(i, prompt, short) for i, (prompt, _) in enumerate(asked)]):
         texts[event.name] += event.text
-    rows = read_samples(run) if when == "after" else []
+    rows = [] if when == "before" else read_samples(run)
     rows += [{} for _ in range(len(asked) - len(rows))]
     decode = engine.tokenizer.decode
     for row, (prompt, reply), text in zip(rows, asked, texts):
-        row |= {"prompt": decode(prompt), "reference": decode(reply), when: text}
+        row |= {"prompt": decode(prompt), "reference": decode(reply)}
+        if isinstance(when, int):
+            # those of later steps are of a run that was interrupted
+            earlier = {step: said for step, said in row.get("at", {}).items() if int(step) < when}
+            row["at"] = earlier | {str(when): text}
+        else:
+            row[when] = text
     write_file(run / "samples.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 

@@ -14,8 +14,10 @@ from torch import Tensor
 from lorikeet.base.nouns import Conversation
 from lorikeet.data.templates._contract import Segment
 from lorikeet.infer.engine import Engine
+from lorikeet.models.cache_views import Decode, Prefill
 from lorikeet.models.causal_lm import CausalLM
-from lorikeet.models.kv_cache import Decode, Prefill
+from lorikeet.models.kv_cache import slots
+from lorikeet.tokens._spelling import Spelling
 from parity import tiny
 
 END = 256
@@ -27,6 +29,7 @@ class ByteTokenizer:
 
     vocab_size, control, bos_token, eos_token, pad_id = VOCAB, {"<end>": END}, None, "<end>", END
     chat_template, fingerprint, eos_ids = None, "bytes", (END,)
+    spelling = Spelling(*[[*(bytes([i]) for i in range(END)), b""]] * 2)
 
     def encode(self, text: str, *, after: str = "start") -> tuple[list[int], list[tuple[int, int]]]:
         return list(text.encode()), [(i, i + 1) for i, char in enumerate(text) for _ in char.encode()]
@@ -76,9 +79,11 @@ class Echo(CausalLM):
         kept = torch.stack([tokens.float(), torch.full((len(tokens),), float(said))], dim=-1)[:, None]
         view.attend(0, kept, kept, kept, scale=0.0)
         logits = torch.zeros(len(tokens), VOCAB)
-        rows, at_each = (range(view.live), range(view.live)) if isinstance(view, Decode) else (view.rows, view.last)
-        for row, at in zip(rows, at_each):
-            read = view.cache.keys[0, row, 0, : int(view.cache.lengths[row]) + said]
+        sizes = [1] * view.live if isinstance(view, Decode) else map(len, view.chunks)
+        at_each = range(view.live) if isinstance(view, Decode) else view.last
+        for place, size, at in zip(view.places, sizes, at_each):
+            pages, within = map(torch.from_numpy, slots(place, 0, place.length + size))
+            read = view.cache.tokens(0, pages, within)[0][:, 0]
             logits[at, int(read[int(read[:, 1].sum()), 0])] = 1.0
         return logits
 

@@ -161,13 +161,12 @@ def test_the_memory_of_the_cache_of_keys_and_values_is_kept_free(monkeypatch: py
     answering = engine(Int8())
     decided = decide(answering.model, "auto")
     assert decided is not None
-    cache = KvCache(answering.model.shape, 3, 16, torch.float32, torch.device("cpu"))
-    size = 2 * cache.keys.numel() * 4
-    assert KvCache.bytes_of(answering.model.shape, 3, 16, torch.float32) == size
+    cache = KvCache(answering.model.shape, 4, torch.float32, torch.device("cpu"))
+    assert KvCache.bytes_of(answering.model.shape, 4, 16, torch.float32) == cache.nbytes
     asked: list[int] = []
     monkeypatch.setattr(engine_module, "decide", lambda model, keep, beside: asked.append(beside))
     replies(answering)
-    assert asked == [size], "three replies of at most 7 + 8 tokens"
+    assert asked == [cache.nbytes], "three replies of at most 7 + 8 tokens, and a page for nobody"
 
 
 @pytest.mark.parametrize("value", ["sometimes", 2, "Auto", None])

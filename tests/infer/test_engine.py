@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from infer.conftest import END, ByteTokenizer, Echo, LineTemplate, ids
 from lorikeet.base.errors import LorikeetError, ModelError
 from lorikeet.base.nouns import Conversation, Message
-from lorikeet.infer.engine import Engine, Event, Request, _Reply
+from lorikeet.infer.engine import Engine, Event, Request
+from lorikeet.infer.reply import Reply
 from lorikeet.infer.sampling import GenerateOptions
 
 # long enough that only the window is decoded again; emoji of several code points; half of the bytes are not ASCII
@@ -162,7 +163,7 @@ def test_a_reply_ends_at_any_token_that_the_model_ends_replies_with(echo: Engine
     also = Engine(echo.model, tokenizer, echo.template)
     assert also.stop_ids == (*echo.template.stop_ids, 65)
     assert also.generation_config()["eos_token_id"] == list(also.stop_ids)
-    reply = _Reply(Request(0, [1], GenerateOptions()), 8, tokenizer, echo.template, also.stop_ids)
+    reply = Reply(Request(0, [1], GenerateOptions()), 8, tokenizer, echo.template, also.stop_ids)
     reply.add(66)
     assert reply.reason is None
     reply.add(65)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,8 @@ import pytest
 from infer.conftest import END, ids
 from lorikeet.base.errors import DataError
 from lorikeet.base.nouns import Conversation, Example, Message
-from lorikeet.infer.engine import Engine
+from lorikeet.data import layout
+from lorikeet.infer.engine import Engine, Request
 from lorikeet.infer.predict import predict
 from lorikeet.infer.samples import prompt_and_reply, read_samples, write_samples
 from lorikeet.infer.sampling import GenerateOptions
@@ -46,16 +48,18 @@ class Stopped(Exception):
 
 def stop_after(engine: Engine, replies: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The engine breaks off after some replies; returns how many prompts each call was given."""
-    whole, asked_for = Engine.replies, []
+    whole, asked_for = Engine.generate, []
 
-    def some(self: Engine, conversations: list[Conversation], options: GenerateOptions):
-        asked_for.append(len(conversations))
-        for number, reply in enumerate(whole(self, conversations, options)):
-            if len(asked_for) == 1 and number == replies:
+    def some(self: Engine, requests: Sequence[Request]):
+        asked_for.append(len(requests))
+        ended = 0
+        for event in whole(self, requests):
+            if len(asked_for) == 1 and ended == replies:
                 raise Stopped
-            yield reply
+            ended += event.reason is not None
+            yield event
 
-    monkeypatch.setattr(Engine, "replies", some)
+    monkeypatch.setattr(Engine, "generate", some)
     return asked_for
 
 
@@ -73,6 +77,28 @@ def test_an_interrupted_run_goes_on_where_it_stopped(
         part.write_text(part.read_text()[:-9])  # a crash in the middle of the third row
     assert predict(echo, asked(), output, OPTIONS) == expected == rows(output)
     assert calls == [5, 3 if cut else 2] and not part.exists()
+
+
+def test_replies_that_are_drawn_are_the_same_after_a_restart(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = OPTIONS.model_copy(update={"temperature": 1.0, "seed": 3, "batch_size": 1})
+    expected = predict(engine, asked(), tmp_path / "whole.jsonl", options)
+    stop_after(engine, 3, monkeypatch)
+    with pytest.raises(Stopped):
+        predict(engine, asked(), tmp_path / "out.jsonl", options)
+    assert predict(engine, asked(), tmp_path / "out.jsonl", options) == expected
+    assert len({row["reply"] for row in expected}) > 1
+
+
+def test_guided_replies_say_how_likely_their_tokens_were_where_that_is_asked(engine: Engine, tmp_path: Path) -> None:
+    pytest.importorskip("llguidance")
+    options = GenerateOptions(guide={"kind": "choice", "choice": ["ab", "ba"]}, logprobs=2)
+    for row in predict(engine, asked(2), tmp_path / "out.jsonl", options):
+        assert row["reply"] in ("ab", "ba") and row["finish_reason"] == "stop"
+        assert [one["token"] for one in row["logprobs"]] == list(row["reply"])
+        assert all(one["logprob"] < 0 and len(one["top"]) == 2 for one in row["logprobs"])
+    assert "logprobs" not in predict(engine, asked(1), tmp_path / "plain.jsonl", OPTIONS)[0]
 
 
 def test_what_is_added_after_a_row_that_was_cut_short_can_be_read_again(
@@ -111,6 +137,7 @@ def test_replies_to_something_else_are_not_taken_over(
         predict(echo, asked(), tmp_path / "out.jsonl", OPTIONS)
     other = asked(word="riddle") if changed == "prompts" else asked()
     if changed == "tools":
+        monkeypatch.setattr(layout, "_tools_are_shown", lambda *_, **__: None)
         other = [replace(one, tools=({"type": "function", "function": {"name": "question"}},)) for one in other]
     options = OPTIONS.model_copy(update={"max_new_tokens": 4}) if changed == "options" else OPTIONS
     predict(echo, other, tmp_path / "out.jsonl", options)

@@ -1,15 +1,14 @@
-"""Texts come and go in the rows of a cache: what follows each is what a lone reading of it gives."""
+"""Texts come and go in a cache: what follows each is what a lone reading of it gives."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
-from lorikeet.infer.reading import Reading, common_prefix
-from lorikeet.models.kv_cache import KvCache, Prefill, rounded_rows
+from lorikeet.infer.reading import Reading, Text
+from lorikeet.models.cache_views import rounded_rows
+from lorikeet.models.kv_cache import PAGE
 from lorikeet.ops.attention import PackedView
 from parity import tiny
 
@@ -17,62 +16,106 @@ from parity import tiny
 def alone(network: tiny.Decoder, text: list[int]) -> torch.Tensor:
     positions = torch.arange(len(text))
     view = PackedView(torch.full((len(text),), len(text), dtype=torch.int32), positions)
-    return network.head.logits(network.hidden(torch.tensor(text), positions, view)[-1:])[0]
+    return network.hidden(torch.tensor(text), positions, view)[-1]
 
 
-@pytest.mark.parametrize("begun", [0, 6])
+def compare(network: tiny.Decoder, states: torch.Tensor, texts: list[Text]) -> None:
+    assert len(states) == len(texts)
+    for found, text in zip(states, texts):
+        torch.testing.assert_close(found, alone(network, text.ids), rtol=1e-9, atol=1e-9)
+
+
+def begin(reading: Reading, ids: list[int], most: int = 120, forks: int = 0) -> Text:
+    text = reading.begin(ids, most, forks=forks)
+    assert text is not None
+    return text
+
+
+@pytest.mark.parametrize("begun", [0, 6, 2 * PAGE + 3])
 @pytest.mark.parametrize("options", [{}, {"window": 5}])
 @torch.no_grad()
 def test_each_text_is_answered_as_if_alone_while_others_come_and_go(options: dict, begun: int) -> None:
-    network, rng = tiny.decoder(**options), np.random.default_rng(1)
+    network, rng = tiny.decoder(max_position=200, **options), np.random.default_rng(1)
     tiny.with_lora(network)
     start = tiny.random_tokens(rng, begun)
-    new = [start + tiny.random_tokens(rng, size) for size in (4, 9, 1, 7, 12, 2, 5)]
-    reading, live = Reading(network, 3, 40, begun), list[list[int]]()
-
-    def compare(logits: torch.Tensor, texts: list[list[int]]) -> None:
-        for found, text in zip(logits, texts, strict=True):
-            torch.testing.assert_close(found, alone(network, text), rtol=1e-9, atol=1e-9)
-
+    new = [start + tiny.random_tokens(rng, size) for size in (4, 40, 1, 7, 12, 2, 5)]
+    reading, live = Reading(network, 3 * 128), list[Text]()
     for leaving in (None, 0, 1, 1, None, 0, 0, 0):
         if leaving is not None:
-            reading.end(leaving)
-            live[leaving] = live[-1]
-            live.pop()
-        fresh = [new.pop() for _ in range(min(reading.free, len(new), 2))]
+            reading.end(live.pop(leaving))
+        fresh = [begin(reading, new.pop()) for _ in range(min(3 - len(live), len(new), 2))]
         if fresh:
-            compare(reading.read(fresh), fresh)
+            read = reading.read(fresh, [text.unread for text in fresh])
+            compare(network, read.states[read.last], fresh)
             live += fresh
         for _ in range(3):
-            tokens = tiny.random_tokens(rng, len(live))
-            live = [[*text, token] for text, token in zip(live, tokens)]
-            compare(reading.go_on(tokens), live)
-        compare(reading.again(live), live)
+            for text, token in zip(live, tiny.random_tokens(rng, len(live))):
+                text.ids.append(token)
+            compare(network, reading.go_on(live), live)
 
 
 @torch.no_grad()
-def test_what_all_texts_begin_with_is_computed_once() -> None:
-    network, rng = tiny.decoder(), np.random.default_rng(2)
-    start = tiny.random_tokens(rng, 8)
-    cache = KvCache(network.shape, 3, 32, network.dtype, network.device)
-    first = Prefill(cache, [[*start, 1, 2]], rows=[1])
-    network.hidden(first.tokens, first.positions, first)
-    second = Prefill(cache, [[*start, 3], [*start, 4, 5]], rows=[2, 0], begun=(1, 8))
-    assert second.tokens.tolist() == [3, 4, 5] and second.positions.tolist() == [8, 8, 9]
-    assert second.last.tolist() == [0, 2] and second.lengths().tolist() == [10, 10, 10]
-    network.hidden(second.tokens, second.positions, second)
-    for row in (0, 2):
-        assert torch.equal(cache.keys[:, row, :, :8], cache.keys[:, 1, :, :8])
-        assert torch.equal(cache.values[:, row, :, :8], cache.values[:, 1, :, :8])
-    assert cache.lengths.tolist() == [10, 10, 9]
+def test_a_prompt_is_read_in_pieces_beside_others() -> None:
+    network, rng = tiny.decoder(max_position=200, window=50), np.random.default_rng(2)
+    reading = Reading(network, 400)
+    long, short = (begin(reading, tiny.random_tokens(rng, size)) for size in (100, 9))
+    reading.read([long], [41])
+    read = reading.read([long, short], [30, 9])
+    compare(network, read.states[read.last[1:]], [short])
+    read = reading.read([long], [29])
+    compare(network, read.states[read.last], [long])
 
 
-@given(st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=6), min_size=1, max_size=5))
-def test_the_common_prefix_is_the_longest_that_leaves_each_text_a_token(texts: list[list[int]]) -> None:
-    size = common_prefix(texts)
-    shortest = min(map(len, texts))
-    assert size < shortest and all(text[:size] == texts[0][:size] for text in texts)
-    assert size + 1 == shortest or any(text[: size + 1] != texts[0][: size + 1] for text in texts)
+@torch.no_grad()
+def test_what_was_read_before_is_not_computed_again() -> None:
+    network, rng = tiny.decoder(max_position=200), np.random.default_rng(3)
+    reading, start = Reading(network, 6 * PAGE), tiny.random_tokens(rng, 2 * PAGE + 5)
+    first = begin(reading, start, 3 * PAGE)
+    reading.read([first], [first.unread])
+    second = begin(reading, [*start, 1, 2], 3 * PAGE)  # while the first is still there
+    assert second.place.length == 2 * PAGE and second.place.pages == first.place.pages[:2]
+    read = reading.read([second], [second.unread])
+    assert len(read.states) == 7
+    compare(network, read.states[read.last], [second])
+    reading.end(first)
+    reading.end(second)
+    third = begin(reading, start, 3 * PAGE)  # and when both are over
+    assert third.place.length == 2 * PAGE
+    assert begin(reading, start[:PAGE], 2 * PAGE).place.length == 0, "a token must be left to compute"
+    other = reading.begin(start, 3 * PAGE, b"an adapter")
+    assert other is None or other.place.length == 0
+
+
+@torch.no_grad()
+def test_room_is_given_only_where_it_lasts_to_the_end() -> None:
+    network, rng = tiny.decoder(), np.random.default_rng(4)
+    reading = Reading(network, 4 * PAGE)
+    text = begin(reading, tiny.random_tokens(rng, 3), 3 * PAGE)
+    assert reading.begin([1, 2], 2 * PAGE) is None, "the first may still grow"
+    small = begin(reading, [1, 2], PAGE)
+    assert reading.begin([1], 1) is None
+    reading.end(text)
+    begin(reading, [1, 2], 3 * PAGE)
+    reading.end(small)
+
+
+@pytest.mark.parametrize("length", [PAGE - 1, PAGE, 2 * PAGE + 7])
+@torch.no_grad()
+def test_a_fork_goes_on_by_itself(length: int) -> None:
+    network, rng = tiny.decoder(max_position=200), np.random.default_rng(5)
+    reading = Reading(network, 12 * PAGE)
+    text = begin(reading, tiny.random_tokens(rng, length), forks=1)
+    reading.read([text], [length])
+    twin = reading.fork(text)
+    for tokens in ((1, 2), (3, 4), (5, 5)):
+        for one, token in zip((text, twin), tokens):
+            one.ids.append(token)
+        compare(network, reading.go_on([text, twin]), [text, twin])
+    reading.end(text)
+    twin.ids.append(7)
+    compare(network, reading.go_on([twin]), [twin])
+    reading.end(twin)
+    assert reading.begin([1], 12 * PAGE) is not None
 
 
 def test_few_sizes_of_rows_occur() -> None:
