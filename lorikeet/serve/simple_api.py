@@ -1,0 +1,95 @@
+"""Routes that are not OpenAI's: /generate and /check as alpaca-era servers had them, /health, /metrics."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import AsyncGenerator
+from typing import Any
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from lorikeet.infer import reply
+from lorikeet.infer.sampling import GenerateOptions
+from lorikeet.serve import documents
+from lorikeet.serve.asking import chat_prompt
+from lorikeet.serve.bodies import StrictRoute
+from lorikeet.serve.errors import ApiError
+from lorikeet.serve.openai_api import GONE, json_response
+from lorikeet.serve.protocol import ChatMessage, GenerateRequest
+from lorikeet.serve.service import Service
+from lorikeet.serve.streaming import ClientGone, Streamed, until_gone
+from lorikeet.serve.worker import Stream
+
+
+def routes(service: Service) -> APIRouter:
+    """The routes of `service`."""
+    router = APIRouter(route_class=StrictRoute)
+
+    @router.get("/health", **documents.of(documents.Health))
+    async def health() -> Response:
+        if service.worker.broken is not None:
+            raise ApiError("the engine has stopped", status=503, code="stopped")
+        return json_response({"status": "ok"})
+
+    @router.get("/metrics", **documents.of(None, text=True))
+    async def metrics() -> Response:
+        return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    @router.get("/check", **documents.of(str))
+    async def check() -> Response:
+        return json_response(service.adapter(None)[0])
+
+    @router.post("/generate", **documents.of(str, text=True))
+    async def generate(request: Request, body: GenerateRequest) -> Response:
+        asked = await service.prepare(lambda: _request(service, body))
+        if body.stream or body.stream is None:
+            stream = await service.worker.submit([asked])
+            return Streamed(_text(stream), "text/plain; charset=utf-8")
+        try:
+            return json_response(await until_gone(_whole(service, asked), request.receive))
+        except ClientGone:
+            return GONE
+
+    return router
+
+
+def _request(service: Service, body: GenerateRequest) -> reply.Request:
+    engine = service.engine
+    if body.prompt is not None:  # the client lays the conversation out itself
+        prompt = list(engine.tokenizer.encode(body.prompt.replace("{user_input}", body.message))[0])
+        bos = engine.tokenizer.bos_token
+        prompt = [engine.tokenizer.control[bos], *prompt] if bos in engine.tokenizer.control else prompt
+    else:
+        prompt = chat_prompt(engine, [ChatMessage(role="user", content=body.message)])
+    if not prompt:
+        raise ApiError("there is nothing to answer", param="message")
+    if len(prompt) >= service.context:
+        raise ApiError(
+            f"the prompt has {len(prompt)} tokens, and the model's context {service.context}",
+            code="context_length_exceeded",
+        )
+    most = min(body.max_new_tokens or 200, service.settings.max_new_tokens or service.context)
+    values: dict[str, Any] = {"max_new_tokens": most, "seed": secrets.randbits(48)}
+    named = {"temperature": body.temperature, "top_k": body.top_k, "top_p": body.top_p, "min_p": body.min_p}
+    named["repetition_penalty"] = body.token_repetition_penalty_max
+    values |= {name: value for name, value in named.items() if value is not None}
+    adapter = service.adapter(None)[1]
+    return reply.Request((f"gen-{secrets.token_hex(12)}", 0), prompt, GenerateOptions(**values), adapter)
+
+
+async def _text(stream: Stream) -> AsyncGenerator[bytes, None]:
+    try:
+        async for event in stream:
+            if event.text:
+                yield event.text.encode()
+    finally:
+        stream.close()
+
+
+async def _whole(service: Service, asked: reply.Request) -> str:
+    stream = await service.worker.submit([asked])
+    try:
+        return "".join([event.text async for event in stream])
+    finally:
+        stream.close()

@@ -1,0 +1,182 @@
+"""A server's life: queues that are full, clients that go, adapters that come and go, and an end that is orderly."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+import torch
+
+from lorikeet import api
+from lorikeet.adapters import _storage as storage
+from lorikeet.adapters.lora import Lora
+from lorikeet.api import serving
+from lorikeet.api.answering import open_any
+from lorikeet.infer.batch import Batch
+from lorikeet.serve.settings import Settings
+from serve.conftest import Running, running
+
+LONG: Any = {"messages": [{"role": "user", "content": "go on"}], "max_tokens": 1500, "temperature": 0}
+
+
+def until(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 300
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.01)
+
+
+@pytest.fixture(scope="module")
+def narrow(tool_model: Path) -> Iterator[Running]:
+    """One row, and one reply that may wait. Nothing ends a reply but its length."""
+    engine = api.engine(tool_model, {"dtype": "float32"})
+    engine.stop_ids = ()
+    with running(engine, Settings("tiny", queue=1), rows=1) as found:
+        yield found
+
+
+def test_a_client_that_goes_frees_its_row(narrow: Running) -> None:
+    worker = narrow.service.worker
+    client = narrow.client()
+    stream = client.chat.completions.create(model="tiny", stream=True, **LONG)
+    next(iter(stream))
+    assert worker.live == 1 and worker.batch.free == 0
+    stream.close()
+    until(lambda: worker.live == 0 and worker.batch.free == 1)
+    with httpx.Client(base_url=narrow.url, verify=False, timeout=0.3) as http, pytest.raises(httpx.ReadTimeout):
+        http.post("/v1/chat/completions", json=LONG)  # one that does not stream
+    until(lambda: worker.live == 0 and worker.batch.free == 1)
+
+
+def test_a_full_queue_says_when_to_come_back(narrow: Running) -> None:
+    client, worker = narrow.client(), narrow.service.worker
+    streams = [client.chat.completions.create(model="tiny", stream=True, **LONG) for _ in range(2)]
+    until(lambda: worker.live == 2)
+    with pytest.raises(openai.RateLimitError) as refused:
+        client.chat.completions.create(model="tiny", **LONG)
+    assert 1 <= int(refused.value.response.headers["retry-after"]) <= 60
+    text = httpx.get(narrow.url + "/metrics").text
+    assert "lorikeet_replies_running 1.0" in text and "lorikeet_replies_waiting 1.0" in text
+    assert re.search(r'lorikeet_requests_total\{route="/v1/chat/completions",status="429"\} [1-9]', text)
+    for stream in streams:
+        stream.close()
+    until(lambda: worker.live == 0)
+
+
+def test_a_pass_that_fails_fails_its_replies_and_no_more(tool_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with running(api.engine(tool_model, {"dtype": "float32"})) as one:
+        real = Batch.step
+
+        def fails(self: Batch) -> Any:
+            monkeypatch.setattr(Batch, "step", real)
+            raise RuntimeError("out of luck")
+
+        monkeypatch.setattr(Batch, "step", fails)
+        with pytest.raises(openai.InternalServerError) as failed:
+            one.client().chat.completions.create(model="tiny", **{**LONG, "max_tokens": 2})
+        assert "luck" not in str(failed.value), "what is inside stays inside"
+        assert one.client().chat.completions.create(model="tiny", **{**LONG, "max_tokens": 2}).choices
+        assert one.service.worker.live == 0
+
+
+@pytest.fixture(scope="module")
+def adapters(tool_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of LoRA adapters of the tiny model, two that differ."""
+    folder = tmp_path_factory.mktemp("adapters")
+    for seed, name in ((1, "one"), (2, "two")):
+        engine, base, _, _ = open_any(tool_model, {"dtype": "float32"})
+        adapter = Lora(r=4)
+        adapter.attach(engine.model, seed=seed)
+        torch.manual_seed(seed)
+        for value in adapter.parameters(engine.model).values():
+            value.data.normal_(0, 0.3)
+        (folder / name).mkdir()
+        known = {"base": str(tool_model), "base_fingerprint": base.checkpoint.fingerprint()}
+        storage.save_adapter(folder / name, adapter, engine.model, known)
+    return folder
+
+
+def text(one: Running, model: str) -> str:
+    told: Any = {**LONG, "max_tokens": 10}
+    return one.client().chat.completions.create(model=model, **told).choices[0].message.content or ""
+
+
+def test_adapters_by_name_come_and_go(tool_model: Path, adapters: Path) -> None:
+    settings = Settings("tiny", adapter_folders=(adapters,))
+    with running(api.engine(tool_model, {"dtype": "float32"}), settings) as one, one.http() as http:
+
+        def load(name: str, path: str) -> int:
+            return http.post("/v1/load_lora_adapter", json={"lora_name": name, "lora_path": path}).status_code
+
+        plain = text(one, "tiny")
+        assert load("first", "one") == load("second", str(adapters / "two")) == 200
+        assert [model.id for model in one.client().models.list()] == ["tiny", "first", "second"]
+        assert one.client().models.retrieve("first").model_dump()["parent"] == "tiny"
+        replies = {name: text(one, name) for name in ("first", "second")}
+        assert len({plain, *replies.values()}) == 3 and text(one, "base") == plain
+        with ThreadPoolExecutor(2) as pool:  # side by side in one batch
+            assert dict(zip(replies, pool.map(lambda name: text(one, name), replies))) == replies
+        refused = [("first", "two"), ("base", "one"), ("../x", "one"), ("x", "../adapters/one/.."), ("x", "three")]
+        assert [load(*words) for words in refused] == [400] * len(refused)
+        assert http.post("/v1/unload_lora_adapter", json={"lora_name": "first"}).status_code == 200
+        assert http.post("/v1/unload_lora_adapter", json={"lora_name": "first"}).status_code == 404
+        assert [model.id for model in one.client().models.list()] == ["tiny", "second"]
+
+
+def start(model: Path, *more: str, **environment: str) -> tuple[subprocess.Popen[str], str]:
+    """`lorikeet serve` in a process of its own; (process, its address)."""
+    command = [sys.executable, "-m", "lorikeet.cli.main", "serve", str(model), "--port", "0", *more]
+    process = subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1", **environment}
+    )
+    assert process.stderr is not None
+    for line in process.stderr:
+        if found := re.search(r"at (http://\S+?)/v1", line):
+            return process, found[1]
+    raise AssertionError(process.wait())
+
+
+@pytest.mark.parametrize("patience, whole", [("60", True), pytest.param("0.2", False, marks=pytest.mark.slow)])
+def test_asked_to_stop_it_ends_replies_or_says_that_it_did_not(tool_model: Path, patience: str, whole: bool) -> None:
+    process, url = start(tool_model, "--drain-seconds", patience, "model.dtype=float32", "--name", "mine")
+    try:
+        client = openai.OpenAI(base_url=url + "/v1", api_key="none", max_retries=0, timeout=300)
+        most = 40 if whole else 1900
+        told: Any = {**LONG, "max_tokens": most, "logit_bias": {"20": 100}}
+        stream = client.chat.completions.create(model="mine", stream=True, **told)
+        pieces = [next(iter(stream))]
+        process.send_signal(signal.SIGTERM)
+        try:
+            pieces += list(stream)
+        except openai.APIError as error:
+            assert not whole and "stopped before" in str(error)
+        else:
+            assert whole and pieces[-1].choices[0].finish_reason == "length"
+        with pytest.raises((openai.APIConnectionError, httpx.HTTPError)):
+            httpx.get(url + "/health")
+            client.models.list()
+        assert process.wait(120) == 0
+    finally:
+        process.kill()
+
+
+def test_a_run_s_adapter_and_its_base_answer_by_name(tool_model: Path, adapters: Path, tmp_path: Path) -> None:
+    shutil.copytree(adapters / "one", tmp_path / "mine")
+    app, told = serving.application(
+        serving.Named(tmp_path / "mine", model={"dtype": "float32"}), serving.Access(), serving.Rows(2)
+    )
+    assert told.base == "apart" and app.state.service.models() == ["mine", "base"]
+    assert app.state.service.adapter("base") == ("base", "base") and app.state.service.adapter(None) == ("mine", None)
+    app.state.service.close()
