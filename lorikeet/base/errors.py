@@ -87,10 +87,20 @@ class CheckFailed(LorikeetError):
     exit_code = 1
 
 
+class ServerError(LorikeetError):
+    """A server that is asked does not answer, or does not take the question."""
+
+    exit_code = 1
+
+
 class Interrupted(LorikeetError):
     """Stopped on request; everything is saved and the same command goes on."""
 
     exit_code = 3
+
+
+class DiskFull(Interrupted):
+    """The disk took no more while a run was written; what was whole before still is, and the same command goes on."""
 
 
 def nearest(word: str, allowed: Iterable[str]) -> str | None:

@@ -1,16 +1,22 @@
-"""Files that are either whole or not there: written under a temporary name, flushed, then renamed."""
+"""Files that are either whole or not there: written under a temporary name, flushed, then renamed.
+
+Whole also after the power failed: a file's content, the folder that lists it and the folder that lists that one are
+flushed in this order, each before the name that makes it count.
+"""
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from lorikeet.base.errors import OutputError
+from lorikeet.base.errors import LorikeetError, OutputError
 
 
 def cache_dir() -> Path:
@@ -30,6 +36,7 @@ def write_file(path: Path, content: str | bytes) -> None:
             os.fsync(file.fileno())
         Path(temporary).chmod(0o644)
         Path(temporary).replace(path)
+        sync(path.parent)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
@@ -45,29 +52,52 @@ def new_folder(path: Path) -> Iterator[Path]:
     temporary.chmod(0o755)
     try:
         yield temporary
-        for file in temporary.rglob("*"):
-            if file.is_file():
-                file.chmod(0o644)  # safetensors writes files that only their owner may read
-                _sync(file)
+        for inside in (*temporary.rglob("*"), temporary):
+            if inside.is_file():
+                inside.chmod(0o644)  # safetensors writes files that only their owner may read
+            sync(inside)
         if path.exists():
             old = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.old."))
             path.replace(old / path.name)
             temporary.replace(path)
+            sync(path.parent)
             shutil.rmtree(old)
         else:
             temporary.replace(path)
-        _sync(path.parent)
+            sync(path.parent)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Wait until a file's content, or a folder's list of names, is on the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def remove_folder(path: Path) -> None:
+    """Remove a folder so that no moment shows half of it under its name."""
+    gone = path.with_name(f".{path.name}.old.{os.getpid()}")  # a new folder to move it to would need room
+    path.replace(gone)
+    shutil.rmtree(gone)
+
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # no space, the user's share is used up, the file may not grow
+_FULL_SAID = re.compile(
+    rf"os error ({'|'.join(map(str, _FULL))})\b|[Nn]o space left|Disk quota exceeded|File too large"
+)
+
+
+def disk_is_full(error: BaseException) -> bool:
+    """Whether an error, ours or of a library that only has words for it, says that nothing more can be written."""
+    if isinstance(error, OSError) and error.errno in _FULL:
+        return True
+    # safetensors and pyarrow are written in other languages and pass the system's words on
+    return not isinstance(error, LorikeetError) and bool(_FULL_SAID.search(str(error)))
 
 
 def sha256_file(path: Path) -> str:
@@ -84,6 +114,22 @@ def _exists(path: Path) -> bool:
         return path.exists()
     except OSError:  # below a file, or in a folder one may not look into
         return False
+
+
+def check_writable(output: Path, usual: str) -> None:
+    """Raise OutputError unless `output` can be a file in a folder that is there; `usual`: the name to try."""
+    if output.is_dir() or not output.parent.is_dir():
+        raise OutputError(
+            f"{output}: cannot be written",
+            given=str(output),
+            allowed="a file in a folder that exists",
+            try_=f"--output {usual}",
+        )
+
+
+def free_bytes(folder: Path) -> int:
+    """Room on the disk of `folder`, or of the nearest folder above it that exists."""
+    return shutil.disk_usage(next(parent for parent in (folder, *folder.resolve().parents) if _exists(parent))).free
 
 
 def need_space(folder: Path, needed_bytes: int, what: str) -> None:

@@ -14,17 +14,28 @@ import ctypes
 import math
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 M_MMAP_THRESHOLD = -3  # malloc.h
 
 
+_others: list[Callable[[], object]] = []
+
+
 def give_back() -> None:
-    """Return the free pages of the C library's heap to the system; a few milliseconds."""
+    """Return the free pages of the C library's heap to the system, and of whoever asked to be called; milliseconds."""
     trim = _glibc("malloc_trim")
     if trim is not None:
         trim(0)
+    for other in _others:
+        other()
+
+
+def also_give_back(other: Callable[[], object]) -> None:
+    """Another allocator's way to return its free pages, for `give_back`."""
+    _others.append(other)
 
 
 def map_large(size: int) -> None:

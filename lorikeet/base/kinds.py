@@ -27,6 +27,7 @@ from lorikeet.base.options import Options
 
 OptionsType = TypeVar("OptionsType", bound=Options)
 AnyType = TypeVar("AnyType")
+_OWN: dict[tuple[str, str], type[Options]] = {}  # (folder, path): someone's own kinds that a recipe has named
 
 
 def kinds(package: str) -> list[str]:
@@ -80,13 +81,25 @@ def kind_field(package: str, contract: type[OptionsType], shorthand: bool = True
         except RecipeError as error:  # as one of pydantic's, so that it gets the key and the line
             told = {"what": error.what.split(": ", 1)[-1], "given": name, "allowed": error.allowed, "try": error.try_}
             raise PydanticCustomError("recipe_error", "{what}", told) from None
-        if not name.endswith(".py"):
-            return _with_kind(chosen, name).model_validate(value)
-        own_kind: Any = (Literal[name], name)
-        return create_model(chosen.__name__, __base__=chosen, kind=own_kind).model_validate(value)
+        made = _own_kind(package, chosen, name) if name.endswith(".py") else _with_kind(chosen, name)
+        return made.model_validate(value)
 
     # someone's own kind is none of the union, and would be written as the bare contract: {}
     return Annotated[union, BeforeValidator(resolve), SerializeAsAny()]
+
+
+def _own_kind(package: str, chosen: type[OptionsType], name: str) -> type[OptionsType]:
+    """Someone's own kind, called by its path."""
+    made: Any = _OWN.get((package, name))
+    if made is None or made.__base__ is not chosen:
+        own_kind: Any = (Literal[name], name)
+        made = _OWN[package, name] = create_model(chosen.__name__, __base__=chosen, kind=own_kind)
+    return made
+
+
+def own_kinds(package: str, contract: type[OptionsType]) -> list[type[OptionsType]]:
+    """Someone's own kinds of a plug-in folder that recipes have named in this process: no other code is run."""
+    return [made for (folder, _), made in _OWN.items() if folder == package and issubclass(made, contract)]
 
 
 def own_code(options: Options) -> list[str]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-console = Console(stderr=True, highlight=False, soft_wrap=True)
+# plain lines in a notebook too: there rich would want widgets for a bar
+console = Console(stderr=True, highlight=False, soft_wrap=True, force_jupyter=False)
 
 
 def note(line: str) -> None:

@@ -7,17 +7,18 @@ can disagree with it. What had to give way (a shorter max_length, recomputed lay
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from lorikeet.base.errors import ModelError
 from lorikeet.plan.look import Look
-from lorikeet.plan.memory import GIB, Memory, Sizes, peak_memory, training_flops, training_seconds
+from lorikeet.plan.memory import GIB, Memory, Sizes, Trained, peak_memory, training_flops, training_seconds
 from lorikeet.plan.purposes import Purpose
 
 ROW_TOKENS = (2048, 1536, 1024, 768, 512, 256)
 LEAST_LENGTH = 64
+LORA_RATE = 2e-4  # the learning rate that the purposes' are relative to
 USED_MEMORY = 0.85  # of what is free: estimates are good to a fifth, and other programs want some
 # fewer weights lose much in 4 bits (SmolLM2-135M: held-out loss 2.90 for 2.44), and they are not what takes the memory
 LEAST_FOR_NF4 = 1_000_000_000
@@ -36,6 +37,38 @@ class Network:
     family: str
     sizes: Sizes
     max_position: int
+
+
+@dataclass(frozen=True)
+class Method:
+    """What trains, as far as a recipe needs to know it."""
+
+    kind: str
+    trained: Trained
+    usual_rate: float  # where LoRA's is LORA_RATE
+    over_nf4: bool  # whether it trains over linears in 4 bits
+    context_taken: int = 0  # positions that it fills before every text
+
+    @property
+    def heavy(self) -> bool:
+        """Whether it trains the base's own weights, so that gradients and averages are what takes the memory."""
+        return self.trained.instead > 0
+
+    @classmethod
+    def lora(cls, sizes: Sizes, r: int) -> Method:
+        """LoRA where only sizes are known."""
+        return cls("lora", Trained.lora(sizes, r), LORA_RATE, True)
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What stays within a machine's memory."""
+
+    max_length: int
+    row_tokens: int
+    checkpointing: bool
+    nf4: bool  # frozen weights in 4 bits
+    in_backward: bool  # the optimizer, so that gradients take no room
 
 
 @dataclass(frozen=True)
@@ -62,6 +95,8 @@ class Choice:
     row_tokens: int
     checkpointing: bool
     nf4: bool  # frozen weights in 4 bits
+    in_backward: bool  # the optimizer, so that gradients take no room
+    method: Method
     examples_per_step: int
     epochs: int
     steps: int
@@ -76,20 +111,21 @@ class Choice:
     told: list[str] = field(default_factory=list)
 
 
-def choose(found: Look, network: Network, machine: Machine, purpose: Purpose, *, held_out: bool = False) -> Choice:
-    """`held_out`: the data bring a validation split. Raises ModelError where nothing of the model fits."""
-    told: list[str] = []
-    asked = _length(found, network.max_position)
-    max_length, row_tokens, checkpointing, nf4 = fit(network, machine, purpose.r, asked)
-    if max_length < asked:
-        told.append(
-            f"memory allows conversations of {max_length} tokens, not the {asked} that the data have: "
-            "longer ones are shortened"
-        )
-    if nf4:
-        told.append(
-            "the frozen weights are kept in 4 bits (quant.kind=nf4), because 16 do not fit: somewhat worse replies"
-        )
+def choose(
+    found: Look,
+    network: Network,
+    machine: Machine,
+    purpose: Purpose,
+    *,
+    held_out: bool = False,
+    method: Method | None = None,
+) -> Choice:
+    """`held_out`: the data bring a validation split. `method`: LoRA of the purpose's rank by default. Raises
+    ModelError where nothing of the model fits."""
+    method = method or Method.lora(network.sizes, purpose.r)
+    asked = _length(found, network.max_position - method.context_taken)
+    fits = fit(network, machine, method, asked)
+    max_length, row_tokens = fits.max_length, fits.row_tokens
     examples, tokens, trained = _amounts(found, max_length)
     validation = None if held_out else _validation(found.distinct)
     training = max(1, examples - (validation or 0))
@@ -99,9 +135,9 @@ def choose(found: Look, network: Network, machine: Machine, purpose: Purpose, *,
     steps = max(1, round(math.ceil(training / per_step) * epochs))
     # a step with few conversations never fills a row
     fullest = max(max_length, min(row_tokens, per_step * max_length))
-    memory = _memory(network, machine, purpose.r, fullest, checkpointing, nf4)
+    memory = _memory(network, machine, method, replace(fits, row_tokens=fullest))
     flops = training_flops(
-        network.sizes, tokens=tokens, trained_tokens=trained, r=purpose.r, checkpointing=checkpointing
+        network.sizes, method.trained, tokens=tokens, trained_tokens=trained, checkpointing=fits.checkpointing
     )
     longer = 0.0 if found.documents else float(np.mean(found.lengths > max_length))
     return Choice(
@@ -109,38 +145,60 @@ def choose(found: Look, network: Network, machine: Machine, purpose: Purpose, *,
         max_length=max_length,
         longer=longer,
         row_tokens=row_tokens,
-        checkpointing=checkpointing,
-        nf4=nf4,
+        checkpointing=fits.checkpointing,
+        nf4=fits.nf4,
+        in_backward=fits.in_backward,
+        method=method,
         examples_per_step=per_step,
         epochs=epochs,
         steps=steps,
         validation=validation,
-        learning_rate=_learning_rate(purpose, network.sizes.parameters),
-        attention_only=network.sizes.experts > 0,
+        learning_rate=_learning_rate(purpose, method, network.sizes.parameters),
+        attention_only=network.sizes.experts > 0 and method.kind == "lora",
         max_new_tokens=_new_tokens(found, max_length),
         cadence=max(1, min(500, steps // 4)),
         memory=memory,
         epoch_tokens=tokens,
         epoch_seconds=training_seconds(flops, machine.matmul_flops),
-        told=told,
+        told=_told(fits, asked),
     )
 
 
-def fit(network: Network, machine: Machine, r: int, max_length: int) -> tuple[int, int, bool, bool]:
-    """(max_length, row_tokens, checkpointing, whether in 4 bits) that stay within the machine's memory.
+def _told(fits: Fit, asked: int) -> list[str]:
+    """What had to give way."""
+    told = []
+    if fits.max_length < asked:
+        told.append(
+            f"memory allows conversations of {fits.max_length} tokens, not the {asked} that the data have: "
+            "longer ones are shortened"
+        )
+    if fits.nf4:
+        told.append(
+            "the frozen weights are kept in 4 bits (quant.kind=nf4), because 16 do not fit: somewhat worse replies"
+        )
+    if fits.in_backward:
+        told.append("weights move within the backward pass (train.optimizer_in_backward), because gradients do not fit")
+    return told
 
-    Large rows first, then recomputed layers, then 4-bit weights of a large model, then shorter conversations. Raises
-    ModelError where nothing fits."""
+
+def fit(network: Network, machine: Machine, method: Method, max_length: int) -> Fit:
+    """What stays within the machine's memory.
+
+    Large rows first, then recomputed layers, then 4-bit weights of a large model or an optimizer within the backward
+    pass, then shorter conversations. Raises ModelError where nothing fits."""
     budget = machine.memory_bytes * USED_MEMORY
     length = max_length
     while True:
-        four_bits = [(True, True)] if network.sizes.parameters >= LEAST_FOR_NF4 else []
-        for checkpointing, nf4 in [(False, False), (True, False), *four_bits]:
+        ways = [(False, False, False), (True, False, False)]
+        ways += [(True, False, True)] if method.heavy else []
+        ways += [(True, True, False)] if method.over_nf4 and network.sizes.parameters >= LEAST_FOR_NF4 else []
+        for checkpointing, nf4, in_backward in ways:
             # one conversation alone may be longer than a row; with all layers kept, tiny rows are not worth it
             for row_tokens in ROW_TOKENS if checkpointing else ROW_TOKENS[:-1]:
-                memory = _memory(network, machine, r, max(row_tokens, length), checkpointing, nf4)
+                tried = Fit(length, max(row_tokens, length), checkpointing, nf4, in_backward)
+                memory = _memory(network, machine, method, tried)
                 if memory.total <= budget:
-                    return length, row_tokens, checkpointing, nf4
+                    return replace(tried, row_tokens=row_tokens)
         if length <= 4 * LEAST_LENGTH:
             raise ModelError(
                 f"{network.name} does not fit this machine's memory",
@@ -151,14 +209,15 @@ def fit(network: Network, machine: Machine, r: int, max_length: int) -> tuple[in
         length = max(4 * LEAST_LENGTH, length // 2 // 64 * 64)
 
 
-def _memory(network: Network, machine: Machine, r: int, row_tokens: int, checkpointing: bool, nf4: bool) -> Memory:
+def _memory(network: Network, machine: Machine, method: Method, fits: Fit) -> Memory:
     return peak_memory(
         network.sizes,
+        method.trained,
         bytes_per_value=machine.bytes_per_value,
-        r=r,
-        row_tokens=row_tokens,
-        checkpointing=checkpointing,
-        nf4=nf4,
+        row_tokens=fits.row_tokens,
+        checkpointing=fits.checkpointing,
+        nf4=fits.nf4,
+        in_backward=fits.in_backward,
     )
 
 
@@ -197,10 +256,10 @@ def _validation(distinct: int) -> int | None:
     return max(LEAST_VALIDATION, min(MOST_VALIDATION, round(distinct * VALIDATION_SHARE)))
 
 
-def _learning_rate(purpose: Purpose, parameters: int) -> float:
-    """Small models take larger steps, large ones smaller."""
+def _learning_rate(purpose: Purpose, method: Method, parameters: int) -> float:
+    """Small models take larger steps, large ones smaller; a purpose's is that of LoRA."""
     factor = 2.0 if parameters < 600_000_000 else 0.5 if parameters > 6_000_000_000 else 1.0
-    return purpose.learning_rate * factor
+    return purpose.learning_rate * factor * method.usual_rate / LORA_RATE
 
 
 def _new_tokens(found: Look, max_length: int) -> int:

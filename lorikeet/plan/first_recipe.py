@@ -9,20 +9,27 @@ from pathlib import Path
 
 import torch
 
+from lorikeet.adapters._contract import Adapter
 from lorikeet.base import machine as system
+from lorikeet.base.errors import RecipeError, nearest
+from lorikeet.base.kinds import kind_class, kinds
 from lorikeet.data.pipeline import DataOptions
 from lorikeet.data.sources import options_of, validation_of
 from lorikeet.data.web import is_url
 from lorikeet.models.causal_lm import Shape
+from lorikeet.models.families._contract import Family
 from lorikeet.models.load import pick_device, pick_dtype
 from lorikeet.models.spec import DecoderSpec, Spec
-from lorikeet.plan import purposes, speed
+from lorikeet.plan import purposes, simulate, speed
 from lorikeet.plan.checkup import BUSY
-from lorikeet.plan.choose import Choice, Machine, Network, choose
+from lorikeet.plan.choose import Choice, Machine, Method, Network, choose
 from lorikeet.plan.look import SAMPLE, Look, look
 from lorikeet.plan.memory import GIB, Sizes
 from lorikeet.plan.purposes import Purpose
 from lorikeet.plan.recipe_text import beside, render
+from lorikeet.plan.trained import trained_by
+from lorikeet.quant.nf4 import NF4
+from lorikeet.quant.none import NoQuant
 from lorikeet.tokens._contract import Tokenizer
 
 SLOW_EPOCH = 6 * 3600  # seconds; longer ones deserve a word
@@ -43,6 +50,21 @@ def network_of(name: str, family: str, spec: Spec) -> Network:
     """The model that `models.load.identify` found."""
     shape: Shape = spec.shape
     return Network(name, family, Sizes.of(shape, tied=isinstance(spec, DecoderSpec) and spec.tied), shape.max_position)
+
+
+def method_of(kind: str, family: Family, spec: Spec) -> Method:
+    """What an adapter of this kind, with its defaults, trains in a model. Raises RecipeError for a kind that does not
+    exist, or cannot be in this model."""
+    known = kinds("lorikeet.adapters")
+    if kind not in known:
+        near = nearest(kind, known)
+        raise RecipeError(
+            f"--adapter: there is no '{kind}'", given=kind, allowed=" ".join(known), try_=f"--adapter {near or 'lora'}"
+        )
+    adapter = kind_class("lorikeet.adapters", Adapter, kind).model_validate({})
+    trained = trained_by(adapter, simulate.Network(family, spec, NoQuant(), torch.bfloat16))
+    over_nf4 = adapter.quant_refusal(NF4(double_quant=True)) is None
+    return Method(kind, trained, adapter.usual_rate, over_nf4, adapter.context_taken)
 
 
 def this_machine() -> Machine:
@@ -74,15 +96,17 @@ def make(
     recipe: Path,
     purpose: Purpose | None,
     found: Look | None = None,
+    method: Method | None = None,
 ) -> First:
-    """Look at the data (unless `found` is given), choose, and write the text. `purpose` None: what the data look like.
+    """Look at the data (unless `found` is given), choose, and write the text. `purpose` None: what the data look like;
+    `method` None: LoRA.
 
     Raises DataError, TemplateError, ModelError and RecipeError for what cannot be trained."""
     found = found or look(data, tokenizer)
     purpose = purpose or purposes.suggest(found)
     purposes.check(purpose, found)
     own_split = bool(validation_of(DataOptions(train=list(data), validation="auto")))
-    choice = choose(found, network, machine, purpose, held_out=own_split)
+    choice = choose(found, network, machine, purpose, held_out=own_split, method=method)
     text = render(
         choice,
         found,

@@ -17,6 +17,7 @@ from lorikeet.ops.linear_cross_entropy import CHUNK_BYTES, CHUNK_ROWS
 GIB = 1 << 30
 PROCESS_BYTES = int(0.36 * GIB)  # Python, torch, and the kernels that oneDNN makes for each length and keeps
 TOKENIZER_BYTES = 2300  # of a token of the vocabulary, in the tokenizer
+GRADIENT_BYTES = 4  # of a trainable parameter
 TRAINED_BYTES = 16  # of a trainable parameter: itself, its gradient, Adam's two averages; float32 each
 NF4_BYTES = 0.5 + 1 / 64  # of a weight in nf4 with double_quant: 4 bits, and a scale per 64 in 8 bits
 NF4_ROW_BYTES = 8  # of a row of weights: what its scales are scaled by
@@ -93,6 +94,20 @@ class Sizes:
 
 
 @dataclass(frozen=True)
+class Trained:
+    """What training adds to a network, in numbers; plan/trained.py finds it for an adapter of any kind."""
+
+    numbers: int  # that train
+    instead: int = 0  # of the base's weights, those that they take the place of
+    per_token: int = 0  # that are kept of each token for the backward pass
+
+    @classmethod
+    def lora(cls, sizes: Sizes, r: int) -> Trained:
+        """LoRA on all linears, where only sizes are known; on attention alone where there are experts."""
+        return cls(sizes.lora(r), 0, sizes.layers * 4 * (r + -r % 32))
+
+
+@dataclass(frozen=True)
 class Memory:
     """Bytes at the peak, by what holds them."""
 
@@ -109,15 +124,23 @@ class Memory:
 
 
 def peak_memory(
-    sizes: Sizes, *, bytes_per_value: int, r: int, row_tokens: int, checkpointing: bool, nf4: bool = False
+    sizes: Sizes,
+    trained: Trained,
+    *,
+    bytes_per_value: int,
+    row_tokens: int,
+    checkpointing: bool,
+    nf4: bool = False,
+    in_backward: bool = False,
 ) -> Memory:
-    """The peak while training LoRA of rank `r` on rows of `row_tokens`; `bytes_per_value`: 2 for bfloat16.
+    """The peak while `trained` trains on rows of `row_tokens`; `bytes_per_value`: 2 for bfloat16.
 
-    `nf4`: the linears are kept in 4 bits with double_quant (QLoRA), embedding and head as they are."""
+    `nf4`: the linears are kept in 4 bits with double_quant (QLoRA), embedding and head as they are. `in_backward`: the
+    optimizer moves tensors within the backward pass, so gradients take no room (but a layer's)."""
     s, qkv = sizes, (2 * sizes.heads + 2 * sizes.kv_heads) * sizes.head_dim
     ffn = s.active_ffn
-    # one token in one layer: the residual stream twice, q, k and v as rotated, the output, gate and up, each z
-    kept = bytes_per_value * (2 * s.width + qkv + 2 * ffn + 4 * (r + -r % 32))
+    # one token in one layer: the residual stream twice, q, k and v as rotated, the output, gate and up, the adapter's
+    kept = bytes_per_value * (2 * s.width + qkv + 2 * ffn + trained.per_token // s.layers)
     whole_layers = 1 if checkpointing else s.layers
     between = bytes_per_value * s.width * s.layers if checkpointing else 0
     one_layer = bytes_per_value * (4 * ffn + 4 * s.width) + 12 * s.width  # gradients; the norm works in float32
@@ -127,25 +150,28 @@ def peak_memory(
     chunk = max(CHUNK_BYTES, CHUNK_ROWS * bytes_per_value * s.vocab_size)
     linear = NF4_BYTES + NF4_ROW_BYTES / s.width if nf4 else bytes_per_value
     weights = s.embeddings * bytes_per_value + int(s.linears * linear)
+    gradient = max(s.width * 2 * s.ffn_width, s.vocab_size * s.width) if trained.instead else 0  # the largest
+    each = TRAINED_BYTES - (GRADIENT_BYTES if in_backward else 0)
     dense = max(s.width * 2 * s.ffn_width, s.attention // 2) * bytes_per_value if nf4 else 0  # one group made dense
     return Memory(
         process=PROCESS_BYTES + TOKENIZER_BYTES * s.vocab_size,
-        weights=weights,
+        weights=max(0, weights - trained.instead * bytes_per_value),
         loading=bytes_per_value * s.vocab_size * s.width,
-        adapter=s.lora(r) * TRAINED_BYTES,
+        adapter=trained.numbers * each + (GRADIENT_BYTES * gradient if in_backward else 0),
         activations=row_tokens * (kept * whole_layers + between),
         temporaries=int(row_tokens * one_layer + 2.5 * chunk + 2 * scores + dense),
     )
 
 
-def training_flops(sizes: Sizes, *, tokens: int, trained_tokens: int, r: int, checkpointing: bool) -> float:
+def training_flops(sizes: Sizes, trained: Trained, *, tokens: int, trained_tokens: int, checkpointing: bool) -> float:
     """Floating point operations of a forward and a backward pass over `tokens`.
 
     A frozen weight costs 2 a token forward and 2 for its input's gradient; a recomputed layer 2 more; a trained
-    weight 6. The head counts at trained tokens."""
+    weight 6, or 2 more where it is the base's own. The head counts at trained tokens."""
     frozen = (6 if checkpointing else 4) * sizes.active
     head = 4.0 * sizes.vocab_size * sizes.width * trained_tokens
-    return float(tokens) * (frozen + 6 * sizes.lora(r)) + head
+    own = 2 * min(max(0, trained.instead), sizes.active)
+    return float(tokens) * (frozen + own + 6 * max(0, trained.numbers - trained.instead)) + head
 
 
 def training_seconds(flops: float, matmul_flops: float) -> tuple[float, float]:

@@ -39,11 +39,11 @@ class Resident:
 
     bytes: int
 
-    def estimate(self, found: Simulated, *, on_cpu: bool, vocabulary: int, mapped: bool = False) -> Process:
-        """`vocabulary`: tokens of a tokenizer that is not loaded here and will be in the run; else 0. `mapped`: large
-        tensors go back to the system one by one, so that nothing is lost between them."""
+    def estimate(self, found: Simulated, *, on_cpu: bool, vocabulary: int, holes: bool) -> Process:
+        """`vocabulary`: tokens of a tokenizer that is not loaded here and will be in the run; else 0. `holes`: tensors
+        lie in the C library's heap, which loses memory between them."""
         lasting = sum(found.by_kind[kind] for kind in _LASTING)
-        overhead = 0 if mapped else int((OVERHEAD - 1) * (found.peak_bytes - lasting))
+        overhead = int((OVERHEAD - 1) * (found.peak_bytes - lasting)) if holes or not on_cpu else 0
         base = self.bytes + vocabulary * TOKENIZER_BYTES if on_cpu else CUDA_BYTES
         return Process(base, found.peak_bytes, overhead)
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from lorikeet.base.yaml_lines import dump
-from lorikeet.plan.choose import Choice, Machine, Network
+from lorikeet.plan.choose import LORA_RATE, Choice, Machine, Network
 from lorikeet.plan.look import Look
 from lorikeet.plan.memory import GIB
 
@@ -60,10 +60,14 @@ def _model(network: Network, machine: Machine, model: str) -> Iterator[Line]:
 
 
 def _adapter(choice: Choice, network: Network) -> Iterator[Line]:
-    purpose = choice.purpose
-    trainable = network.sizes.lora(purpose.r) / 1e6
+    purpose, method = choice.purpose, choice.method
+    size = f"{method.trained.numbers / 1e6:.1f} million weights train"
     yield "adapter:", ""
-    yield "  kind: lora", f"{trainable:.1f} million weights train, the model's own stay as they are"
+    if method.kind != "lora":
+        own = "the model's own" if method.heavy else "the model's own stay as they are"
+        yield f"  kind: {method.kind}", f"{size}, {own}; docs/methods.md says when to take it"
+        return
+    yield "  kind: lora", f"{size}, the model's own stay as they are"
     yield f"  r: {purpose.r}", purpose.why_r
     yield f"  lora_alpha: {2 * purpose.r}", "the update is multiplied by lora_alpha / r"
     if choice.attention_only:
@@ -125,11 +129,13 @@ def _train(choice: Choice, network: Network) -> Iterator[Line]:
     yield "train:", ""
     yield f"  num_train_epochs: {choice.epochs}", "passes: few rows need more of them, many rows fewer"
     yield f"  examples_per_step: {choice.examples_per_step}", f"conversations per update: {choice.steps} updates in all"
-    small = " (small models take larger steps)" if choice.learning_rate > purpose.learning_rate else ""
-    large = " (large models take smaller steps)" if choice.learning_rate < purpose.learning_rate else ""
+    usual = purpose.learning_rate * choice.method.usual_rate / LORA_RATE
+    small = " (small models take larger steps)" if choice.learning_rate > usual else ""
+    large = " (large models take smaller steps)" if choice.learning_rate < usual else ""
     yield (
         f"  learning_rate: {_number(choice.learning_rate)}",
-        f"the peak, usual for LoRA and {purpose.name}{small}{large}",
+        f"the peak, usual for {'LoRA' if choice.method.kind == 'lora' else choice.method.kind} and "
+        f"{purpose.name}{small}{large}",
     )
     yield "  lr_scheduler_type: cosine", "falls to zero at the last step"
     yield "  warmup_ratio: 0.05", "rises in the first twentieth of the steps"
@@ -142,6 +148,9 @@ def _train(choice: Choice, network: Network) -> Iterator[Line]:
             "  gradient_checkpointing: false",
             "memory suffices to keep all layers; true would need less and take longer",
         )
+    if choice.in_backward:
+        yield "  optimizer_in_backward: true", "a weight moves as its gradient is made: all at once do not fit"
+        yield "  max_grad_norm: 0", "which leaves no moment to clip them"
     yield f"  save_steps: {choice.cadence}", "a checkpoint every so many steps: a stopped run goes on from there"
     if choice.validation is not None:
         yield f"  eval_steps: {choice.cadence}", "validate as often"

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from lorikeet.plan.memory import GIB, Memory, Sizes, peak_memory
+from lorikeet.plan.memory import GIB, Memory, Sizes, Trained, peak_memory
 
 MEMORIES = (8, 16, 24)  # GiB
 ROW_TOKENS, R = 1024, 16  # what a row of the table is computed for
@@ -35,8 +35,9 @@ class Recommended:
     def memory(self, *, checkpointing: bool, nf4: bool = False) -> Memory:
         """The estimated peak of LoRA in bfloat16."""
         return peak_memory(
-            self.sizes, bytes_per_value=2, r=R, row_tokens=ROW_TOKENS, checkpointing=checkpointing, nf4=nf4
-        )
+            self.sizes, Trained.lora(self.sizes, R), bytes_per_value=2, row_tokens=ROW_TOKENS,
+            checkpointing=checkpointing, nf4=nf4,
+        )  # fmt: skip
 
     def method(self, gib: float) -> str:
         """What fits: LoRA; `LoRA, ckpt` with gradient checkpointing; `QLoRA` on 4-bit weights; or a dash."""

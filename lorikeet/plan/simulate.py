@@ -25,8 +25,8 @@ from lorikeet.models.mapped_rows import MappedRows
 from lorikeet.models.spec import Spec
 from lorikeet.plan.tensors import HEAD, Tensors
 from lorikeet.quant._contract import FrozenWeight, Quant
-from lorikeet.train.loop import TrainOptions
 from lorikeet.train.optim import Stepper
+from lorikeet.train.options import TrainOptions
 from lorikeet.train.step import train_step
 
 

@@ -13,19 +13,27 @@ import torch
 from torch import Tensor, nn
 
 from lorikeet.base.errors import TrainingError
+from lorikeet.base.log import note
 
 PATIENCE = 2  # steps after the first with a learning rate above zero
 
 
 class Census:
-    """Call `count` after each step until it returns True."""
+    """Call `after_step` after each step; `counted`: an interrupted run has looked at its gradients already."""
 
-    def __init__(self, parameters: Mapping[str, nn.Parameter]):
-        self.parameters = parameters
+    def __init__(self, parameters: Mapping[str, nn.Parameter], *, counted: bool = False):
+        self.parameters, self.counted = parameters, counted
         # the rows of tokens that no text has yet shown wait without harm
         self.waiting = {name for name in parameters if not name.endswith("trainable_tokens_delta")}
         self.reached: dict[str, Tensor] = {}  # by the name of a layer's experts: which had a gradient [E]
         self.effective_steps = 0
+
+    def after_step(self, rate: float) -> None:
+        """Count, until all have been seen; then say which experts no token has reached."""
+        if not self.counted and self.count(rate):
+            self.counted = True
+            if line := self.unreached():
+                note(line)
 
     def count(self, rate: float) -> bool:
         """Look at the step's gradients; True when all have been seen.

@@ -37,6 +37,15 @@ class InBackward:
         finally:
             self._rate = None
 
+    @contextmanager
+    def still(self) -> Iterator[None]:
+        """While the block runs nothing moves, though gradients are let go as if it had."""
+        move, self._move = self._move, lambda _parameter, _rate: None
+        try:
+            yield
+        finally:
+            self._move = move
+
     def _complete(self, parameter: nn.Parameter) -> None:
         gradient = parameter.grad
         if self._rate is None or gradient is None:

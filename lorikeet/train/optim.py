@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -133,15 +134,23 @@ class Stepper:
         self.parameters, self.options = dict(parameters), options
         found = factors(options, self.parameters, shares)
         self.optimizer = _Update(list(self.parameters.values()), list(found.values()), options)
+        self.scale = 1.0  # of the loss, and of gradients until `step`
+        self.not_finite: str | None = None  # which gradient was not, where a tensor had moved in the pass by then
         self.early: InBackward | None = None
         if options.optimizer_in_backward:
             self.early = InBackward(list(self.parameters.values()), self.optimizer.one)
 
+    @property
+    def begun(self) -> bool:
+        """Whether a tensor has moved in this step already."""
+        return self.early is not None and bool(self.early.moved)
+
     def backward(self, loss: Tensor, *, last_at: float | None = None) -> None:
-        """Add the gradients of `loss` to what the parameters already hold. `last_at`: it is the step's last, and this
-        its learning rate, so that a gradient is complete as soon as it is made."""
+        """Add the gradients of `loss`, times `scale`, to what the parameters already hold. `last_at`: it is the step's
+        last, and this its learning rate, so that a gradient is complete as soon as it is made."""
         if not loss.requires_grad:
             return
+        loss = loss if self.scale == 1.0 else loss * self.scale
         if self.early is None or last_at is None:
             with straight("all"):
                 loss.backward()
@@ -149,20 +158,37 @@ class Stepper:
             with self.early.at(last_at), straight("tables"):
                 loss.backward()
 
+    @contextmanager
+    def still(self) -> Iterator[None]:
+        """While the block runs, no tensor moves inside a backward pass."""
+        with nullcontext() if self.early is None else self.early.still():
+            yield
+
     def step(self, rate: float) -> float:
-        """Clip, update with learning rate `rate`, clear; returns the gradients' norm before clipping."""
-        limit = self.options.max_grad_norm or math.inf
+        """Clip, update with learning rate `rate`; returns the gradients' norm before clipping. Where that is not
+        finite nothing moves, unless it moved in the pass."""
         moved = {} if self.early is None else self.early.moved
         waiting = [parameter for parameter in self.parameters.values() if parameter not in moved]
-        norm = torch.nn.utils.clip_grad_norm_(waiting, limit)
+        if self.scale != 1.0:
+            for parameter in waiting:
+                if parameter.grad is not None:
+                    parameter.grad.div_(self.scale)
+        norm = torch.nn.utils.clip_grad_norm_(waiting, self.options.max_grad_norm or math.inf)
         if moved:
             norm = torch.linalg.vector_norm(torch.stack([norm, *moved.values()]))
-        self.optimizer.step(rate, but=moved)
+        found = norm.item()
+        if math.isfinite(found):
+            self.optimizer.step(rate, but=moved)
+        else:
+            names = (name for name, one in self.parameters.items() if one in moved and not moved[one].isfinite())
+            self.not_finite = max(names, default=None)
         moved.clear()
-        return norm.item()
+        return found
 
     def clear(self) -> None:
         """Forget the gradients; called before each step, so that they can be looked at after one."""
+        if self.early is not None:
+            self.early.moved.clear()
         for parameter in self.parameters.values():
             parameter.grad = None
 

@@ -1,7 +1,7 @@
 """A run's folder: its lock, its identity, its checkpoints.
 
-A checkpoint is a folder `checkpoint-N` that appears whole (written elsewhere, flushed, renamed) and says so in
-`complete.json`, with the sha256 of each file. Resuming needs the trained tensors, the optimizer's tensors and the
+A checkpoint is a folder `checkpoint-N` that appears whole (written elsewhere, read back, flushed, renamed) and says so
+in `complete.json`, with the sha256 of each file. Resuming needs the trained tensors, the optimizer's tensors and the
 step: learning rate, data order and dropout are pure functions of the step.
 """
 
@@ -12,53 +12,84 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from lorikeet.base.errors import CheckpointError, OutputError, RecipeError
-from lorikeet.base.files import new_folder, sha256_file, write_file
+from lorikeet.base.files import new_folder, remove_folder, sha256_file
 from lorikeet.base.log import note
+from lorikeet.base.tensor_file import save_tensors
 from lorikeet.train.optim import Stepper
 
-COMPLETE = "complete.json"
-_NAMES = r"(recipe\.yaml|metrics\.jsonl|samples\.jsonl|summary\.json|report\.html|adapter|checkpoint-\d+)"
+COMPLETE, STATE, OPTIMIZER = "complete.json", "state.json", "optimizer.safetensors"
+_NAMES = (
+    r"(recipe\.yaml|metrics\.jsonl|samples\.jsonl|summary\.json|status\.json|report\.html|tensorboard|wandb|adapter"
+    r"|checkpoint-\d+)"
+)
 _OURS, _HALF_WRITTEN = re.compile(_NAMES), re.compile(rf"\.{_NAMES}\.")
-_STARTED = {".lock", "metrics.jsonl"}
+_STARTED = {".lock", "metrics.jsonl", "train.log"}
 
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold the folder; the lock dies with the process. Raises OutputError if another run holds it.
+    """Hold the folder; the lock dies with the process, however that ends. Raises OutputError if another run holds it.
 
     A folder made here in which nothing was written (the block failed early) is removed again."""
     made = [parent for parent in (folder, *folder.parents) if not parent.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            file.seek(0)
-            raise OutputError(
-                f"another run is writing to {folder}",
-                given=f"process {file.read().strip() or 'unknown'}",
-                allowed="one run in a folder",
-                try_="another output_dir, or wait until it is done",
-            ) from error
+        _lock(file, folder)
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()
         try:
             yield
         finally:
+            _held.discard(file.fileno())
             if made and [path.name for path in folder.iterdir()] == [".lock"]:
                 (folder / ".lock").unlink()
-                for parent in made:
-                    parent.rmdir()
+                with suppress(OSError):  # another run has just begun in there
+                    for parent in made:
+                        parent.rmdir()
+
+
+_held: set[int] = set()  # open lock files: a forked child would hold the lock beyond our own end
+
+
+def _lock(file: IO[str], folder: Path) -> None:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        file.seek(0)
+        raise OutputError(
+            f"another run is writing to {folder}",
+            given=f"process {file.read().strip() or 'unknown'}",
+            allowed="one run in a folder",
+            try_="another output_dir, or wait until it is done",
+        ) from error
+    except OSError as error:
+        raise OutputError(
+            f"{folder} cannot be locked, so nothing would keep a second run out of it",
+            given=error.strerror,
+            allowed="a file system with locks",
+            try_="an output_dir on a local disk",
+        ) from error
+    _held.add(file.fileno())
+
+
+def _let_go_in_child() -> None:
+    while _held:
+        with suppress(OSError):
+            os.close(_held.pop())
+
+
+os.register_at_fork(after_in_child=_let_go_in_child)
 
 
 def check_folder(folder: Path, *, overwrite: bool) -> None:
@@ -73,12 +104,23 @@ def check_folder(folder: Path, *, overwrite: bool) -> None:
         raise OutputError(
             "output_dir: holds files that are not a run's", given=" ".join(names[:5]), try_="another output_dir"
         )
-    if (folder / "summary.json").is_file() and not overwrite:
+    if is_finished(folder) and not overwrite:
         raise OutputError(
             f"the run in {folder} is finished",
             given=str(folder),
             try_="another output_dir, or --overwrite to start anew",
         )
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether a run came to its end, and was not ended by a limit."""
+    try:
+        found = json.loads((folder / "summary.json").read_text())
+    except FileNotFoundError:
+        return False
+    except (OSError, ValueError):
+        return True
+    return not (isinstance(found, dict) and "ended_by" in found)
 
 
 def empty_folder(folder: Path) -> None:
@@ -104,19 +146,32 @@ def save_checkpoint(
     stepper: Stepper,
     state: dict[str, Any],
     keep: int | None,
+    *,
+    spare: int | None = None,
 ) -> Path:
-    """Write checkpoint-`step` after `step` finished steps, then remove the oldest beyond `keep`."""
+    """Write checkpoint-`step` after `step` finished steps, then remove the oldest beyond `keep`, but not `spare`, that
+    of the best evaluation.
+
+    What was written is read back and compared before anything older goes. Raises CheckpointError where it differs."""
     folder = run / f"checkpoint-{step}"
     with new_folder(folder) as temporary:
         save_adapter(temporary)
-        save_file(stepper.state_dict(), temporary / "optimizer.safetensors")
-        write_file(temporary / "state.json", json.dumps(state | {"step": step}, indent=2))
-        sums = {file.name: sha256_file(file) for file in sorted(temporary.iterdir())}
-        write_file(temporary / COMPLETE, json.dumps(sums, indent=2))
+        save_tensors(stepper.state_dict(), temporary / OPTIMIZER)
+        (temporary / STATE).write_text(json.dumps(state | {"step": step}, indent=2))
+        (temporary / COMPLETE).write_text(json.dumps(_checksums(temporary), indent=2))
     if keep is not None:
-        for old in sorted(checkpoints(run))[:-keep]:
-            shutil.rmtree(run / f"checkpoint-{old}")
+        earlier = [other for other in checkpoints(run) if other < step and other != spare]
+        # what stands there of later steps is damaged: the run went on from before it
+        later = [other for other in checkpoints(run) if other > step]
+        for old in [*later, *earlier[: 1 - keep or None]]:
+            remove_folder(run / f"checkpoint-{old}")
     return folder
+
+
+def _checksums(folder: Path) -> dict[str, str]:
+    files = sorted(folder.iterdir())
+    with ThreadPoolExecutor(2) as pool:  # hashing lets other threads run
+        return {file.name: digest for file, digest in zip(files, pool.map(sha256_file, files))}
 
 
 def checkpoints(run: Path) -> list[int]:
@@ -151,23 +206,47 @@ def intact(folder: Path) -> bool:
     """Whether every file of a checkpoint has the checksum it was written with."""
     try:
         sums = json.loads((folder / COMPLETE).read_text())
-        return all(sha256_file(folder / name) == digest for name, digest in sums.items())
-    except (OSError, json.JSONDecodeError, UnicodeDecodeError, AttributeError):
+        return {STATE, OPTIMIZER} <= sums.keys() and all(
+            sha256_file(folder / name) == digest for name, digest in sums.items()
+        )
+    except (OSError, ValueError, AttributeError):  # ValueError: bad JSON, bad UTF-8, a name with a null byte
         return False
 
 
 def read_state(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """(state.json, the optimizer's tensors) of a checkpoint."""
-    return json.loads((folder / "state.json").read_text()), load_file(folder / "optimizer.safetensors")
+    return json.loads((folder / STATE).read_text()), load_file(folder / OPTIMIZER)
 
 
-def check_identity(saved: dict[str, Any], current: dict[str, Any], folder: Path) -> None:
-    """Raise RecipeError where a run would go on with something else than it began with."""
+def differing(saved: Mapping[str, Any], current: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """{what differs, by its dotted name: (now, then)}; a mapping within is compared key by key."""
+    found: dict[str, tuple[Any, Any]] = {}
     for key in sorted(saved.keys() | current.keys()):
-        if saved.get(key) != current.get(key):
-            raise RecipeError(
-                f"{key} differs from what {folder.name} was trained with, so the run cannot go on",
-                given=current.get(key),
-                allowed=saved.get(key),
-                try_="the recipe and data it began with, another output_dir, or --overwrite to start anew",
-            )
+        now, then = current.get(key), saved.get(key)
+        if isinstance(now, dict) and isinstance(then, dict):
+            found |= {f"{key}.{below}": both for below, both in differing(then, now).items()}
+        elif now != then:
+            found[key] = now, then
+    return found
+
+
+def refuse_differing(found: Mapping[str, tuple[Any, Any]], folder: Path) -> None:
+    """Raise RecipeError, with both sides, where a run would go on with something else than it began with."""
+    if not found:
+        return
+    names = list(found)
+    named = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+    now, then = ("; ".join(_said(name, both[i], len(names) > 1) for name, both in found.items()) for i in (0, 1))
+    raise RecipeError(
+        f"{named} differ{'s' * (len(names) == 1)} from what {folder.name} was trained with, so the run cannot go on",
+        given=now,
+        allowed=then,
+        try_=f"the recipe and data it began with; lorikeet train --from {folder.parent} for a new run that starts from "
+        "what it has learned; or --force-resume, which is written down",
+    )
+
+
+def _said(name: str, value: Any, several: bool) -> str:
+    text = "none" if value is None else str(value)
+    text = f"{text[:60]}..." if len(text) > 64 else text
+    return f"{name.rpartition('.')[2]}={text}" if several else text

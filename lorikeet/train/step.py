@@ -6,19 +6,22 @@ How a step is cut into micro-batches changes nothing but memory.
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 
+from lorikeet.base.memory_errors import memory_ended
 from lorikeet.base.nouns import Batch
 from lorikeet.base.rng import derive
 from lorikeet.models.causal_lm import CausalLM
 from lorikeet.ops.linear_cross_entropy import HeadLoss
 from lorikeet.train.noise import QUIET, NoiseOptions, training_view
 from lorikeet.train.optim import Stepper
+from lorikeet.train.out_of_memory import OutOfMemory
 
 ROUND = 64  # lengths of rows and numbers of predictions are multiples of this
 
@@ -26,9 +29,11 @@ ROUND = 64  # lengths of rows and numbers of predictions are multiples of this
 @dataclass(frozen=True)
 class StepResult:
     loss: float  # mean over the step's weight
-    grad_norm: float  # before clipping
+    grad_norm: float  # before clipping; NaN where the loss was refused
     tokens: int  # of the conversations as rendered alone
     seconds: float
+    moved: bool = True  # False: loss or gradient was refused, and weights and optimizer are as they were
+    refused: bool = False  # it was the loss, so there was no whole backward pass
 
 
 def batch_loss(model: CausalLM, batch: Batch, noise: NoiseOptions = QUIET, seed: int = 0) -> HeadLoss:
@@ -74,17 +79,50 @@ def train_step(
     learning_rate: float,
     seed: int = 0,
     noise: NoiseOptions = QUIET,
+    names: Sequence[str] | None = None,
+    accept: Callable[[float], bool] = math.isfinite,
 ) -> StepResult:
-    """Forward, backward and update. `seed` is the step's own: it decides dropout and noise, and nothing else."""
+    """Forward, backward and update. `seed` is the step's own: with a micro-batch's name (by default its number) it
+    decides dropout and noise, and nothing else does.
+
+    A loss that `accept` refuses, and gradients that are not finite, move nothing. Raises OutOfMemory, without any
+    gradient left, where memory ends."""
     start = time.perf_counter()
+    names = names or [str(i) for i in range(len(micro_batches))]
     total_weight = sum(batch.total_weight for batch in micro_batches)
+    tokens = sum(batch.source_tokens for batch in micro_batches)
     total_loss = 0.0
     stepper.clear()
-    for i, batch in enumerate(micro_batches):
-        torch.manual_seed(derive(seed, "micro-batch", i))
-        loss = batch_loss(model, batch.to(model.device), noise, seed).loss / total_weight
-        stepper.backward(loss, last_at=learning_rate if i == len(micro_batches) - 1 else None)
-        total_loss += loss.item()
-    grad_norm = stepper.step(learning_rate)
-    tokens = sum(batch.source_tokens for batch in micro_batches)
-    return StepResult(total_loss, grad_norm, tokens, time.perf_counter() - start)
+    for i, (batch, name) in enumerate(zip(micro_batches, names)):
+        last = i == len(micro_batches) - 1
+        failed = None
+        try:
+            torch.manual_seed(derive(seed, "micro-batch", name))
+            loss = batch_loss(model, batch.to(model.device), noise, seed).loss / total_weight
+            if last and not accept(total_loss + loss.item()):
+                seconds = time.perf_counter() - start
+                return StepResult(total_loss + loss.item(), math.nan, tokens, seconds, moved=False, refused=True)
+            stepper.backward(loss, last_at=learning_rate if last else None)
+            total_loss += loss.item()
+        except (RuntimeError, MemoryError, OSError) as error:
+            failed = memory_ended(error)
+            if failed is None:
+                raise
+        if failed is not None:  # behind the except, so that the error's frames hold no tensor any more
+            begun = stepper.begun
+            loss = None  # type: ignore[assignment]
+            stepper.clear()
+            raise OutOfMemory(None if begun else i, len(batch.tokens), failed)
+    grad_norm = _moved(stepper, learning_rate)
+    return StepResult(total_loss, grad_norm, tokens, time.perf_counter() - start, math.isfinite(grad_norm))
+
+
+def _moved(stepper: Stepper, rate: float) -> float:
+    """The update. Raises OutOfMemory where memory ends in it, with the optimizer's new state, say."""
+    try:
+        return stepper.step(rate)
+    except (RuntimeError, MemoryError, OSError) as error:
+        failed = memory_ended(error)
+        if failed is None:
+            raise
+    raise OutOfMemory(None, 0, failed)

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lorikeet.base.errors import ModelError, RecipeError
-from lorikeet.plan.choose import LEAST_DISTINCT, USED_MEMORY, Machine, Network, choose, fit
+from lorikeet.plan.choose import LEAST_DISTINCT, USED_MEMORY, Machine, Method, Network, choose, fit
 from lorikeet.plan.look import Look, Rows
-from lorikeet.plan.memory import GIB, Sizes, peak_memory
+from lorikeet.plan.memory import GIB, Sizes, Trained, peak_memory
 from lorikeet.plan.purposes import PURPOSES, check, named, suggest
 
 SMALL = Network("small", "llama", Sizes(49152, 576, 30, 9, 3, 64, 1536, tied=True), 8192)
@@ -29,6 +29,10 @@ def a_look(lengths: list[int], *, documents: bool = False, distinct: int | None 
     return Look(rows, "jinja", True, {}, found, found // 2, answered, 0.0, 0)
 
 
+def lora(network: Network) -> Method:
+    return Method.lora(network.sizes, 16)
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     st.lists(st.integers(4, 20_000), min_size=1, max_size=200),
@@ -41,7 +45,9 @@ def test_what_is_chosen_fits_or_is_refused(lengths: list[int], gib: float, purpo
     try:
         chosen = choose(a_look(lengths, documents=documents), SMALL, machine, PURPOSES[purpose])
     except ModelError:
-        least = peak_memory(SMALL.sizes, bytes_per_value=2, r=32, row_tokens=256, checkpointing=True)
+        least = peak_memory(
+            SMALL.sizes, Trained.lora(SMALL.sizes, 32), bytes_per_value=2, row_tokens=256, checkpointing=True
+        )
         assert machine.memory_bytes * USED_MEMORY < least.total
         return
     assert chosen.memory.total <= machine.memory_bytes * USED_MEMORY
@@ -66,28 +72,46 @@ def test_the_length_stays_within_the_context() -> None:
 def test_less_memory_means_smaller_rows_then_recomputed_layers_then_shorter_conversations() -> None:
     seen = []
     for gib in (20, 1.9, 1.6, 1.4):
-        length, rows, checkpointing, nf4 = fit(SMALL, replace(MACHINE, memory_bytes=int(gib * GIB)), 16, 1024)
-        assert not nf4  # of a small model, the weights are not what takes the memory
-        seen.append((checkpointing, -rows))
-        assert length == 1024
+        found = fit(SMALL, replace(MACHINE, memory_bytes=int(gib * GIB)), lora(SMALL), 1024)
+        assert not found.nf4  # of a small model, the weights are not what takes the memory
+        seen.append((found.checkpointing, -found.row_tokens))
+        assert found.max_length == 1024
     assert seen == sorted(seen)
     assert seen[0] == (False, -2048)
     assert seen[-1][0]
-    length, _, checkpointing, _ = fit(SMALL, replace(MACHINE, memory_bytes=int(1.5 * GIB)), 16, 8192)
-    assert length < 8192 and checkpointing
+    found = fit(SMALL, replace(MACHINE, memory_bytes=int(1.5 * GIB)), lora(SMALL), 8192)
+    assert found.max_length < 8192 and found.checkpointing
 
 
 def test_a_large_model_is_kept_in_4_bits_before_conversations_get_shorter() -> None:
     machine = replace(MACHINE, memory_bytes=12 * GIB)
-    length, _, checkpointing, nf4 = fit(LARGE, machine, 16, 512)
-    assert (length, checkpointing, nf4) == (512, True, True)
+    found = fit(LARGE, machine, lora(LARGE), 512)
+    assert (found.max_length, found.checkpointing, found.nf4, found.in_backward) == (512, True, True, False)
     chosen = choose(a_look([100] * 100), LARGE, machine, PURPOSES["chat"])
     assert chosen.nf4 and any("4 bits" in line for line in chosen.told)
 
 
+def test_a_kind_that_trains_the_models_own_weights_is_told_apart() -> None:
+    """Masters, gradients and averages; where those do not fit, gradients are let go within the backward pass."""
+    weights = SMALL.sizes.parameters
+    full = Method("full", Trained(weights, instead=weights), 2e-5, over_nf4=False)
+    roomy, tight = (
+        choose(a_look([100] * 100), SMALL, replace(MACHINE, memory_bytes=int(gib * GIB)), PURPOSES["chat"], method=full)
+        for gib in (20, 2.8)
+    )
+    assert roomy.memory.weights == 0 and roomy.memory.adapter == 16 * weights and not roomy.in_backward
+    assert tight.in_backward and tight.checkpointing and not tight.nf4
+    assert 12 * weights < tight.memory.adapter < 15 * weights
+    assert any("optimizer_in_backward" in line for line in tight.told)
+    lora_rate = choose(a_look([100] * 100), SMALL, MACHINE, PURPOSES["chat"]).learning_rate
+    assert roomy.learning_rate == pytest.approx(lora_rate / 10)
+    with pytest.raises(ModelError, match="does not fit"):
+        fit(SMALL, replace(MACHINE, memory_bytes=int(1.2 * GIB)), full, 512)
+
+
 def test_a_model_that_cannot_fit_says_how_much_it_needs() -> None:
     with pytest.raises(ModelError, match="does not fit") as raised:
-        fit(LARGE, replace(MACHINE, memory_bytes=8 * GIB), 16, 512)
+        fit(LARGE, replace(MACHINE, memory_bytes=8 * GIB), lora(LARGE), 512)
     assert "GiB" in str(raised.value.allowed) and "docs/models.md" in str(raised.value.try_)
 
 

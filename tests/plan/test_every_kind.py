@@ -20,8 +20,9 @@ from lorikeet.models.mapped_embedding import mapped_embedding
 from lorikeet.plan.simulate import Network, Simulated, measure, simulate
 from lorikeet.plan.steps import full_row
 from lorikeet.plan.tensors import KINDS
+from lorikeet.plan.trained import trained_by
 from lorikeet.quant.none import NoQuant
-from lorikeet.train.loop import TrainOptions
+from lorikeet.train.options import TrainOptions
 
 CPU = torch.device("cpu")
 OPTIONS: dict[str, dict[str, Any]] = {"bias": {"norms": True}}  # where defaults are not enough
@@ -104,3 +105,32 @@ def test_weights_that_train_are_not_counted_twice(tiny_model: Path) -> None:
     full, _, _ = both(tiny_model, Full(), rows=1)
     lora, _, _ = both(tiny_model, Lora(), rows=1)
     assert full.by_kind["weights"] == 0 < lora.by_kind["weights"]
+
+
+@pytest.mark.parametrize(("kind", "options"), CASES.values(), ids=CASES.keys())
+def test_what_init_counts_is_what_trains(kind: str, options: dict[str, Any], tiny_model: Path) -> None:
+    """Trained numbers, and the base's that they take the place of (not rows of a group that stays)."""
+    checkpoint = open_checkpoint(tiny_model)
+    family, spec = identify(checkpoint)
+    adapter = kind_class("lorikeet.adapters", Adapter, kind).model_validate(options)
+    found = trained_by(adapter, Network(family, spec, NoQuant(), torch.bfloat16))
+    model = load(checkpoint, NoQuant(), dtype=torch.bfloat16, device=CPU)
+    before = sum(one.numel() for one in model.parameters())
+    adapter.attach(model, seed=0)
+    trained = adapter.parameters(model)
+    assert found.numbers == sum(one.numel() for one in trained.values())
+    assert found.instead == before - sum(one.numel() for one in model.parameters() if not one.requires_grad)
+    if kind in ("full", "bias"):
+        assert found.instead == found.numbers
+
+
+@pytest.mark.parametrize(("kind", "options"), [("head", {}), ("full", {"target_modules": ["norm"]})])
+@pytest.mark.parametrize("twice", [False, True])
+def test_nothing_is_kept_below_what_trains(kind: str, options: dict[str, Any], twice: bool, tiny_model: Path) -> None:
+    """Layers below all that trains keep nothing for the backward pass, and none of them is computed again."""
+    adapter = kind_class("lorikeet.adapters", Adapter, kind).model_validate(options)
+    predicted, measured, _ = both(tiny_model, adapter, rows=1, gradient_checkpointing=twice)
+    lora, _, _ = both(tiny_model, Lora(), rows=1)
+    assert predicted.by_kind == measured.by_kind
+    assert predicted.by_kind["saved activations"] < 0.1 * lora.by_kind["saved activations"]
+    assert predicted.flops.get("backward", 0) < 0.1 * predicted.flops["forward"]

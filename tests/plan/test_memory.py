@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 
 from lorikeet.models.families.qwen2_moe import Qwen2Moe
-from lorikeet.plan.memory import GIB, Sizes, peak_memory, training_flops, training_seconds
+from lorikeet.plan.memory import GIB, Sizes, Trained, peak_memory, training_flops, training_seconds
 
 SMOLLM2 = Sizes(49152, 576, 30, 9, 3, 64, 1536, tied=True)
+LORA = Trained.lora(SMOLLM2, 8)
 MARGIN = 0.2  # what the module's docstring states
 
 
@@ -22,27 +23,29 @@ MARGIN = 0.2  # what the module's docstring states
     ],
 )
 def test_the_peak_of_measured_runs(r: int, row_tokens: int, measured_gib: float) -> None:
-    found = peak_memory(SMOLLM2, bytes_per_value=2, r=r, row_tokens=row_tokens, checkpointing=False)
+    trained = Trained.lora(SMOLLM2, r)
+    found = peak_memory(SMOLLM2, trained, bytes_per_value=2, row_tokens=row_tokens, checkpointing=False)
     assert found.total / GIB == pytest.approx(measured_gib, rel=MARGIN)
 
 
 @pytest.mark.parametrize(("rows", "measured_gib"), [((960, 2048), 0.36)])
 def test_what_more_tokens_cost(rows: tuple[int, int], measured_gib: float) -> None:
     """The slope alone."""
-    less, more = (peak_memory(SMOLLM2, bytes_per_value=2, r=8, row_tokens=n, checkpointing=False) for n in rows)
+    less, more = (peak_memory(SMOLLM2, LORA, bytes_per_value=2, row_tokens=n, checkpointing=False) for n in rows)
     assert (more.total - less.total) / GIB == pytest.approx(measured_gib, rel=MARGIN)
 
 
 def test_checkpointing_keeps_less_and_costs_more() -> None:
-    asked = {"bytes_per_value": 2, "r": 8, "row_tokens": 2048}
-    kept = peak_memory(SMOLLM2, checkpointing=False, **asked)
-    recomputed = peak_memory(SMOLLM2, checkpointing=True, **asked)
+    asked = {"bytes_per_value": 2, "row_tokens": 2048}
+    kept = peak_memory(SMOLLM2, LORA, checkpointing=False, **asked)
+    recomputed = peak_memory(SMOLLM2, LORA, checkpointing=True, **asked)
     assert recomputed.activations < kept.activations / 5
     assert recomputed.weights == kept.weights
     # four steps with rows of 2,048 tokens peaked at 1.05 GiB
     assert recomputed.total / GIB == pytest.approx(1.05, rel=MARGIN)
-    work = {"tokens": 1000, "trained_tokens": 500, "r": 8}
-    assert training_flops(SMOLLM2, checkpointing=True, **work) > training_flops(SMOLLM2, checkpointing=False, **work)
+    work = {"tokens": 1000, "trained_tokens": 500}
+    once, twice = (training_flops(SMOLLM2, LORA, checkpointing=asked, **work) for asked in (False, True))
+    assert twice > once
 
 
 def test_the_expert_of_all_tokens_counts() -> None:
@@ -59,8 +62,8 @@ def test_the_expert_of_all_tokens_counts() -> None:
 
 
 def test_nf4_keeps_a_quarter_of_the_linears() -> None:
-    asked = {"bytes_per_value": 2, "r": 8, "row_tokens": 256, "checkpointing": True}
-    plain, quantised = peak_memory(SMOLLM2, **asked), peak_memory(SMOLLM2, nf4=True, **asked)
+    asked = {"bytes_per_value": 2, "row_tokens": 256, "checkpointing": True}
+    plain, quantised = (peak_memory(SMOLLM2, LORA, nf4=nf4, **asked) for nf4 in (False, True))
     saved = plain.weights - quantised.weights
     assert saved == pytest.approx(SMOLLM2.linears * (2 - 0.516), rel=0.01)
 
@@ -71,6 +74,6 @@ def test_lora_s_size_is_that_of_the_demo() -> None:
 
 def test_seconds_hold_the_measured_run() -> None:
     """37,603 alpaca tokens took 146 s where the best matmul was 1.25 TFLOP/s (docs/benchmarks.md)."""
-    flops = training_flops(SMOLLM2, tokens=37_603, trained_tokens=25_000, r=8, checkpointing=False)
+    flops = training_flops(SMOLLM2, LORA, tokens=37_603, trained_tokens=25_000, checkpointing=False)
     shortest, longest = training_seconds(flops, 1.25e12)
     assert shortest < 146 < longest * 1.1

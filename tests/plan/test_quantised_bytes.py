@@ -27,7 +27,7 @@ from lorikeet.quant._contract import Quant
 from lorikeet.quant._four_bit import FourBit
 from lorikeet.quant.gptq import Gptq
 from lorikeet.quant.none import NoQuant
-from lorikeet.train.loop import TrainOptions
+from lorikeet.train.options import TrainOptions
 
 CPU = torch.device("cpu")
 FOUR = [

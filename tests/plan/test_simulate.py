@@ -24,7 +24,7 @@ from lorikeet.quant._contract import Quant
 from lorikeet.quant.int8 import Int8
 from lorikeet.quant.nf4 import NF4
 from lorikeet.quant.none import NoQuant
-from lorikeet.train.loop import TrainOptions
+from lorikeet.train.options import TrainOptions
 
 CPU = torch.device("cpu")
 NONE = NoQuant()

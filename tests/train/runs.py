@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -14,10 +13,12 @@ from lorikeet.adapters._storage import fill, read_adapter, save_adapter
 from lorikeet.adapters.lora import Lora
 from lorikeet.base.nouns import Batch, Example
 from lorikeet.data.pack import pack_row, plan_step, steps_per_epoch
-from lorikeet.train.loop import Outcome, Progress, Run, TrainOptions, train
+from lorikeet.train.loop import train
 from lorikeet.train.metrics import Metrics
 from lorikeet.train.optim import Stepper
-from lorikeet.train.state import check_identity, latest_checkpoint, read_state
+from lorikeet.train.options import TrainOptions
+from lorikeet.train.resuming import resume
+from lorikeet.train.run import Outcome, Run
 from parity import tiny
 
 OPTIONS: dict[str, Any] = {"learning_rate": 0.05, "warmup_steps": 2, "examples_per_step": 6, "weight_decay": 0.01}
@@ -55,19 +56,15 @@ def run_in(
     return Run(**values | changed)
 
 
-def go_on(run: Run, options: TrainOptions) -> Outcome:
+def go_on(run: Run, options: TrainOptions, *, force: bool = False) -> Outcome:
     """Resume from the newest whole checkpoint."""
-    last = latest_checkpoint(run.folder)
-    assert last is not None
-    state, optimizer = read_state(last)
-    check_identity(state["identity"], json.loads(json.dumps(run.identity)), last)
-    adapter, tensors, _ = read_adapter(last)
-    fill(run.model, adapter, tensors, source=last)
+
+    def fill_from(last: Path) -> None:
+        adapter, tensors, _ = read_adapter(last)
+        fill(run.model, adapter, tensors, source=last)
+
     stepper = Stepper(run.parameters, options)
-    stepper.load_state_dict(optimizer)
-    done = Progress(**state["progress"])
-    Metrics(run.folder / "metrics.jsonl").truncate(done.step)
-    return train(run, options, done=done, stepper=stepper)
+    return train(run, options, done=resume(run, stepper, fill_from, force=force), stepper=stepper)
 
 
 def losses(folder: Path, kind: str = "train") -> dict[int, float]:

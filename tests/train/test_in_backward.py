@@ -14,8 +14,8 @@ from lorikeet.base.errors import RecipeError
 from lorikeet.base.nouns import Batch
 from lorikeet.config import load
 from lorikeet.train.census import Census
-from lorikeet.train.loop import TrainOptions
 from lorikeet.train.optim import Stepper
+from lorikeet.train.options import TrainOptions
 from lorikeet.train.step import train_step
 from parity import test_step, tiny
 

@@ -12,8 +12,10 @@ import torch
 from pydantic import ValidationError
 
 from lorikeet.base.errors import Interrupted, TrainingError
-from lorikeet.train.loop import TrainOptions, summarise, train
+from lorikeet.train.loop import train
 from lorikeet.train.metrics import Metrics
+from lorikeet.train.options import TrainOptions
+from lorikeet.train.run import summarise
 from lorikeet.train.state import checkpoints, intact
 from train.runs import OPTIONS, calling, go_on, losses, run_in
 

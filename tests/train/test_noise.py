@@ -17,9 +17,9 @@ from lorikeet.data.pack import pack_row
 from lorikeet.ops.attention import PackedView, reference_attention
 from lorikeet.ops.dropped_attention import DroppedView, Text, reference_dropped_attention
 from lorikeet.train.evaluate import evaluate
-from lorikeet.train.loop import TrainOptions
 from lorikeet.train.noise import NoiseOptions, disturbed, texts
 from lorikeet.train.optim import Stepper
+from lorikeet.train.options import TrainOptions
 from lorikeet.train.step import train_step
 from parity import tiny
 

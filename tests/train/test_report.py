@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lorikeet.base.errors import OutputError
-from lorikeet.train.report import Curve, _chart, _points, _short, _smoothed, _ticks, write_report
+from lorikeet.train.charts import Curve, make_chart, points_of, round_ticks, short, smooth
+from lorikeet.train.report import write_report
 
 SUMMARY = {
     "train_loss": 0.0731,
@@ -185,14 +186,14 @@ def test_long_runs_stay_small(tmp_path):
 
 
 def test_smoothing_is_a_mean_without_bias():
-    assert _smoothed([(1, 5.0), (2, None), (3, 5.0)]) == [(1, 5.0), (2, None), (3, 5.0)]
+    assert smooth([(1, 5.0), (2, None), (3, 5.0)]) == [(1, 5.0), (2, None), (3, 5.0)]
     rough = [(step, float(step % 2)) for step in range(400)]
-    assert all(0.3 < y < 0.7 for _, y in _smoothed(rough)[40:])
+    assert all(0.3 < y < 0.7 for _, y in smooth(rough)[40:])
 
 
 def test_points_take_rows_that_have_step_and_value():
     rows = [{"step": 1, "x": 4}, {"step": 2}, {"x": 3}, {"step": 3, "x": math.inf}, {"step": 4, "x": "a"}]
-    assert _points(rows, "x", 2.0) == [(1, 2.0), (3, None), (4, None)]
+    assert points_of(rows, "x", 2.0) == [(1, 2.0), (3, None), (4, None)]
 
 
 @pytest.mark.parametrize(
@@ -201,7 +202,7 @@ def test_points_take_rows_that_have_step_and_value():
     + [(4884480, "4.88 M"), (1.5e11, "1.5e+11"), (-3.0, "-3")],
 )
 def test_short_numbers(value, text):
-    assert _short(value) == text
+    assert short(value) == text
 
 
 finite = st.floats(-1e300, 1e300)
@@ -210,7 +211,7 @@ finite = st.floats(-1e300, 1e300)
 @given(finite, finite)
 def test_ticks_enclose_the_values(a, b):
     low, high = min(a, b), max(a, b)
-    ticks = _ticks(low, high)
+    ticks = round_ticks(low, high)
     slack = max(1e-6 * max(abs(low), abs(high)), 1e-30)
     assert 2 <= len(ticks) <= 8 and ticks == sorted(set(ticks))
     assert ticks[0] <= low + slack and ticks[-1] >= high - slack
@@ -218,7 +219,106 @@ def test_ticks_enclose_the_values(a, b):
 
 @given(st.lists(st.tuples(st.integers(0, 10**6), st.none() | finite), max_size=30))
 def test_curves_stay_inside_the_drawing(points):
-    chart = _chart("Any", [Curve("any", sorted(points, key=lambda p: p[0]))], from_zero=False)
+    chart = make_chart("Any", [Curve("any", sorted(points, key=lambda p: p[0]))], from_zero=False)
     assert (chart is None) == all(y is None for _, y in points)
     for x, y, *_ in chart.readout[0]["points"] if chart else ():
         assert 54 <= x <= 388 and 11.9 <= y <= 186.1
+
+
+STATUS = {"state": "running", "steps": 40, "starts": [{"step": 0}, {"step": 5}, {"step": 5}, {"step": 12}]}
+
+
+def test_where_a_run_went_on(tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "status.json").write_text(
+        json.dumps(STATUS | {"held_bytes": {"frozen": 269 << 20, "optimizer": 1 << 21}})
+    )
+    page, _ = report(folder, [train_row(step) for step in range(1, 21)], SUMMARY)
+    loss = re.search(r"<figure.*?</figure>", page, re.S)[0]
+    assert re.findall(r"went on from step (\d+)", loss) == ["5", "12"]
+    places = [float(x) for x in re.findall(r'<line x1="([\d.]+)"', loss)]
+    assert places == [pytest.approx(54 + (step - 1) / 19 * 334, abs=0.1) for step in (5, 12)]
+    assert "frozen weights</th><td>0.26 GiB" in page and "2.0 MiB" in page
+
+
+def test_a_run_that_never_stopped_has_no_marks(tmp_path):
+    page, _ = report(tmp_path / "run", [train_row(1), train_row(2)], SUMMARY)
+    assert "went on" not in page and 'class="mark"' not in page
+
+
+@pytest.mark.parametrize(
+    ("status", "said"),
+    [
+        ({"state": "running"}, "was killed"),
+        ({"state": "stopped", "why": "asked to stop by SIGTERM"}, "stopped: asked to stop by SIGTERM"),
+        ({"state": "failed", "why": "TrainingError: the loss is nan"}, "failed: TrainingError: the loss is nan"),
+        ({"state": ["?"], "starts": "?", "held_bytes": [1]}, "stopped before its end"),
+    ],
+)
+def test_how_a_run_without_a_summary_ended(tmp_path, status, said):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "status.json").write_text(json.dumps(status))
+    page, _ = report(folder, [train_row(1)])
+    assert said in unescape(page)
+
+
+def test_a_limit_is_named(tmp_path):
+    page, _ = report(tmp_path / "run", [train_row(1)], SUMMARY | {"ended_by": "limits.time: 2h", "go_on": "again"})
+    assert "A limit ended the run: limits.time: 2h. To go on: again" in page and "no summary" not in page
+
+
+def test_memory_by_kind(tmp_path):
+    rows = [train_row(step, rss_file_bytes=1 << 29, swap_bytes=0, device_bytes=3 << 30) for step in (1, 2)]
+    page, _ = report(tmp_path / "run", rows, SUMMARY)
+    figure = next(one for one in re.findall(r"<figure.*?</figure>", page, re.S) if "Memory by kind" in one)
+    assert re.findall(r'class="key \w+">(.*?)<', figure) == [
+        "resident",
+        "of it mapped files",
+        "on the device",
+        "peak so far",
+    ]
+    assert "on the device 3 at step 1" in figure
+
+
+def test_shares_of_the_sources(tmp_path):
+    sources = [
+        {"source": "a.json", "weight": 3, "passes": 2.0, "counts": {"rows": 9, "examples": 9, "tokens": 300}},
+        {"source": "b.json", "weight": 1, "passes": 0.5, "counts": {"rows": 9, "examples": 9, "tokens": 400}},
+        {"source": "c.json", "counts": {}},
+    ]
+    page, _ = report(tmp_path / "run", [train_row(1)], SUMMARY | {"data": {"sources": sources}})
+    assert re.findall(r"</span>([\d.]+) %", page) == ["75.0", "25.0"] and "width: 75.0%" in page
+
+
+def test_samples_at_checkpoints(tmp_path):
+    sample = {"prompt": "p", "before": "b", "after": "a", "at": {"20": "at twenty", "3": "at three", "x": "?"}}
+    page, _ = report(tmp_path / "run", samples=[sample])
+    labels = re.findall(r'<p class="label">(?!Prompt)(.*?)<', page)
+    assert labels == ["Before", "At step 3", "At step 20", "After"] and "at twenty" in page
+
+
+def test_certificates(tmp_path):
+    folder, beside = tmp_path / "run", tmp_path / "run-merged"
+    (folder / "adapter").mkdir(parents=True)
+    beside.mkdir()
+    prints = {"tokenizer_fingerprint": "t", "template_fingerprint": "u", "base_fingerprint": "b", "data": "d"}
+    (folder / "adapter" / "lorikeet.json").write_text(json.dumps(prints))
+    made = {
+        folder / "invariance_certificate.json": {"passed": False, "rows": [1, 2], "broken": ["padding"]},
+        beside / "certificate.json": {"passed": True, "trained": {"path": str(folder)}, "merged": {}}
+        | {"measured": {"mean_kl": 1.25e-5, "same": True}, "written": "2026-01-02T03:04:05Z"},
+        tmp_path / "template_certificate.json": {"passed": True, "template": "jinja", "counts": {"exact": 41}}
+        | {"tokenizer_fingerprint": "t", "template_fingerprint": "u"},
+        tmp_path / "other_certificate.json": {"passed": True, "trained": {"path": str(tmp_path / "another")}},
+        tmp_path / "strange_certificate.json": {"passed": True, "tokenizer_fingerprint": "t"},  # too little to go by
+        folder / "half_certificate.json": "{",
+    }
+    for path, value in made.items():
+        path.write_text(value if isinstance(value, str) else json.dumps(value))
+    page, _ = report(folder, [train_row(1)], SUMMARY)
+    cards = re.findall(r'aria-label="Certificate of (\w+)"(.*?)</section>', page, re.S)
+    assert [name for name, _ in cards] == ["template", "invariance", "merge"]
+    assert "not passed" in cards[1][1] and "padding" in cards[1][1] and "exact</th><td>41" in cards[0][1]
+    assert "1.25e-05" in cards[2][1] and "../run-merged/certificate.json, 2026-01-02" in cards[2][1]

@@ -19,6 +19,7 @@ from lorikeet.base.errors import LorikeetError, TemplateError
 from lorikeet.base.nouns import Conversation, Message
 from lorikeet.cli.main import run_command
 from lorikeet.data.encode import encode_conversation
+from lorikeet.data.layout import lay_out, prompt_segments
 from lorikeet.data.loss import LossOptions
 from lorikeet.tokens._folder import Special
 from lorikeet.tokens.huggingface import HuggingFaceTokenizer
@@ -27,6 +28,9 @@ from lorikeet.verify.template import TheirTemplate, _plain, compare_all, prompt_
 
 CHATML = ["<|im_start|>", "<|im_end|>"]
 GLM = ("system", "user", "assistant", "observation")
+GLM_TOKENS: tuple[None, str, list[str]] = (
+    None, "<|endoftext|>", ["[gMASK]", "<sop>", *(f"<|{role}|>" for role in GLM)]
+)  # fmt: skip
 COHERE = [f"<|{name}_TOKEN|>" for name in ("START_OF_TURN", "END_OF_TURN", "SYSTEM", "USER", "CHATBOT")]
 # published template: (BOS, EOS, other control tokens), or a family that has them
 MODELS: dict[str, tuple[str | None, str, list[str]] | str] = {
@@ -38,7 +42,12 @@ MODELS: dict[str, tuple[str | None, str, list[str]] | str] = {
     "command_r": ("<BOS_TOKEN>", "<|END_OF_TURN_TOKEN|>", COHERE),
     "exaone3_5": ("[BOS]", "[|endofturn|]", ["[|system|]", "[|user|]", "[|assistant|]"]),
     "falcon_h1": ("<|begin_of_text|>", "<|end_of_text|>", CHATML),
-    "glm4_5": (None, "<|endoftext|>", ["[gMASK]", "<sop>", *(f"<|{role}|>" for role in GLM)]),
+    "glm4_5": GLM_TOKENS, "glm4_0414": GLM_TOKENS, "codegeex4": GLM_TOKENS,
+    "internlm2_5": ("<s>", "</s>", CHATML), "internlm3": ("<s>", "</s>", CHATML),
+    "yi_1_5": (None, "<|endoftext|>", [*CHATML, "<|im_sep|>"]),
+    "deepseek_v2_5": "deepseek_v3", "deepseek_v3_1": "deepseek_r1",
+    "ernie4_5": (None, "</s>", ["<|begin_of_sentence|>", "<|end_of_sentence|>"]),
+    "moonlight": (None, "[EOS]", [f"<|im_{name}|>" for name in ("system", "user", "assistant", "middle", "end")]),
     "lfm2": ("<|startoftext|>", "<|endoftext|>", [*CHATML, "<|tool_list_start|>", "<|tool_list_end|>"]),
     "llama4": ("<|begin_of_text|>", "<|end_of_text|>", ["<|header_start|>", "<|header_end|>", "<|eot|>"]),
     "phi4_reasoning": (None, "<|endoftext|>", [*CHATML, "<|im_sep|>"]),
@@ -132,6 +141,34 @@ def trained(name: str, kind: str, **options: object) -> list[str]:
         )
         shown += [part for part in marked.split("|" * 4) if part.strip("|")]
     return [part.strip("|") for part in shown]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_calls_are_learned_only_where_the_prompt_shows_the_tools(name: str) -> None:
+    """A call has the tool's name in it, and so had the text that was looked at: DeepSeek's template, which shows no
+    tools, was taken to show them wherever one was called."""
+    template = bind("jinja", tokenizer(name))
+    for conversation in adversarial(()).values():
+        replies = [index for index, message in enumerate(conversation.messages) if message.role == "assistant"]
+        if not conversation.tools or not replies:
+            continue
+        try:
+            lay_out(conversation, template, replies)
+        except TemplateError:
+            continue
+        for index in replies:
+            prompt_segments(Conversation(conversation.messages[:index], conversation.tools), template)
+
+
+def test_a_template_without_tools_is_refused_whatever_the_texts_say() -> None:
+    template = bind("jinja", tokenizer("deepseek_v3"))
+    for talk in (TALK, (Message("user", "How is the weather?"), Message("assistant", "Fine."))):
+        with pytest.raises(TemplateError, match="leaves out the tools"):
+            lay_out(Conversation(talk, TOOLS), template, [len(talk) - 1])
+        with pytest.raises(TemplateError, match="leaves out the tools"):
+            prompt_segments(Conversation(talk[:-1], TOOLS), template)
+    told = (Message("system", "You may call weather(city)."), *TALK)
+    assert lay_out(Conversation(told, TOOLS), template, [len(told) - 1])
 
 
 def test_react_trains_thoughts_actions_and_the_word_observation() -> None:

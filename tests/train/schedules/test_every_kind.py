@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from lorikeet.base.errors import RecipeError
 from lorikeet.base.kinds import kinds
-from lorikeet.train.loop import TrainOptions
 from lorikeet.train.optim import OptimOptions, check_schedule, learning_rate
+from lorikeet.train.options import TrainOptions
 
 RATE = 3e-3
 # ours (without the kind), where transformers needs other words for the same: theirs

@@ -1,0 +1,68 @@
+"""The recipe's `train` section: how it learns."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field, model_validator
+
+from lorikeet.train.best import BestOptions
+from lorikeet.train.finite import FiniteOptions
+from lorikeet.train.noise import NoiseOptions
+from lorikeet.train.optim import OptimOptions
+from lorikeet.train.rehearsal import RehearsalOptions
+from lorikeet.train.tracking import TrackingOptions
+
+
+class TrainOptions(OptimOptions, NoiseOptions, FiniteOptions, BestOptions, RehearsalOptions, TrackingOptions):
+    """The recipe's `train` section."""
+
+    num_train_epochs: float = Field(1.0, gt=0, description="Passes over the training data.")
+    max_steps: int | None = Field(None, ge=1, description="Stop after this many steps, whatever the epochs.")
+    examples_per_step: int = Field(16, ge=1, description="Conversations per optimizer step, over all devices.")
+    per_device_train_batch_size: int | None = Field(
+        None, ge=1, description="With gradient_accumulation_steps: another way to write examples_per_step, the product."
+    )
+    gradient_accumulation_steps: int | None = Field(None, ge=1, description="See per_device_train_batch_size.")
+    row_tokens: int | None = Field(
+        None, ge=16, description="Most tokens of one packed micro-batch; by default from the machine's memory."
+    )
+    gradient_checkpointing: bool | int = Field(
+        False,
+        ge=0,
+        description="Compute layers twice to keep less memory: true for all, a number for the first so many.",
+    )
+    logging_steps: int = Field(1, ge=1, description="Write metrics every so many steps.")
+    eval_steps: int | None = Field(None, ge=1, description="Validate every so many steps; always at the end.")
+    save_steps: int | None = Field(None, ge=1, description="Write a checkpoint every so many steps; always at the end.")
+    save_total_limit: int = Field(2, ge=1, description="Keep this many checkpoints.")
+    seed: int = Field(0, ge=0, description="Decides initialisation, order and dropout.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _product(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        size, accumulation = values.get("per_device_train_batch_size"), values.get("gradient_accumulation_steps")
+        if size is None and accumulation is None:
+            return values
+        size, accumulation = size or 1, accumulation or 1
+        if not (isinstance(size, int) and isinstance(accumulation, int)):
+            return values  # the fields say what is wrong with them
+        product = size * accumulation
+        if values.get("examples_per_step", product) != product:
+            raise ValueError(
+                f"examples_per_step ({values['examples_per_step']}) and per_device_train_batch_size x "
+                f"gradient_accumulation_steps ({product}) say different things"
+            )
+        return values | {"examples_per_step": product}
+
+    @model_validator(mode="after")
+    def _one_warmup(self) -> TrainOptions:
+        if self.warmup_steps and self.warmup_ratio:
+            raise ValueError("warmup_steps is given, so warmup_ratio would have no effect")
+        schedule = self.lr_scheduler_type
+        if not schedule.warms_up and (self.warmup_steps or self.warmup_ratio):
+            raise ValueError(f"{schedule.kind} has no warm-up; lr_scheduler_type: constant_with_warmup has one")
+        schedule.check(self.learning_rate)
+        return self

@@ -1,0 +1,52 @@
+"""Which evaluation is the best one, and when patience ends: transformers' rules."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+
+from lorikeet.base.errors import RecipeError
+from lorikeet.train.best import BestOptions, check_metric, judge
+from lorikeet.train.evaluate import EvaluateOptions
+from lorikeet.train.run import Progress
+
+
+def judged(values: list[float], name: str = "loss", **options: Any) -> tuple[Progress, list[bool]]:
+    done, over = Progress(), []
+    for step, value in enumerate(values, 1):
+        done.step = step
+        over.append(judge(BestOptions(metric_for_best_model=name, **options), done, {name: value}))
+    return done, over
+
+
+def test_less_loss_and_more_of_anything_else_is_better() -> None:
+    assert judged([3.0, 1.0, 2.0])[0].best_step == 2
+    assert judged([3.0, 1.0, 2.0], "perplexity")[0].best_step == 2
+    assert judged([0.1, 0.3, 0.2], "rougeL")[0].best_step == 2
+    assert judged([0.1, 0.3, 0.2], "token_accuracy", greater_is_better=False)[0].best_step == 1
+    assert BestOptions(metric_for_best_model="eval_loss").metric_for_best_model == "loss"
+
+
+def test_ties_and_what_is_not_a_number_are_not_better() -> None:
+    done, _ = judged([2.0, 2.0, math.nan, math.inf])
+    assert (done.best_step, done.waited) == (1, 3)
+    done, _ = judged([math.nan, 2.0])
+    assert (done.best_step, done.waited) == (2, 0)
+
+
+def test_patience_ends_after_so_many_that_are_no_better() -> None:
+    assert judged([3, 2, 2.5, 2.4, 1.9, 2], early_stopping_patience=2)[1] == [False, False, False, True, False, False]
+    # better, but by no more than the threshold: the best one moves on, patience does not begin anew
+    done, over = judged([3, 2.95, 2.9], early_stopping_patience=2, early_stopping_threshold=0.1)
+    assert over == [False, False, True] and done.best_step == 3
+
+
+def test_a_metric_that_nobody_measures_is_refused() -> None:
+    with pytest.raises(RecipeError, match="metric_for_best_model") as error:
+        check_metric(BestOptions(metric_for_best_model="rougeL"), EvaluateOptions())
+    assert error.value.try_ == "evaluate.metrics='[rouge]'"
+    check_metric(BestOptions(metric_for_best_model="rougeL"), EvaluateOptions(metrics=["rouge"]))
+    with pytest.raises(RecipeError, match="metric_for_best_model"):
+        check_metric(BestOptions(metric_for_best_model="accuracy"), EvaluateOptions())
