@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import Field, ValidationError, field_validator
-from pydantic_core import PydanticUndefined
 
 from lorikeet.adapters._contract import Adapter
 from lorikeet.adapters.lora import Lora
@@ -39,14 +38,18 @@ from lorikeet.base.options import Options
 from lorikeet.base.yaml_lines import Key, Tree
 from lorikeet.data.pipeline import DataOptions
 from lorikeet.data.sources import check_sources, options_of, validation_of
+from lorikeet.infer.guides._contract import Guide
 from lorikeet.infer.sampling import GenerateOptions
 from lorikeet.models.load import ModelOptions
 from lorikeet.quant._contract import Quant
 from lorikeet.quant.none import NoQuant
+from lorikeet.train.best import check_metric
 from lorikeet.train.evaluate import EvaluateOptions
-from lorikeet.train.loop import TrainOptions
+from lorikeet.train.limits import LimitOptions
 from lorikeet.train.optimizers._contract import Optimizer, Shared
+from lorikeet.train.options import TrainOptions
 from lorikeet.train.schedules._contract import Schedule
+from lorikeet.train.trackers._contract import Tracker
 
 ErrorType = TypeVar("ErrorType", bound=LorikeetError)
 COMMAND_LINE = "the command line"
@@ -72,6 +75,7 @@ class Recipe(Options):
     )
     data: DataOptions = Field(description="What it learns from.", examples=[{"train": ["mine.json"]}])
     train: TrainOptions = Field(default_factory=TrainOptions, description="How it learns.")
+    limits: LimitOptions = Field(default_factory=LimitOptions, description="What it may take.")
     evaluate: EvaluateOptions = Field(
         default_factory=EvaluateOptions, description="How it is measured while it learns."
     )
@@ -149,8 +153,9 @@ def json_schema() -> dict[str, Any]:
     """The JSON schema of a recipe, for editors that complete and check YAML."""
     schema = Recipe.model_json_schema()
     sections, train = schema["properties"], schema["$defs"][TrainOptions.__name__]["properties"]
-    fields = (sections["quant"], sections["adapter"], train["optim"], train["lr_scheduler_type"])
-    for field, contract in zip(fields, (Quant, Adapter, Optimizer, Schedule)):
+    fields = [sections["quant"], sections["adapter"], train["optim"], train["lr_scheduler_type"]]
+    fields += [train["report_to"]["items"], schema["$defs"][GenerateOptions.__name__]["properties"]["guide"]]
+    for field, contract in zip(fields, (Quant, Adapter, Optimizer, Schedule, Tracker, Guide)):
         _own_kinds(schema, field, contract.__name__)
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "Lorikeet recipe", **schema}
 
@@ -174,10 +179,12 @@ def check_effects(recipe: Recipe) -> None:
     asked, validation, optimizer = written(recipe), validation_of(recipe.data), recipe.train.optim
     # to switch off what would not happen anyway is no contradiction
     asked -= {f"evaluate.{name}" for name in ("before", "samples") if not getattr(recipe.evaluate, name)}
-    sampling = {"generate.top_k", "generate.top_p", "generate.seed"} & asked
     idle: Sequence[tuple[set[str], bool, str, str]] = (
         (
-            {"train.eval_steps", "evaluate.before", "evaluate.samples"},
+            {
+                *("train.eval_steps", "train.metric_for_best_model", "train.greater_is_better"),
+                *(f"evaluate.{name}" for name in EvaluateOptions.model_fields),
+            },
             validation is None,
             "there is no data.validation",
             "data.validation=0.1",
@@ -189,12 +196,26 @@ def check_effects(recipe: Recipe) -> None:
             "train.optim=adamw_torch",
         ),
         (
+            {"train.load_best_model_at_end", "train.early_stopping_patience"},
+            validation is None or recipe.train.eval_steps is None,
+            "nothing is evaluated before its end",
+            "data.validation=0.1 and train.eval_steps=100",
+        ),
+        (
+            {"train.early_stopping_threshold"},
+            recipe.train.early_stopping_patience is None,
+            "train.early_stopping_patience is not set",
+            "train.early_stopping_patience=3",
+        ),
+        ({"evaluate.prompts"}, not recipe.evaluate.metrics, "evaluate.metrics is empty", "evaluate.metrics='[ended]'"),
+        ({"evaluate.sample_steps"}, recipe.evaluate.samples == 0, "evaluate.samples is 0", "evaluate.samples=3"),
+        (
             {"train.num_train_epochs"},
             recipe.train.max_steps is not None,
             "train.max_steps decides the length",
             "train.max_steps=null",
         ),
-        (sampling, recipe.generate.temperature == 0, "generate.temperature is 0", "generate.temperature=0.7"),
+        *_idle_in_replies(recipe),
         (
             {"data.mix.epoch"},
             all(options_of(source).weight is None for source in recipe.data.train),
@@ -202,6 +223,7 @@ def check_effects(recipe: Recipe) -> None:
             "data.train='[{path: a.json, weight: 3}, {path: b.json, weight: 1}]'",
         ),
     )
+    check_metric(recipe.train, recipe.evaluate)
     for names, useless, reason, remedy in idle:
         found = sorted(names & asked)
         if found and useless:
@@ -210,6 +232,16 @@ def check_effects(recipe: Recipe) -> None:
                 given=found[0],
                 try_=f"{remedy}, or leave {found[0]} out",
             )
+
+
+def _idle_in_replies(recipe: Recipe) -> Sequence[tuple[set[str], bool, str, str]]:
+    """What of `generate` would do nothing: (options, whether so, why, what to write), as `check_effects` reads it."""
+    sampling = {f"generate.{name}" for name in ("top_k", "top_p", "min_p", "seed")}
+    beams = {"generate.length_penalty", "generate.early_stopping"}
+    return (
+        (sampling, recipe.generate.temperature == 0, "generate.temperature is 0", "generate.temperature=0.7"),
+        (beams, recipe.generate.num_beams == 1, "generate.num_beams is 1", "generate.num_beams=4"),
+    )
 
 
 def located(error: ErrorType, source: Tree) -> ErrorType:
@@ -250,7 +282,7 @@ def _fill(section: type[Options], values: dict[str, Any]) -> None:
         kinds, classes = kinds_of(field), option_classes(field.annotation) if holds_options(field) else []
         if values[name] is None and len(classes) == 1 and not kinds:
             values[name] = {}
-        if kinds and isinstance(values[name], dict) and "kind" not in values[name] and default is not PydanticUndefined:
+        if kinds and isinstance(values[name], dict) and "kind" not in values[name] and hasattr(default, "kind"):
             values[name] = {"kind": default.kind, **values[name]}
         if isinstance(values[name], dict):
             chosen = kinds.get(values[name].get("kind")) if kinds else classes[0] if classes else None

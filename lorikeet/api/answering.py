@@ -67,7 +67,8 @@ def chat(
     path: str | Path, model: Mapping[str, Any] | None = None, *, allow_other_base: bool = False, **options: Any
 ) -> None:
     """Talk to a run, an adapter or a model at the terminal. `model` and `allow_other_base`: see `engine`."""
-    Chat(engine(path, model, allow_other_base=allow_other_base), GenerateOptions(**options)).run()
+    answering = engine(path, model, allow_other_base=allow_other_base)
+    Chat(answering, GenerateOptions(**options), name=Path(path).name).run()
 
 
 @dataclass(frozen=True)
@@ -134,7 +135,8 @@ def open_any(
             allowed=identity["template_fingerprint"][:12],
         )
     weights = base.checkpoint.fingerprint() + (sha256_file(where / storage.WEIGHTS) if where else "")
-    return Engine(model, base.tokenizer, template, f"{weights} {model.dtype}"), base, adapter, identity
+    known = base.checkpoint, located.quant
+    return Engine(model, base.tokenizer, template, f"{weights} {model.dtype}", known), base, adapter, identity
 
 
 def _base_of(folder: Path) -> str:
@@ -155,6 +157,7 @@ def _template(folder: Path) -> TemplateOptions:
     named = storage.read_json(folder / storage.IDENTITY).get("template")
     if named is None:
         return Jinja.model_validate({})
+    storage.refuse_code_inside(named, folder)
     try:
         of_kind = TypeAdapter(kind_field("lorikeet.data.templates", TemplateOptions))
         read: TemplateOptions = of_kind.validate_python(named)

@@ -24,6 +24,7 @@ from lorikeet.config import Recipe
 from lorikeet.data import pipeline
 from lorikeet.data.pipeline import Prepared
 from lorikeet.data.templates._contract import Template
+from lorikeet.kernels import allocator
 from lorikeet.models.causal_lm import CausalLM, Shape
 from lorikeet.models.load import ModelOptions, identify, load, pick_device, pick_dtype
 from lorikeet.models.new_rows import grow
@@ -46,6 +47,7 @@ class Base:
     def load(self, quant: Quant) -> CausalLM:
         """Read the weights."""
         device = pick_device(self.options.device)
+        allocator.holds(device)  # from the first tensor on
         dtype = pick_dtype(self.options.dtype, device)
         model = load(self.checkpoint, quant, dtype=dtype, device=device, family=self.options.choice)
         if self.new_tokens is not None:

@@ -7,6 +7,8 @@ kept in the same way. The new run starts at step 0 and names the adapter it came
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +38,10 @@ class Parent:
     def sha256(self) -> str:
         """Of its tensors."""
         return sha256_file(self.folder / storage.WEIGHTS)
+
+    def as_dict(self) -> dict[str, str]:
+        """For the summary of a run that goes on from it."""
+        return {"adapter": str(self.folder), "sha256": self.sha256}
 
     def check_base(self, recipe: Recipe, base: Base) -> None:
         """Raise CheckpointError where it was trained on another base, or on one that was kept in another way, and
@@ -104,6 +110,34 @@ def with_parent(recipe: Recipe) -> tuple[Recipe, Parent | None]:
     return recipe.model_copy(update={"adapter": found.model_copy(update=said)}), Parent(folder, found)
 
 
+def words_from(run: Path, recipe: Path, overrides: Sequence[str]) -> tuple[Path, list[str]]:
+    """What `train --from RUN RECIPE KEY=VALUE...` means: a recipe file, and overrides by which a new run starts from
+    RUN's adapter. Where RECIPE is an override too, the recipe is RUN's own.
+
+    Raises CheckpointError where RUN has no adapter, RecipeError where RECIPE starts from another one, or where the new
+    run would lie in RUN itself."""
+    own = "=" in str(recipe) and not recipe.exists()
+    if own:
+        recipe, overrides = run / "recipe.yaml", [str(recipe), *overrides]
+    folder = run_state.trained_adapter(run) if (run / "recipe.yaml").is_file() else run
+    kind, values = _kind(storage.read_options(folder)), config.tree(recipe, overrides).values
+    section = values.get("adapter")
+    said: dict[str, Any] = section if isinstance(section, dict) else {}
+    if not own and said.get("path") not in (None, str(run), str(run.resolve())):
+        raise RecipeError(
+            "adapter.path and --from say different things", given=said["path"], allowed=str(run), try_="one of the two"
+        )
+    output = values.get("output_dir")
+    if isinstance(output, str) and Path(output).resolve() == run.resolve():
+        raise RecipeError(
+            "output_dir: is the run that it starts from, and a new run has a folder of its own",
+            given=output,
+            try_=f"output_dir={run}-2",
+        )
+    kinds = [] if "kind" in said or isinstance(section, str) else [f"adapter.kind={json.dumps(kind)}"]
+    return recipe, [*overrides, *kinds, f"adapter.path={json.dumps(str(run))}"]
+
+
 def _kind(adapter: Adapter) -> str:
     return str(adapter.model_dump().get("kind"))
 
@@ -114,3 +148,12 @@ def _short(value: Any) -> str:
         value = next(iter(value.values()))
     text = " ".join(map(str, value)) if isinstance(value, list) else str(value)
     return text if len(text) <= 200 else f"{text[:200]} ..."
+
+
+def attach_new(recipe: Recipe, model: CausalLM, parent: Parent | None) -> None:
+    """Put what trains on the model, as it begins."""
+    if parent is not None:
+        parent.check_function(recipe, model)
+    recipe.adapter.attach(model, seed=recipe.train.seed)
+    if parent is not None:
+        parent.fill(recipe, model)

@@ -118,13 +118,13 @@ def check(
     """Ask the checks about every row. Of data without a recipe, those that need no model. `picture`: an .svg file for
     the histogram of lengths."""
     checks = checking.chosen(only, without)
-    encoder = None
+    encoder, seed = None, 0
     if isinstance(recipe, Recipe):
         recipe, base, template = _opened(recipe)
-        encoder = _encoder(recipe, base, template)
+        encoder, seed = _encoder(recipe, base, template), recipe.train.seed
         recipe = recipe.data
     check_sources(recipe)
-    report = checking.run(walk(recipe, encoder, go_on=True), checks, Setting(recipe, encoder))
+    report = checking.run(walk(recipe, encoder, go_on=True), checks, Setting(recipe, encoder, seed))
     facts = report.facts("lengths")
     if picture is not None and facts is None:
         raise RecipeError("--picture: has no effect without the check 'lengths'", given=picture)

@@ -12,7 +12,7 @@ import torch
 from lorikeet import config, kernels
 from lorikeet.api.base import base_of, prepare, refuse_quant, within_context
 from lorikeet.api.continuing import with_parent
-from lorikeet.api.training import run_steps, step_batches
+from lorikeet.api.rows import run_steps, step_batches
 from lorikeet.base import machine
 from lorikeet.base.errors import DataError, DownloadError, ModelError, TokenizerError
 from lorikeet.base.log import note
@@ -30,8 +30,8 @@ from lorikeet.plan.process import Process, Resident, resident
 from lorikeet.plan.report import Report, flat, nested
 from lorikeet.plan.simulate import Network, Simulated, simulate
 from lorikeet.plan.steps import Planned, costliest, full, full_row
-from lorikeet.train.capacity import default_row_tokens, tensors_are_large
-from lorikeet.train.loop import TrainOptions
+from lorikeet.train.capacity import default_row_tokens, holes_are_lost
+from lorikeet.train.options import TrainOptions
 
 LARGE = 0.05  # gradients and an optimizer's state are worth a change from this share of all bytes on
 SMALL_STATE = 4  # bytes that an optimizer keeps for a trained number, beyond which one with less is offered
@@ -90,9 +90,9 @@ class _Planner:
         found = simulate(network, recipe.adapter, recipe.train, planned.batches)
         unread = 0 if self.prepared is not None else network.spec.shape.vocab_size
         longest = max((len(batch.tokens) for batch in planned.batches), default=0)
-        mapped = tensors_are_large(outline.shape, outline.dtype, self.target.device, longest)
+        holes = holes_are_lost(outline.shape, outline.dtype, self.target.device, longest)
         on_cpu = self.target.device.type == "cpu"
-        process = self.held.estimate(found, on_cpu=on_cpu, vocabulary=unread, mapped=mapped)
+        process = self.held.estimate(found, on_cpu=on_cpu, vocabulary=unread, holes=holes)
         return _Found(recipe, planned, found, process)
 
     def trial(self, recipe: Recipe, changes: search.Changes) -> search.Trial | None:

@@ -35,6 +35,9 @@ def init(
         str | None,
         typer.Option("--purpose", "-p", help="chat, instruct, extract or text; else what the data look like."),
     ] = None,
+    adapter: Annotated[
+        str, typer.Option("--adapter", "-a", metavar="KIND", help="What trains: lora, full, prefix, ...")
+    ] = "lora",
     output: Annotated[Path | None, typer.Option("--output", "-o", help="The recipe to write.")] = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Ask nothing; take what is proposed.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the recipe if it exists.")] = False,
@@ -48,7 +51,7 @@ def init(
     if output is None:
         output = Path(typer.prompt("Recipe to write", default=str(_OUTPUT))) if asking else _OUTPUT
     _check_output(output, overwrite)
-    first = _first(model, data, purpose, output, asking)
+    first = _first(model, data, purpose, adapter, output, asking)
     _check(first.text, output)
     from lorikeet.base.files import write_file
 
@@ -56,7 +59,7 @@ def init(
     _say(first, output)
 
 
-def _first(model: str, data: list[str], purpose: str | None, output: Path, asking: bool) -> First:
+def _first(model: str, data: list[str], purpose: str | None, adapter: str, output: Path, asking: bool) -> First:
     from lorikeet import api
     from lorikeet.models.load import ModelOptions, identify
     from lorikeet.plan import first_recipe, purposes
@@ -65,13 +68,16 @@ def _first(model: str, data: list[str], purpose: str | None, output: Path, askin
     wanted = None if purpose is None else purposes.named(purpose)
     base = api.open_base(ModelOptions(path=model))
     family, spec = identify(base.checkpoint)
+    # LoRA's rank is the purpose's, and its targets depend on experts: the recipe decides both
+    method = None if adapter == "lora" else first_recipe.method_of(adapter, family, spec)
     found = look(data, base.tokenizer)
     if wanted is None and asking:
         wanted = _ask_purpose(found)
     network = first_recipe.network_of(model, family.kind, spec)
     return first_recipe.make(
-        network, base.tokenizer, first_recipe.this_machine(), data, recipe=output, purpose=wanted, found=found
-    )
+        network, base.tokenizer, first_recipe.this_machine(), data, recipe=output, purpose=wanted, found=found,
+        method=method,
+    )  # fmt: skip
 
 
 def _ask_purpose(found: Look) -> Purpose:

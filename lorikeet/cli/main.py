@@ -6,6 +6,7 @@ Nothing heavy is imported here or in the groups until a command runs, so `--help
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import sys
@@ -22,14 +23,18 @@ from lorikeet.cli import (
     convert,
     data,
     doctor,
+    export,
     init,
     migrate,
     model,
     models,
     plan,
+    predict,
     quantize,
     recipe,
     run,
+    runs,
+    serve,
     verify,
 )
 
@@ -43,7 +48,25 @@ app = typer.Typer(
     epilog="First time here: lorikeet demo    Every command: lorikeet COMMAND --help",
 )
 # in the order of the help
-for group in (doctor, init, plan, run, model, verify, quantize, convert, models, adapters, migrate, recipe, data):
+for group in (
+    doctor,
+    init,
+    plan,
+    run,
+    runs,
+    model,
+    predict,
+    serve,
+    verify,
+    quantize,
+    export,
+    convert,
+    models,
+    adapters,
+    migrate,
+    recipe,
+    data,
+):
     group.register(app)
 
 
@@ -92,6 +115,9 @@ def run_command(arguments: Sequence[str]) -> int:
             name = str(error.filename)
             _show(f"LorikeetError: a name that is too long for a file\n  given    {name[:80]}... ({len(name)})", debug)
             return 2
+        if _disk_is_full(error):
+            _show(f"OutputError: the disk is full\n  given    {' '.join(str(error).split())[:300]}", debug)
+            return 2
         show = getattr(error, "show", None)
         if callable(show) and hasattr(error, "exit_code"):  # a usage error of the parser
             show()
@@ -102,10 +128,17 @@ def run_command(arguments: Sequence[str]) -> int:
         return 1
 
 
+def _disk_is_full(error: Exception) -> bool:
+    from lorikeet.base.files import disk_is_full
+
+    return disk_is_full(error)
+
+
 def _show(message: str, debug: bool) -> None:
-    if debug:
-        traceback.print_exc()
-    print(message, file=sys.stderr)
+    with contextlib.suppress(OSError):  # what is said may go to a full disk itself
+        if debug:
+            traceback.print_exc()
+        print(message, file=sys.stderr)
 
 
 if __name__ == "__main__":

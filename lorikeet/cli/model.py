@@ -1,4 +1,4 @@
-"""Commands on a model: download, predict, chat, merge."""
+"""Commands on a model: download, chat, merge."""
 
 from __future__ import annotations
 
@@ -37,7 +37,6 @@ Verify = Annotated[
 def register(app: typer.Typer) -> None:
     """Add this file's commands to `app`."""
     _command.add(app, chat, "chat", "lorikeet chat runs/first generate.temperature=0.7")
-    _command.add(app, predict, "predict", "lorikeet predict runs/first prompts.jsonl --output replies.jsonl")
     _command.add(app, merge, "merge", "lorikeet merge runs/first merged --into nf4")
     _command.add(app, download, "download", "lorikeet download smollm2-135m")
 
@@ -48,33 +47,6 @@ def chat(model: Model, overrides: GenerateOverrides = None, allow_other_base: _c
 
     about, replies = _command.of_model_and_replies(model, overrides or [])
     api.chat(model, about, allow_other_base=allow_other_base, **replies)
-
-
-def predict(
-    model: Model,
-    inputs: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="FILE",
-            help="Prompts, in any data format; generate.OPTION=VALUE may stand among them.",
-            show_default=False,
-        ),
-    ],
-    output: Annotated[Path, typer.Option("--output", "-o", help="The .jsonl file to write.", show_default=False)],
-    allow_other_base: _command.AllowOtherBase = False,
-) -> None:
-    """Answer every prompt of a file. Each reply stands beside its reference, if there is one."""
-    from lorikeet import api
-    from lorikeet.base.errors import DataError
-
-    files, overrides = _command.split_options(inputs)
-    if not files:
-        raise DataError(
-            "no file with prompts was named", try_="lorikeet predict RUN prompts.jsonl --output replies.jsonl"
-        )
-    about, replies = _command.of_model_and_replies(model, overrides)
-    found = api.predict(model, files, output, about, allow_other_base=allow_other_base, **replies)
-    _command.print_values(found)
 
 
 def merge(

@@ -41,9 +41,10 @@ def _lines(recipe: type[Options]) -> Iterator[str]:
             yield from _table(section.model_fields, f"{name}.")
             for below, inner in section.model_fields.items():
                 if kinds_of(inner):
-                    default = default_of(inner).kind
-                    yield f"\n### {name}.{below}\n\n{inner.description} The default is `{default}`."
-                    yield from _kinds(f"{name}.{below}", inner, level=4)
+                    default = getattr(default_of(inner), "kind", None)  # a list of kinds has none
+                    said = f" The default is `{default}`." if default else ""
+                    yield f"\n### {name}.{below}\n\n{inner.description}{said}"
+                    yield from _kinds(f"{name}.{below}" + ("" if default else "[]"), inner, level=4)
                 for one in [] if kinds_of(inner) else option_classes(inner.annotation):
                     if one not in told:  # training and validation sources have the same options
                         entry = "" if holds_options(inner) else "[]"  # options of each entry of a list

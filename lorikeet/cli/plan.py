@@ -9,8 +9,6 @@ import typer
 from lorikeet.cli import _command
 from lorikeet.cli.run import Overrides, RecipePath
 
-_UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30}
-
 
 def register(app: typer.Typer) -> None:
     """Add this file's command to `app`."""
@@ -49,21 +47,18 @@ def plan(
 
 def _bytes(size: str) -> int:
     """`8GiB`, `8 GB`, `8g` and `8192MiB` as bytes. Raises RecipeError."""
-    import re
-
+    from lorikeet.base.amounts import size_bytes
     from lorikeet.base.errors import RecipeError
 
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", size)
-    unit = "" if match is None else match[2].lower()
-    unit = {"k": "kib", "m": "mib", "g": "gib"}.get(unit, unit)
-    if match is None or unit not in _UNITS or not float(match[1]) * _UNITS[unit] >= 1 << 20:
+    found = size_bytes(size)
+    if found is None or found < 1 << 20:
         raise RecipeError(
             "--memory: not an amount of memory",
             given=size,
             allowed="a number with GiB, GB, MiB or MB, at least 1 MiB",
             try_="--memory 8GiB",
         )
-    return int(float(match[1]) * _UNITS[unit])
+    return found
 
 
 def _nothing_fits(memory: str | None, needed: int) -> Exception:

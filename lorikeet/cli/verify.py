@@ -1,4 +1,4 @@
-"""Commands that check: verify merge, verify template."""
+"""Commands that check: verify merge, verify template, verify invariance, verify resume."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ def register(app: typer.Typer) -> None:
     group = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Measure whether something is right.")
     _command.add(group, merge, "merge", "lorikeet verify merge merged --run runs/first")
     _command.add(group, template, "template", "lorikeet verify template smollm2-135m")
+    _command.add(group, invariance, "invariance", "lorikeet verify invariance recipe.yaml")
+    _command.add(group, resume, "resume", "lorikeet verify resume recipe.yaml")
     app.add_typer(group, name="verify")
 
 
@@ -92,3 +94,68 @@ def merge(
     )
     _command.print_values(certificate["measured"] | {"certificate": certificate["certificate"]})
     verifying.refuse_failed(certificate)
+
+
+def invariance(
+    recipe: Annotated[
+        Path, typer.Argument(metavar="RECIPE|RUN", help="A recipe file, or a run's folder.", show_default=False)
+    ],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="KEY=VALUE", help="Overrides, e.g. model.dtype=float32", show_default=False),
+    ] = None,
+    *,
+    conversations: Annotated[int, typer.Option(min=1, help="Of the training data, so many.")] = 6,
+    tokens: Annotated[int, typer.Option(min=32, help="Most tokens that they have together.")] = 384,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The certificate; by default beside the recipe.")
+    ] = None,
+) -> None:
+    """Prove that how a step is computed does not change what it computes. Exit code 1 where it does.
+
+    Accumulated or not, padded, packed, prefixes shared, layers computed twice, loss in chunks, compiled kernels, one
+    or two threads: loss and gradients of a few of the recipe's own rows, each way against another."""
+    path = recipe / "recipe.yaml" if recipe.is_dir() else recipe
+    with _command.loaded(path, overrides or []) as loaded:
+        from lorikeet.api import computing
+
+        certificate = computing.verify_invariance(
+            loaded, output=output or path.parent / computing.CERTIFICATE, conversations=conversations, tokens=tokens
+        )
+    for line in certificate["table"]:
+        typer.echo(line)
+    _command.print_values({"certificate": certificate["certificate"]})
+    computing.refuse_broken(certificate)
+
+
+def resume(
+    recipe: Annotated[
+        Path, typer.Argument(metavar="RECIPE|RUN", help="A recipe file, or a run's folder.", show_default=False)
+    ],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="KEY=VALUE", help="Overrides, e.g. train.examples_per_step=4", show_default=False),
+    ] = None,
+    *,
+    steps: Annotated[int, typer.Option(min=4, help="The first so many of the recipe.")] = 5,
+    kills: Annotated[int, typer.Option(min=1, help="How often it is killed.")] = 1,
+    seed: Annotated[int | None, typer.Option(min=0, help="Of the moments it is killed at; by default another.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The certificate; by default beside the recipe.")
+    ] = None,
+) -> None:
+    """Prove that a run that is killed and gone on with comes to the same. Exit code 1 where it does not.
+
+    The recipe's first steps in one go, and again killed (SIGKILL) at random moments, in a temporary folder: adapter,
+    optimizer, losses and what was seen, bit for bit."""
+    path = recipe / "recipe.yaml" if recipe.is_dir() else recipe
+    with _command.loaded(path, overrides or []) as loaded:
+        from lorikeet.api import interrupting
+
+        certificate = interrupting.verify_resume(
+            loaded, output=output or path.parent / interrupting.CERTIFICATE, steps=steps, kills=kills, seed=seed
+        )
+    for line in certificate["table"]:
+        typer.echo(line)
+    _command.print_values({"certificate": certificate["certificate"]})
+    interrupting.refuse_differing(certificate)

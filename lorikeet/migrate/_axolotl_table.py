@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
-from lorikeet.migrate._table import Row, by_hand, differs, not_needed, to
+from lorikeet.migrate._table import REMOTE_CODE, Row, by_hand, differs, not_needed, to
 
 _SPEED = "changes speed or memory there, and no number"
 _LOG = "figures go to metrics.jsonl and report.html in the run's folder; no account, no upload"
+_TELL = "figures go to metrics.jsonl and report.html; train.report_to: [tensorboard, wandb, trackio] tells them too"
 _PREPARED = "examples are prepared once and kept under the cache folder by content; data.cache says whether"
 _DEVICES = "several devices do not work here yet; a step there is as many times larger as it had devices"
 _ADAPTER = "no equivalent in adapter: lora"
 _HUB = "upload the merged folder with the hub's own tool"
-_CODE = "no code of a model is ever run; its config.json says what it is"
+_CODE = "a model's config.json says what it is"
 _STAGE = "only supervised training here: no preference or reinforcement stages"
 _SCHEDULE = "linear and cosine fall to zero"
-_VOCABULARY = "no tokens are added to the vocabulary, and control tokens are those of the model's tokenizer"
+_VOCABULARY = "control tokens are those of the model's tokenizer and of model.add_tokens"
 _PACKED = "rows are always packed without padding, and packing changes no number"
 
 TABLE: dict[str, Row] = {
@@ -70,9 +71,9 @@ TABLE: dict[str, Row] = {
     "special_tokens": by_hand(),
     "sample_packing": by_hand(),
     "fp8": differs("no 8-bit arithmetic here"),
-    "lora_modules_to_save": differs("no module is trained in full beside the adapter"),
+    "lora_modules_to_save": by_hand("adapter.modules_to_save"),
     "lora_target_parameters": differs(_ADAPTER),
-    "lora_model_dir": differs("training always starts a new adapter; merge the old one first: lorikeet merge"),
+    "lora_model_dir": by_hand("adapter.path"),
     "peft_layers_to_transform": by_hand("adapter.layers_to_transform"),
     "peft_layers_pattern": by_hand("adapter.layers_pattern"),
     "peft_init_lora_weights": by_hand("adapter.init_lora_weights"),
@@ -81,8 +82,9 @@ TABLE: dict[str, Row] = {
     "loraplus_lr_ratio": by_hand("adapter.loraplus_lr_ratio"),
     "loraplus_lr_embedding": not_needed("embeddings train with train.learning_rate, where they train"),
     "unfrozen_parameters": by_hand("adapter.target_modules"),
-    "embedding_lr": differs("all trained weights have one learning rate"),
-    "lr_groups": differs("all trained weights have one learning rate"),
+    "embedding_lr": by_hand("train.lr_multipliers"),
+    "embedding_lr_scale": by_hand("train.lr_multipliers"),
+    "lr_groups": by_hand("train.lr_multipliers"),
     "cosine_min_lr_ratio": by_hand("train.lr_scheduler_type"),
     "cosine_constant_lr_ratio": differs(_SCHEDULE),
     "lr_scheduler_kwargs": by_hand("train.lr_scheduler_type"),
@@ -95,19 +97,19 @@ TABLE: dict[str, Row] = {
     "rl": differs(_STAGE),
     "reward_model": differs(_STAGE),
     "pretraining_dataset": by_hand("data.train"),
-    "dataset_exact_deduplication": differs("rows that are the same are trained as often as they come"),
+    "dataset_exact_deduplication": differs("rows are trained as often as they come: lorikeet data clean, step dedupe"),
     "dataset_shard_num": differs("data.max_examples uses the first rows of the files"),
-    "min_sample_len": differs("short rows are trained too"),
+    "min_sample_len": differs("short rows are trained too: lorikeet data clean, step length"),
     "curriculum_sampling": differs("the order of every epoch is random, from train.seed"),
     "shuffle_merged_datasets": differs("the order of every epoch is random, from train.seed", "true"),
-    "tokens": differs(_VOCABULARY),
+    "tokens": by_hand("model.add_tokens"),
     "added_tokens_overrides": differs(_VOCABULARY),
-    "resize_token_embeddings_to_32x": differs(_VOCABULARY),
+    "resize_token_embeddings_to_32x": not_needed("model.add_tokens makes the tables as large as they have to be"),
     "overrides_of_model_config": differs("the model is what its config.json says"),
     "rope_scaling": differs("positions are scaled as the model's config says"),
     "s2_attention": differs("attention here is the whole causal one"),
     "use_pose": differs("positions are not skipped"),
-    "fix_untrained_tokens": differs("embeddings stay as they are"),
+    "fix_untrained_tokens": differs("rows of tokens that the model never saw stay as they are"),
     "deepspeed": differs(_DEVICES),
     "fsdp": differs(_DEVICES),
     "fsdp_config": differs(_DEVICES),
@@ -151,7 +153,7 @@ TABLE: dict[str, Row] = {
     "tokenizer_config": not_needed(_CODE),
     "tokenizer_type": not_needed(_CODE),
     "model_type": not_needed(_CODE),
-    "trust_remote_code": not_needed(_CODE),
+    "trust_remote_code": not_needed(REMOTE_CODE),
     "tokenizer_use_fast": not_needed("tokenizer.json is always used"),
     "tokenizer_legacy": not_needed("tokenizer.json is always used"),
     "lora_fan_in_fan_out": not_needed("weights here are [out, in]"),
@@ -178,16 +180,16 @@ TABLE: dict[str, Row] = {
     "debug": not_needed("lorikeet data show RECIPE"),
     "loss_watchdog_threshold": not_needed("a loss that is not finite stops the run"),
     "loss_watchdog_patience": not_needed("a loss that is not finite stops the run"),
-    "use_tensorboard": not_needed(_LOG),
+    "use_tensorboard": not_needed(_TELL),
     "include_tokens_per_second": not_needed(_LOG),
     "profiler_steps": not_needed(_LOG),
 }
 # whole groups of keys: trackers, kernels, launchers
 PREFIXES: dict[str, Row] = {
-    "wandb_": not_needed(_LOG),
+    "wandb_": not_needed(_TELL),
     "mlflow_": not_needed(_LOG),
     "comet_": not_needed(_LOG),
-    "use_wandb": not_needed(_LOG),
+    "use_wandb": not_needed(_TELL),
     "flash_attn_": not_needed(_SPEED),
     "unsloth_": not_needed(_SPEED),
     "liger_": not_needed(_SPEED),

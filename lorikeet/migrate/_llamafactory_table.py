@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from lorikeet.migrate import _training_arguments as arguments
-from lorikeet.migrate._table import Row, by_hand, differs, not_needed, to
+from lorikeet.migrate._table import REMOTE_CODE, Row, by_hand, differs, not_needed, to
 
 _SPEED = "changes speed or memory there, and no number"
 _PREPARED = "examples are prepared once and kept under the cache folder by content; data.cache says whether"
@@ -49,8 +49,9 @@ TABLE: dict[str, Row] = {
     "top_k": by_hand("generate.top_k"),
     "repetition_penalty": to("generate.repetition_penalty", "number"),
     "do_sample": by_hand("generate.temperature"),
-    "adapter_name_or_path": differs("training always starts a new adapter; merge the old one first: lorikeet merge"),
-    "additional_target": differs("no module is trained in full beside the adapter"),
+    "adapter_name_or_path": by_hand("adapter.path"),
+    "create_new_adapter": by_hand(),
+    "additional_target": by_hand("adapter.modules_to_save"),
     "loraplus_lr_ratio": by_hand("adapter.loraplus_lr_ratio"),
     "loraplus_lr_embedding": not_needed("embeddings train with train.learning_rate, where they train"),
     "pissa_init": by_hand("adapter.init_lora_weights"),
@@ -70,10 +71,10 @@ TABLE: dict[str, Row] = {
     "rope_scaling": differs("positions are scaled as the model's config says"),
     "shift_attn": differs("attention here is the whole causal one"),
     "mixture_of_depths": differs("every token passes every layer"),
-    "resize_vocab": differs("no tokens are added to the vocabulary"),
-    "add_tokens": differs("no tokens are added to the vocabulary"),
-    "new_special_tokens": differs("no tokens are added to the vocabulary"),
-    "add_special_tokens": differs("no tokens are added to the vocabulary"),
+    "resize_vocab": not_needed("model.add_tokens makes the tables larger where they have no room"),
+    "add_tokens": by_hand("model.add_tokens"),
+    "new_special_tokens": by_hand("model.add_tokens"),
+    "add_special_tokens": by_hand("model.add_tokens"),
     "disable_shuffling": differs("the order of every epoch is random, from train.seed"),
     "early_stopping_steps": differs("a run ends at its last step"),
     "enable_thinking": differs("thinking is trained where the rows have it, as the template lays it out", "true"),
@@ -94,7 +95,7 @@ TABLE: dict[str, Row] = {
     "preprocessing_num_workers": not_needed(_PREPARED),
     "preprocessing_batch_size": not_needed(_PREPARED),
     "cache_dir": not_needed("$XDG_CACHE_HOME/lorikeet"),
-    "trust_remote_code": not_needed("no code of a model is ever run"),
+    "trust_remote_code": not_needed(REMOTE_CODE),
     "plot_loss": not_needed("report.html has the curves"),
     "compute_accuracy": not_needed("token accuracy is always measured"),
     "include_effective_tokens_per_second": not_needed("metrics.jsonl has it"),

@@ -30,6 +30,7 @@ class Row:
 
 
 Table = Mapping[str, Row]
+REMOTE_CODE = "native families run no code of a model; where there is no other way, model.trust_remote_code does"
 _SILENT = ("", "false", "none", "0", "0.0", "[]", "{}", "no", "null")
 
 
@@ -77,6 +78,8 @@ def write_defaults(defaults: Mapping[str, tuple[str, Any]], translation: Transla
     """Where the source is silent, write its default down if ours is another. `defaults`: option -> (key, value)."""
     for option, (key, value) in defaults.items():
         path = tuple(option.split("."))
+        if path[0] == "adapter" and ("adapter", "path") in translation.settings:
+            continue  # its folder says it
         if find(Recipe, path, plain(translation))[0] is None:
             continue  # an option of another kind than the one chosen
         if path not in translation.settings and value != our_default(option, translation):

@@ -10,6 +10,7 @@ from lorikeet.migrate._kinds import OPTIMIZERS, set_choice, set_schedule, unread
 from lorikeet.migrate._table import Row, by_hand, differs, not_needed, to
 
 _LOG = "figures go to metrics.jsonl and report.html in the run's folder; no account, no upload"
+_TELL = "figures go to metrics.jsonl and report.html; train.report_to: [tensorboard, wandb, trackio] tells them too"
 _SPEED = "changes speed or memory there, and no number; Lorikeet has its own way"
 _HUB = "upload the merged folder with the hub's own tool"
 _DEVICES = "several devices do not work here yet; a step there is as many times larger as it had devices"
@@ -62,7 +63,7 @@ TABLE: dict[str, Row] = {
     "do_eval": not_needed("lorikeet evaluate RUN; training validates wherever data.validation is given"),
     "do_predict": not_needed("lorikeet predict RUN FILE --output replies.jsonl"),
     "predict_with_generate": not_needed("lorikeet predict RUN FILE --output replies.jsonl"),
-    "report_to": not_needed(_LOG),
+    "report_to": not_needed(_TELL),
     "run_name": not_needed(_LOG),
     "logging_dir": not_needed(_LOG),
     "logging_first_step": not_needed(_LOG),

@@ -11,6 +11,7 @@ from lorikeet.base.errors import RecipeError
 from lorikeet.migrate._axolotl_table import DEFAULTS, PREFIXES, TABLE
 from lorikeet.migrate._contract import Content, System, Translation
 from lorikeet.migrate._datasets import Dataset, beside, set_datasets, with_options
+from lorikeet.migrate._going_on import goes_on
 from lorikeet.migrate._kinds import (
     OPTIMIZERS,
     set_choice,
@@ -21,7 +22,7 @@ from lorikeet.migrate._kinds import (
     set_template,
 )
 from lorikeet.migrate._table import apply, write_defaults
-from lorikeet.migrate._trained_layers import unfrozen
+from lorikeet.migrate._trained_layers import new_tokens, own_rates, saved_modules, unfrozen
 from lorikeet.migrate._training_arguments import warm_up
 
 NAME = "Axolotl"
@@ -58,6 +59,8 @@ class Axolotl(System):
     def translate(self, content: Content, datasets: Sequence[str]) -> Translation:
         made = Translation(content, NAME)
         _adapter(made)
+        new_tokens(made, "tokens")
+        own_rates(made)
         _batch(made)
         _schedule(made)
         _template(made)
@@ -90,15 +93,20 @@ def _adapter(made: Translation) -> None:
         if content.has("unfrozen_parameters") and kind == "full":
             unfrozen(made, "unfrozen_parameters")
         return
+    if content.has("loraplus_lr_ratio"):
+        made.set("adapter.loraplus_lr_ratio", content.number("loraplus_lr_ratio"), "loraplus_lr_ratio")
+    if content.has("unfrozen_parameters"):
+        why = "patterns of tensors beside an adapter; adapter.modules_to_save names whole modules"
+        made.leave("differs", "unfrozen_parameters", why)
+    said = [key for key in TABLE if key.startswith(("lora_", "peft_")) and TABLE[key].status == "by hand"]
+    if goes_on(made, "lora_model_dir", said):
+        return
     for option, key in (("r", "lora_r"), ("lora_alpha", "lora_alpha"), ("lora_dropout", "lora_dropout")):
         if content.has(key):
             made.set(f"adapter.{option}", content.number(key), key)
     if content.has("peft_use_rslora"):
         made.set("adapter.use_rslora", content.flag("peft_use_rslora"), "peft_use_rslora")
-    if content.has("loraplus_lr_ratio"):
-        made.set("adapter.loraplus_lr_ratio", content.number("loraplus_lr_ratio"), "loraplus_lr_ratio")
-    if content.has("unfrozen_parameters"):
-        made.leave("differs", "unfrozen_parameters", "nothing but the adapter is trained beside an adapter")
+    saved_modules(made, "lora_modules_to_save")
     _first_values(made)
     _targets(made)
 

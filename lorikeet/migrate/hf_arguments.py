@@ -13,11 +13,11 @@ from lorikeet.migrate import _training_arguments as arguments
 from lorikeet.migrate._contract import Content, System, Translation
 from lorikeet.migrate._datasets import Dataset, beside, set_datasets, with_options
 from lorikeet.migrate._kinds import set_method, set_quant, set_targets, set_template
-from lorikeet.migrate._table import Row, apply, by_hand, differs, not_needed, to, write_defaults
+from lorikeet.migrate._table import REMOTE_CODE, Row, apply, by_hand, differs, not_needed, to, write_defaults
+from lorikeet.migrate._trained_layers import saved_modules
 
 _PREPARED = "examples are prepared once and kept under the cache folder by content; data.cache says whether"
 _SPEED = "changes speed or memory there, and no number"
-_NEW = "training always starts a new adapter; merge the old one first: lorikeet merge"
 _LORA = {"adapter.r": "lora_r", "adapter.lora_alpha": "lora_alpha", "adapter.lora_dropout": "lora_dropout"}
 _QWEN1 = {"c_attn", "c_proj", "w1", "w2"}  # every linear of a Qwen 1, under its own names
 
@@ -67,9 +67,11 @@ TABLE: dict[str, Row] = {
     "dtype": by_hand("model.dtype"),
     "torch_dtype": by_hand("model.dtype"),
     "chat_template_path": by_hand("data.template"),
-    "lora_modules_to_save": differs("no module is trained in full beside the adapter"),
-    "lora_weight_path": differs(_NEW),
-    "ptuning_checkpoint": differs(_NEW + "; to answer with a run: lorikeet predict RUN FILE"),
+    "lora_modules_to_save": by_hand("adapter.modules_to_save"),
+    "lora_weight_path": not_needed("not read there either"),
+    "ptuning_checkpoint": differs(
+        "adapter.path goes on from a run, or from a folder of PEFT's, and not from this file"
+    ),
     "prefix_projection": by_hand("adapter.prefix_projection"),
     "source_prefix": differs("write it into the rows, or as the template's system prompt"),
     "model_revision": differs("the newest revision is fetched; model.path: hf:ORG/NAME@REVISION names one", "main"),
@@ -84,7 +86,7 @@ TABLE: dict[str, Row] = {
     "dataset_num_proc": not_needed(_PREPARED),
     "dataset_streaming": not_needed(_PREPARED),
     "cache_dir": not_needed("$XDG_CACHE_HOME/lorikeet"),
-    "trust_remote_code": not_needed("no code of a model is ever run"),
+    "trust_remote_code": not_needed(REMOTE_CODE),
     "attn_implementation": not_needed(_SPEED),
     "flash_attn": not_needed(_SPEED),
     "packing_strategy": not_needed("rows are always packed, and packing changes no number"),
@@ -203,8 +205,10 @@ def _adapter(made: Translation, dialect: Dialect) -> None:
     elif dialect.name in ("Qwen", "TRL"):  # these train every weight unless they are told
         kind = set_method(made, "full", told[0] if told else "")
     else:
-        return
+        kind = ""
     if kind not in ("lora", "dora") or content.has("pre_seq_len"):
+        if content.has("lora_modules_to_save"):
+            made.leave("not needed", "lora_modules_to_save", "has no effect there without LoRA")
         return
     for (option, key), value in zip(_LORA.items(), dialect.lora):
         told_here = content.has(key)
@@ -222,6 +226,13 @@ def _adapter(made: Translation, dialect: Dialect) -> None:
         made.set("adapter.bias", content.text("lora_bias"), "lora_bias")
     if content.has("use_rslora"):
         made.set("adapter.use_rslora", content.flag("use_rslora"), "use_rslora")
+    saved_modules(made, "lora_modules_to_save")
+    if (
+        dialect.name == "Qwen"
+        and not content.flag("q_lora")
+        and "chat" not in content.text("model_name_or_path").lower()
+    ):
+        made.set("adapter.modules_to_save", ["wte", "lm_head"], "", "Qwen trains both tables of a base model")
 
 
 def _quant(made: Translation) -> None:

@@ -11,12 +11,24 @@ from lorikeet.base.errors import RecipeError
 from lorikeet.migrate import _training_arguments as arguments
 from lorikeet.migrate._contract import Content, System, Translation
 from lorikeet.migrate._datasets import Dataset, from_info, set_datasets, split_names
+from lorikeet.migrate._going_on import goes_on
 from lorikeet.migrate._kinds import set_method, set_quant, set_targets, set_template
 from lorikeet.migrate._llamafactory_table import DEFAULTS, PREFIXES, STAGE, TABLE
 from lorikeet.migrate._table import apply, write_defaults
-from lorikeet.migrate._trained_layers import freeze_tuning
+from lorikeet.migrate._trained_layers import freeze_tuning, new_tokens, saved_modules
 
 NAME = "LLaMA-Factory"
+_SAID = (
+    "lora_rank",
+    "lora_alpha",
+    "lora_dropout",
+    "lora_target",
+    "use_rslora",
+    "additional_target",
+    "pissa_init",
+    "pissa_iter",
+)
+_BESIDE = ("additional_target", "adapter_name_or_path", "create_new_adapter")
 _ONLY_HERE = ("finetuning_type", "stage", "cutoff_len", "lora_rank", "lora_target", "dataset_dir", "template")
 
 
@@ -34,6 +46,8 @@ class LlamaFactory(System):
         made = Translation(content, NAME)
         arguments.together(made)
         _adapter(made)
+        for key in ("add_special_tokens", "new_special_tokens", "add_tokens"):
+            new_tokens(made, key)
         _quant(made)
         _data(made, datasets)
         _generate(made)
@@ -59,10 +73,24 @@ def _adapter(made: Translation) -> None:
         kind = set_method(made, "dora", "use_dora")
     made.seen.add("use_dora")
     if kind not in ("lora", "dora") or content.text(key, "lora") != "lora":
-        for name in [name for name, row in TABLE.items() if "lora" in name or name.startswith("pissa_")]:
+        for name in [name for name in TABLE if "lora" in name or name.startswith("pissa_") or name in _BESIDE]:
             if content.has(name) and name not in made.seen:
                 made.leave("not needed", name, f"has no effect there with finetuning_type: {content.text(key)}")
         return
+    if content.has("loraplus_lr_ratio"):
+        made.set("adapter.loraplus_lr_ratio", content.number("loraplus_lr_ratio"), "loraplus_lr_ratio")
+    if content.flag("create_new_adapter"):
+        why = "there the old adapter is merged into the base first; here: lorikeet merge, and train on the folder"
+        made.leave("differs", "adapter_name_or_path", why)
+    made.seen.add("create_new_adapter")
+    if "adapter_name_or_path" not in made.seen and goes_on(made, "adapter_name_or_path", _SAID):
+        return
+    _lora(made)
+
+
+def _lora(made: Translation) -> None:
+    """Of an adapter that begins here."""
+    content = made.content
     if content.has("lora_rank"):
         made.set("adapter.r", content.whole("lora_rank"), "lora_rank")
     if content.has("lora_alpha"):
@@ -73,8 +101,7 @@ def _adapter(made: Translation) -> None:
         set_targets(made, content.words("lora_target"), "lora_target")
     if content.has("use_rslora"):
         made.set("adapter.use_rslora", content.flag("use_rslora"), "use_rslora")
-    if content.has("loraplus_lr_ratio"):
-        made.set("adapter.loraplus_lr_ratio", content.number("loraplus_lr_ratio"), "loraplus_lr_ratio")
+    saved_modules(made, "additional_target")
     made.seen |= {"pissa_init", "pissa_iter"}
     if content.flag("pissa_init"):
         rounds = content.whole("pissa_iter", 16)

@@ -17,6 +17,7 @@ import watched
 import workloads
 
 from lorikeet.base.errors import CheckFailed, OutputError, RecipeError
+from lorikeet.base.heap import give_back
 from lorikeet.checkpoints.open import open_checkpoint
 
 TINY = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4, "vocab_size": 512}
@@ -121,6 +122,7 @@ def test_the_peak_of_a_part_is_its_own() -> None:
     watch = watched.Watch("large")
     block = torch.ones(64 << 20, dtype=torch.uint8)
     del block
+    give_back()
     watch.next("small")
     watch.end()
     large, small = watch.parts

@@ -35,6 +35,8 @@ def api(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
     stand_in = types.ModuleType("lorikeet.api")
     for name in ("train", "evaluate", "predict", "chat", "merge", "show"):
         setattr(stand_in, name, verb(name))
+    stand_in.asking = types.SimpleNamespace(check_metrics=list, measure=lambda *measured: {})  # type: ignore[attr-defined]
+    stand_in.evaluating = types.SimpleNamespace(table=lambda found: [])  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "lorikeet.api", stand_in)
     import lorikeet
 
@@ -47,7 +49,11 @@ def api(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
 def test_train_prints_the_summary(api: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
     assert run_command(["train", "recipe.yaml", "adapter.r=16", "--overwrite"]) == 0
     ((name, (recipe,), options),) = api["calls"]
-    assert (name, recipe.adapter.r, options) == ("train", 16, {"overwrite": True})
+    assert (name, recipe.adapter.r, options) == (
+        "train",
+        16,
+        {"overwrite": True, "force_resume": False, "stop_after": None},
+    )
     printed = capsys.readouterr()
     assert printed.out == "train_loss  1.23457\nsteps       3\n"
     folder = recipe.output_dir

@@ -27,8 +27,8 @@ from lorikeet.models.load import Choice, NetworkSource, load
 from lorikeet.ops.attention import PackedView
 from lorikeet.quant._contract import Quant
 from lorikeet.quant.none import NoQuant
-from lorikeet.train.loop import TrainOptions
 from lorikeet.train.optim import Stepper
+from lorikeet.train.options import TrainOptions
 from lorikeet.train.step import train_step
 
 SOURCES: tuple[NetworkSource, ...] = ("native", "transformers")

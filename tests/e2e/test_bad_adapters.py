@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -48,3 +49,14 @@ def test_one_message_and_nothing_written(place: Place, adapter: dict[str, Any], 
     assert found.code == 2 and "Traceback" not in found.err
     assert said in " ".join(found.err.split()), found.err
     assert not Path("run/recipe.yaml").exists()
+
+
+@pytest.mark.parametrize("section", ["template", "quant"])
+def test_code_that_came_with_an_adapter_is_not_run(place: Place, copied_run: Path, section: str) -> None:
+    folder = copied_run / "adapter"
+    (folder / "mine.py").write_text("from pathlib import Path\nPath('ran').touch()\n")
+    identity = json.loads((folder / "lorikeet.json").read_text())
+    (folder / "lorikeet.json").write_text(json.dumps(identity | {section: {"kind": str(folder / "mine.py")}}))
+    found = place.run("predict", folder, "tiny.jsonl", "-o", "replies.jsonl")
+    assert found.code == 2 and "names code that came with it" in found.err
+    assert not Path("ran").exists()

@@ -129,14 +129,14 @@ def test_a_finished_run(place: Place, copied_run: Path) -> None:
 )
 def test_going_on_with_another_recipe(place: Place, unfinished: Path, override: str, facts: list[str]) -> None:
     place.recipe(train={"save_steps": 2})
-    place.refused(f"{TRAIN} {override}", "RecipeError: ", "checkpoint-2", "--overwrite to start anew", *facts)
+    place.refused(f"{TRAIN} {override}", "RecipeError: ", "checkpoint-2", "lorikeet train --from", *facts)
 
 
 def test_going_on_with_other_data(place: Place, unfinished: Path) -> None:
     place.recipe(train={"save_steps": 2})
     with (place.folder / "tiny.jsonl").open("a") as file:
         file.write(json.dumps({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}))
-    place.refused(TRAIN, "RecipeError: data differs from what checkpoint-2 was trained with")
+    place.refused(TRAIN, "RecipeError: data, data.validation differ from what checkpoint-2 was trained with")
 
 
 def test_going_on_with_another_base(place: Place, unfinished: Path, make_model: Callable[..., Path]) -> None:

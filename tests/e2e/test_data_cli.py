@@ -66,7 +66,7 @@ def test_the_ledger_of_a_malformed_file(place: Place, write: Write, name: str, c
 def test_check_of_a_clean_recipe(place: Place) -> None:
     place.recipe()
     said = place.ok("data", "check", "recipe.yaml", "--picture", "lengths.svg")
-    assert said.out.rstrip().endswith("24 rows of 1 file, 15 checks: 0 errors, 0 warnings")
+    assert said.out.rstrip().endswith("24 rows of 1 file, 16 checks: 0 errors, 0 warnings")
     assert "replies by script: Latin 24" in said.out and "tokens: median" in said.out
     assert "max_length 128" in (place.folder / "lengths.svg").read_text()
 
@@ -79,7 +79,7 @@ def test_check_finds_rows_and_fails(place: Place, write: Write, rows: list[dict[
     result = place.run("data", "check", "recipe.yaml")
     assert result.code == 1
     assert "bad.jsonl row 24 (line 25): message 2 is empty" in result.out
-    assert "bad.jsonl row 25: says what row 5 says" in result.out
+    assert "bad.jsonl row 25 (line 26): says what row 5 says" in result.out
     assert result.err.splitlines()[-3].startswith("CheckFailed: data check: the data have errors")
     left = place.run("data", "check", "recipe.yaml", "data.bad_rows=skip", "--without", "repeated_rows")
     assert left.code == 0 and "0 errors, 1 warning" in left.out

@@ -224,3 +224,24 @@ def test_a_read_only_folder_is_refused(place: Place, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("lorikeet.base.files.os.access", lambda *_: False)  # root may write everywhere
     words = ["init", "--model", str(place.model), "--data", "tiny.jsonl", "--output", "locked/recipe.yaml", "--yes"]
     place.refused(words, "OutputError: locked cannot be written to")
+
+
+@pytest.mark.parametrize(("kind", "rate"), [("full", 4e-5), ("prefix", 2e-2), ("ia3", 1.6e-2)])
+def test_another_kind_of_adapter(place: Place, kind: str, rate: float) -> None:
+    """Its memory is counted from what it trains in this very model, and what is written trains."""
+    data = jsonl(place, "rows.jsonl", KINDS["alpaca"])
+    asked = ("init", "--model", place.model, "--data", data, "--adapter", kind, "--output", "made.yaml", "--yes")
+    place.ok(*asked)
+    recipe = config.load(place.folder / "made.yaml", ["train.max_steps=2", f"output_dir=run-{kind}"])
+    assert recipe.adapter.kind == kind and recipe.train.learning_rate == pytest.approx(rate)
+    place.ok("train", place.folder / "made.yaml", "train.max_steps=2", f"output_dir=run-{kind}")
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [("qlora", "--adapter: there is no 'qlora'"), ("bias", "the model has no biases that could train")],
+)
+def test_a_kind_that_cannot_be(place: Place, kind: str, said: str) -> None:
+    data = jsonl(place, "rows.jsonl", KINDS["alpaca"])
+    found = place.run("init", "-m", place.model, "-d", data, "--adapter", kind, "-o", "made.yaml", "-y")
+    assert found.code == 2 and said in found.err and not (place.folder / "made.yaml").exists()

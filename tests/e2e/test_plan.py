@@ -106,9 +106,10 @@ def test_memory_that_some_change_meets(place: Place) -> None:
     answer = found("--memory", f"{need / 2**20 - 20:.0f}MiB")
     assert answer["fits"] and not answer["as_it_is"]
     first = answer["answers"][0]
-    assert first["recipe"] == {"train": {"row_tokens": 1536}} and first["same_model"]
+    rows = first["recipe"]["train"]["row_tokens"]
+    assert first["recipe"] == {"train": {"row_tokens": rows}} and rows < 4096 and first["same_model"]
     assert first["process_bytes"] <= answer["memory_bytes"] < need
-    fitted = found("train.row_tokens=1536")
+    fitted = found(f"train.row_tokens={rows}")
     assert fitted["process_bytes"] == pytest.approx(first["process_bytes"], rel=0.1)
 
 
@@ -170,3 +171,14 @@ def test_a_device_that_nobody_has(place: Place) -> None:
 def test_a_max_length_beyond_the_context(place: Place) -> None:
     place.recipe(data={"max_length": 100_000})
     place.refused("plan recipe.yaml", "RecipeError: data.max_length: beyond the model's context")
+
+
+def test_full_tuning_that_does_not_fit_gets_a_leaner_optimizer(place: Place) -> None:
+    """Where masters, gradients and averages are what takes the memory, rows are not what has to give way."""
+    place.recipe(adapter={"kind": "full", "r": "-"}, model={"dtype": "bfloat16"})
+    tensors = facts(place)["bytes"]
+    assert tensors["weights"] == 0 and tensors["optimizer"] > 1.9 * tensors["trained"]
+    answer = json.loads(place.run("plan", place.folder / "recipe.yaml", "--json", "--memory", "2MiB").out)
+    leaner = next(one for one in answer["answers"] if one["change"] == "a leaner optimizer")
+    assert leaner["recipe"]["train"]["optimizer_in_backward"] and leaner["recipe"]["train"]["optim"] == "adamw_8bit"
+    assert leaner["process_bytes"] < answer["process_bytes"] - tensors["trained"] / 2

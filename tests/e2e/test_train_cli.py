@@ -34,6 +34,7 @@ def test_a_run_folder_holds_what_it_should(finished: Path) -> None:
         "recipe.yaml",
         "metrics.jsonl",
         "summary.json",
+        "status.json",
         "samples.jsonl",
         "report.html",
         "adapter",

@@ -56,6 +56,40 @@ def test_a_run_of_gpt2_from_plan_to_reply(place: Place) -> None:
     assert type(again).__name__ == "GPT2LMHeadModel"
 
 
+MAMBA = {"num_hidden_layers": 2, "hidden_size": 32}
+STATES = {
+    "Mamba2": MAMBA | {"state_size": 8, "num_heads": 4, "head_dim": 16, "n_groups": 1, "chunk_size": 8},
+    "Jamba": MAMBA | {"intermediate_size": 48, "num_attention_heads": 2, "num_key_value_heads": 1, "num_experts": 2,
+                      "attn_layer_period": 2, "attn_layer_offset": 1, "mamba_d_state": 8, "use_mamba_kernels": False},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["Mamba2", pytest.param("Jamba", marks=pytest.mark.slow)])
+def test_a_run_of_a_network_that_carries_a_state(place: Place, name: str) -> None:
+    """In padded batches, which the log says; on weights in 8 bits."""
+    model = with_network(place, name, **STATES[name])
+    recipe = place.recipe(model={"path": str(model)}, quant={"kind": "int8"}, train={"save_steps": 2})
+    assert place.run("plan", recipe).code == 0
+    trained = place.run("train", recipe)
+    assert trained.code == 0, trained.err
+    assert "texts are computed in padded batches" in trained.err
+    shutil.copytree(place.folder / "run", place.folder / "again")
+    shutil.rmtree(place.folder / "again/checkpoint-4")
+    (place.folder / "again/summary.json").unlink()
+    assert place.run("train", recipe, "output_dir=again").code == 0
+    ours, theirs = (place.folder / run / "adapter/adapter_model.safetensors" for run in ("run", "again"))
+    assert ours.read_bytes() == theirs.read_bytes()
+    merged = place.run("merge", "run", "merged")
+    assert merged.code == 0, merged.err
+    replies = [
+        place.run("predict", folder, "tiny.jsonl", "generate.max_new_tokens=3", "-o", f"{folder}.jsonl")
+        for folder in ("run", "merged")
+    ]
+    assert [reply.code for reply in replies] == [0, 0], [reply.err for reply in replies]
+    again = transformers.AutoModelForCausalLM.from_pretrained(place.folder / "merged")
+    assert type(again).__name__ == f"{name}ForCausalLM"
+
+
 def test_quantised_and_with_virtual_tokens(place: Place) -> None:
     model = with_network(place, "GPT2", **GPT2)
     recipe = place.recipe(model={"path": str(model)}, quant={"kind": "nf4"}, train={"max_steps": 2})

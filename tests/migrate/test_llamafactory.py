@@ -49,7 +49,7 @@ def test_data_options(imported: Import, line: str, option: str, value: object) -
         ("finetuning_type: freeze", "differs", "finetuning_type", "how many layers m has is not known"),
         ("neat_packing: true", "differs", "neat_packing", "a step here counts conversations"),
         ("packing: false", "not needed", "packing", "always packed"),
-        ("adapter_name_or_path: saves/old", "differs", "adapter_name_or_path", "new adapter"),
+        ("adapter_name_or_path: saves/old", "missing", "adapter_name_or_path", "there is no saves/old here"),
         ("lr_scheduler_type: greedy", "differs", "lr_scheduler_type", "linear is set"),
         ("lr_scheduler_type: cosine\nlr_scheduler_kwargs: {gamma: 1}", "differs", "lr_scheduler_kwargs", "no gamma"),
         ("optim: galore_adamw", "differs", "optim", "adamw_torch is set"),

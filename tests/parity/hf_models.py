@@ -45,13 +45,54 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "qwen3_moe": ("Qwen3Moe", LLAMA | EXPERTS | {"head_dim": 20, "norm_topk_prob": True}),
 }  # fmt: skip
+MAMBA2 = {"mamba_n_heads": 8, "mamba_d_head": 16, "mamba_d_state": 16, "mamba_chunk_size": 8, "mamba_expand": 2}
+LINEAR = {"num_hidden_layers": 2, "layer_types": ["linear_attention", "full_attention"], "head_dim": 16}
+# those whose layers, all or some, carry a state along the text, which no view can share between texts
+RECURRENT: dict[str, tuple[str, dict[str, Any]]] = {
+    "mamba2": (
+        "Mamba2", IDS | {"hidden_size": 64, "num_hidden_layers": 2, "state_size": 16, "num_heads": 8, "head_dim": 16,
+                         "n_groups": 2, "chunk_size": 8, "expand": 2},
+    ),
+    "jamba": (
+        "Jamba", LLAMA | {"num_hidden_layers": 3, "attn_layer_period": 2, "attn_layer_offset": 1, "mamba_d_state": 8,
+                          "expert_layer_period": 2, "expert_layer_offset": 1, "num_experts": 4, "mamba_dt_rank": 4,
+                          "use_mamba_kernels": False},
+    ),
+    "mamba": ("Mamba", IDS | {"hidden_size": 32, "num_hidden_layers": 2, "state_size": 8, "time_step_rank": 4}),
+    "bamba": ("Bamba", LLAMA | MAMBA2 | {"attn_layer_indices": [1], "mamba_n_groups": 2}),
+    "zamba2": (
+        "Zamba2", LLAMA | {"num_hidden_layers": 3, "num_key_value_heads": 4, "mamba_d_state": 16, "mamba_ngroups": 2,
+                           "n_mamba_heads": 8, "mamba_headdim": 16, "chunk_size": 8, "hybrid_layer_ids": [1],
+                           "num_mem_blocks": 1, "layers_block_type": ["mamba", "hybrid", "mamba"], "adapter_rank": 4},
+    ),
+    "granite, hybrid": (
+        "GraniteMoeHybrid", LLAMA | MAMBA2 | {"layer_types": ["mamba", "attention"], "num_local_experts": 4,
+                                              "mamba_n_groups": 1, "shared_intermediate_size": 32},
+    ),
+    "falcon_h1": ("FalconH1", LLAMA | MAMBA2 | {"mamba_n_groups": 1, "mamba_d_ssm": 128}),
+    "recurrent_gemma": (
+        "RecurrentGemma", LLAMA | {"num_hidden_layers": 3, "lru_width": 64, "attention_window_size": 16},
+    ),
+    "rwkv": (
+        "Rwkv", IDS | {"hidden_size": 32, "num_hidden_layers": 2, "context_length": 128, "intermediate_size": 48},
+    ),
+    "lfm2": ("Lfm2", LLAMA | {"layer_types": ["conv", "full_attention"], "block_multiple_of": 8}),
+    "qwen3_next": (
+        "Qwen3Next", LLAMA | LINEAR | {"linear_num_key_heads": 2, "linear_num_value_heads": 4, "num_experts": 4,
+                                       "linear_key_head_dim": 16, "linear_value_head_dim": 16,
+                                       "num_experts_per_tok": 2, "moe_intermediate_size": 16,
+                                       "shared_expert_intermediate_size": 16},
+    ),
+    "minimax": ("MiniMax", LLAMA | LINEAR | {"num_local_experts": 4, "block_size": 16}),
+    "olmo_hybrid": ("OlmoHybrid", LLAMA | {"layer_types": ["linear_attention", "full_attention"]}),
+}  # fmt: skip
 
 
 def theirs(case: str, seed: int = 0) -> Any:
     """The network with weights, norms and biases far from their initial values."""
     import transformers
 
-    name, settings = CASES[case]
+    name, settings = (CASES | RECURRENT)[case]
     torch.manual_seed(seed)
     config = getattr(transformers, f"{name}Config")(**settings)
     config.attention_dropout = config.hidden_dropout = config.dropout = 0.0

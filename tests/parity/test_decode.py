@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from lorikeet.models.kv_cache import Decode, KvCache, Prefill
+from lorikeet.models.cache_views import Decode, Prefill
 from parity import tiny
 
 LENGTHS = [3, 11, 1, 7]
@@ -26,20 +26,21 @@ def test_decoding_with_the_cache_equals_the_full_forward(options: dict) -> None:
     texts = [tiny.random_tokens(rng, length + 9) for length in LENGTHS]
     texts[3][:6] = texts[1][:6]  # what two prompts share is read once
     expected = [full_logits(network, text) for text in texts]
-    cache = KvCache(network.shape, len(texts), max(map(len, texts)), network.dtype, network.device)
-    prefill = Prefill(cache, [text[:length] for text, length in zip(texts, LENGTHS)])
+    cache, places = tiny.cache(network, len(texts), max(map(len, texts)))
+    prefill = Prefill(cache, places, [text[:length] for text, length in zip(texts, LENGTHS)])
     hidden = network.hidden(prefill.tokens, prefill.positions, prefill)
     for row, logits in enumerate(network.head.logits(hidden[prefill.last])):
         torch.testing.assert_close(logits, expected[row][LENGTHS[row] - 1], rtol=1e-10, atol=1e-10)
-    rows, decode = list(range(len(texts))), Decode(cache)
+    prefill.advance()
+    rows, decode = list(range(len(texts))), Decode(cache, places)
     for new in range(9):
         if new in (3, 6):  # the last row takes the place of the one that leaves
-            place = rows.index(1 if new == 3 else 0)
-            cache.move(len(rows) - 1, place)
-            rows[place] = rows[-1]
+            row = rows.index(1 if new == 3 else 0)
+            rows[row], places[row] = rows[-1], places[-1]
             rows.pop()
-            decode = Decode(cache, len(rows))
-        tokens = torch.tensor([texts[row][LENGTHS[row] + new] for row in rows] + [0] * (decode.rows - len(rows)))
+            places.pop()
+            decode = Decode(cache, places)
+        tokens = decode.padded([texts[row][LENGTHS[row] + new] for row in rows])
         assert decode.positions.tolist()[: len(rows)] == [LENGTHS[row] + new for row in rows]
         logits = network.head.logits(network.hidden(tokens, decode.positions, decode))
         for row, found in zip(rows, logits):

@@ -16,9 +16,10 @@ from infer.conftest import ByteTokenizer, LineTemplate
 from lorikeet.base.kinds import kinds
 from lorikeet.data.pack import pack_row
 from lorikeet.infer.engine import Engine, Request
+from lorikeet.infer.reading import Reading
 from lorikeet.infer.sampling import GenerateOptions
+from lorikeet.models.causal_lm import CausalLM
 from lorikeet.models.decoder import Decoder
-from lorikeet.models.kv_cache import Decode, KvCache, Prefill
 from lorikeet.ops.attention import PackedView
 from parity import gguf_files, tiny
 from parity.test_transformers import TOLERANCE, difference, logits, ours
@@ -116,19 +117,20 @@ def test_cached_decoding_equals_reading_anew(case: str, tmp_path: Path) -> None:
     assert_cached_decoding_equals_reading_anew(ours(tmp_path))
 
 
-def assert_cached_decoding_equals_reading_anew(model: Decoder) -> None:
+def assert_cached_decoding_equals_reading_anew(model: CausalLM) -> None:
     generator = torch.Generator().manual_seed(3)
-    texts = [torch.randint(97, (size,), generator=generator).tolist() for size in (20, 13)]
-    cache = KvCache(model.shape, 2, 64, torch.float32, tiny.CPU)
-    prefill = Prefill(cache, [text[:-6] for text in texts])
-    hidden = model.hidden(prefill.tokens, prefill.positions, prefill)[prefill.last]
-    decode = Decode(cache)
+    whole = [torch.randint(97, (size,), generator=generator).tolist() for size in (20, 13)]
+    reading = Reading(model, 128)
+    texts = [reading.begin(text[:-6], 64) for text in whole]
+    assert texts[0] is not None and texts[1] is not None
+    read = reading.read(texts, [14, 7])
+    hidden = read.states[read.last]
     for step in range(-6, 0):
-        for row, text in enumerate(texts):
+        for row, text in enumerate(whole):
             expected = logits(model, torch.tensor(text[: len(text) + step]))[-1]
             torch.testing.assert_close(model.head.logits(hidden)[row], expected, rtol=0, atol=TOLERANCE)
-        hidden = model.hidden(torch.tensor([text[step] for text in texts]), decode.positions, decode)
-        decode.advance()
+            texts[row].ids.append(text[step])
+        hidden = reading.go_on(texts)
 
 
 @pytest.mark.parametrize("case", CASES)

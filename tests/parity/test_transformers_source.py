@@ -17,7 +17,7 @@ from lorikeet.adapters.lora import Lora
 from lorikeet.checkpoints import hf
 from lorikeet.data.pack import pack_row
 from parity import hf_models, tiny
-from parity.hf_models import CASES, ours, theirs
+from parity.hf_models import CASES, RECURRENT, ours, theirs
 from parity.test_families import (
     assert_a_shared_prefix_equals_each_conversation_alone,
     assert_cached_decoding_equals_reading_anew,
@@ -27,17 +27,20 @@ from parity.test_transformers import TOLERANCE, difference
 transformers = pytest.importorskip("transformers")
 peft = pytest.importorskip("peft")
 
-PADDED: set[str] = set()  # computed in padded batches
 EXPERTS = ("mixtral", "deepseek_v3", "qwen3_moe")
+ALWAYS = ("mamba2", "jamba")  # of the recurrent ones
+ALL = [*CASES, *(pytest.param(case, marks=() if case in ALWAYS else pytest.mark.slow) for case in RECURRENT)]
+# rounding grows with a text where a state is carried along it
+LOOSE = {"zamba2": 10 * TOLERANCE, "qwen3_next": 10 * TOLERANCE}
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", ALL)
 @torch.no_grad()
 def test_logits_packed_rows_and_cached_decoding(case: str, tmp_path: Path) -> None:
     reference = theirs(case)
     reference.save_pretrained(tmp_path)
     model = ours(tmp_path)
-    assert (model.way == "padded") == (case in PADDED)
+    assert (model.way == "padded") == (case in RECURRENT), "what no view can share is read text by text"
     assert model.shares_within is None
     assert difference(reference, model, length=48) <= TOLERANCE
     assert_a_shared_prefix_equals_each_conversation_alone(model)
@@ -56,20 +59,28 @@ def their_loss(model: Any, texts: list[Any]) -> torch.Tensor:
     total = torch.zeros(())
     for text in texts:
         tokens = torch.from_numpy(text.tokens).long()
-        logits = model(input_ids=tokens[None]).logits[0, :-1].float()
+        logits = model(input_ids=tokens[None], use_cache=False).logits[0, :-1].float()
         losses = F.cross_entropy(logits, tokens[1:], reduction="none")
         total = total + (losses * torch.from_numpy(text.weights[1:])).sum()
     return total / sum(text.weights.sum() for text in texts)
 
 
+def targets(case: str, model: Any) -> list[str]:
+    """Linears that PEFT puts LoRA on: of modules stacked experts are none, and of a Mamba's it refuses out_proj."""
+    attention = case in (*EXPERTS, "qwen3_next")  # experts: below; PEFT takes a shared expert for one of them
+    names = [name for name in model.outline.linears if not attention or "attn" in name]
+    if case in RECURRENT:
+        return sorted(name for name in names if not name.endswith("out_proj"))
+    return sorted({name.rsplit(".", 1)[-1] for name in names})
+
+
 @pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", ALL)
 def test_loss_and_lora_gradients_equal_transformers_and_peft(case: str, checkpointing: bool, tmp_path: Path) -> None:
     reference = theirs(case)
     reference.save_pretrained(tmp_path / "base")
     model = ours(tmp_path / "base")
-    names = [name for name in model.outline.linears if case not in EXPERTS or "self_attn" in name]  # experts: below
-    options: dict[str, Any] = {"r": 3, "target_modules": sorted({name.rsplit(".", 1)[-1] for name in names})}
+    options: dict[str, Any] = {"r": 3, "target_modules": targets(case, model)}
     parameters = tiny.with_lora(model, **options)
     (tmp_path / "adapter").mkdir()
     save_adapter(tmp_path / "adapter", Lora(**options), model, {"base": "tiny"})
@@ -87,7 +98,7 @@ def test_loss_and_lora_gradients_equal_transformers_and_peft(case: str, checkpoi
     tiny.assert_same((loss, gradients), (expected.item(), found), rtol=1e-4)
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", ALL)
 def test_it_trains_and_the_merged_folder_is_base_and_adapter_in_transformers(case: str, tmp_path: Path) -> None:
     reference = theirs(case)
     reference.save_pretrained(tmp_path / "base")
@@ -102,7 +113,7 @@ def test_it_trains_and_the_merged_folder_is_base_and_adapter_in_transformers(cas
     (tmp_path / "merged").mkdir()
     hf.save(tmp_path / "merged", model.shape.config, merged_tensors(model, Lora(r=2), torch.float32))
     again = type(reference).from_pretrained(tmp_path / "merged").eval()
-    assert difference(again, model, length=40) <= TOLERANCE
+    assert difference(again, model, length=40) <= LOOSE.get(case, TOLERANCE)
     assert difference(again, ours(tmp_path / "merged"), length=40) <= TOLERANCE
     names = {path.name for path in (tmp_path / "base").iterdir() if path.suffix == ".safetensors"}
     assert names and stored(tmp_path / "merged") == stored(tmp_path / "base")

@@ -17,8 +17,8 @@ from lorikeet.adapters._storage import fill, read_adapter, save_adapter
 from lorikeet.adapters.prefix import PrefixTuning
 from lorikeet.adapters.prompt import PromptTuning
 from lorikeet.base.errors import ModelError
+from lorikeet.models.cache_views import Decode, Prefill
 from lorikeet.models.experts import ExpertSizes
-from lorikeet.models.kv_cache import Decode, KvCache, Prefill
 from lorikeet.ops import prefix as prefix_op
 from lorikeet.ops.attention import PackedView
 from parity import hf_models, tiny
@@ -114,14 +114,15 @@ def test_decoding_with_the_cache_equals_the_full_forward(name: str, network: str
     texts = [tiny.random_tokens(rng, length + 5) for length in lengths]
     texts[2][:6] = texts[1][:6]
     expected = [tiny.one_by_one(model, [tiny.example(text)])[0] for text in texts]
-    cache = KvCache(model.shape, len(texts), 16, model.dtype, model.device)
-    prefill = Prefill(cache, [text[:length] for text, length in zip(texts, lengths)])
+    cache, places = tiny.cache(model, len(texts), 16)
+    prefill = Prefill(cache, places, [text[:length] for text, length in zip(texts, lengths)])
     hidden = model.hidden(prefill.tokens, prefill.positions, prefill)
     for i, length in enumerate(lengths):
         torch.testing.assert_close(hidden[prefill.last[i]], expected[i][length - 1], rtol=1e-10, atol=1e-10)
-    decode = Decode(cache)
+    prefill.advance()
+    decode = Decode(cache, places)
     for new in range(5):
-        tokens = torch.tensor([text[length + new] for text, length in zip(texts, lengths)])
+        tokens = decode.padded([text[length + new] for text, length in zip(texts, lengths)])
         found = model.hidden(tokens, decode.positions, decode)
         for i, length in enumerate(lengths):
             torch.testing.assert_close(found[i], expected[i][length + new], rtol=1e-10, atol=1e-10)
@@ -131,7 +132,7 @@ def test_decoding_with_the_cache_equals_the_full_forward(name: str, network: str
 @torch.no_grad()
 def test_a_prompt_that_was_trained_on_is_read_anew() -> None:
     model, parameters = attached(KINDS["prompt"])
-    prefill = Prefill(KvCache(model.shape, 1, 8, model.dtype, model.device), [[1, 2, 3]])
+    prefill = Prefill(*tiny.cache(model, 1, 8), [[1, 2, 3]])
     before = model.hidden(prefill.tokens, prefill.positions, prefill)
     (vectors,) = parameters.values()
     vectors.data.numpy()[:] += 1.0  # as a compiled optimizer does: torch does not hear of it
@@ -205,7 +206,7 @@ def test_in_networks_of_transformers_they_equal_peft(name: str, case: str, tmp_p
     loaded = peft.PeftModel.from_pretrained(hf_models.theirs(case), tmp_path / "adapter").eval()
     assert (their_logits(loaded)[-len(TOKENS) :] - expected).abs().max() <= TOLERANCE
     with torch.no_grad():  # and through the cache
-        prefill = Prefill(KvCache(model.shape, 1, 32, model.dtype, model.device), [TOKENS.tolist()])
+        prefill = Prefill(*tiny.cache(model, 1, 32), [TOKENS.tolist()])
         states = model.hidden(prefill.tokens, prefill.positions, prefill)
     assert (model.head.logits(states) - expected).abs().max() <= TOLERANCE
 

@@ -12,15 +12,16 @@ from torch import Tensor
 from lorikeet.adapters.lora import Lora
 from lorikeet.base.nouns import Batch, Example
 from lorikeet.models.build import Build
-from lorikeet.models.causal_lm import Shape
+from lorikeet.models.causal_lm import CausalLM, Shape
 from lorikeet.models.decoder import Decoder
 from lorikeet.models.experts import ExpertSizes
 from lorikeet.models.families._experts import MixtureFamily
+from lorikeet.models.kv_cache import Kv, KvCache, Place, pages_for
 from lorikeet.models.spec import DecoderSpec
 from lorikeet.ops.rope import Rope
 from lorikeet.quant.none import NoQuant
-from lorikeet.train.loop import TrainOptions
 from lorikeet.train.optim import Stepper
+from lorikeet.train.options import TrainOptions
 from lorikeet.train.step import train_step
 
 CPU = torch.device("cpu")
@@ -58,6 +59,13 @@ def decoder(
             if "norm" in name:
                 parameter.add_(1)
     return model
+
+
+def cache(model: CausalLM, texts: int, tokens: int, kv: Kv = "auto") -> tuple[KvCache, list[Place]]:
+    """A cache with places for so many texts of up to so many tokens."""
+    each = pages_for(tokens)
+    places = [Place(list(range(1 + i * each, 1 + (i + 1) * each))) for i in range(texts)]
+    return KvCache(model.shape, 1 + texts * each, model.dtype, model.device, kv), places
 
 
 def with_lora(model: Decoder, seed: int = 0, **options: Any) -> dict[str, torch.nn.Parameter]:

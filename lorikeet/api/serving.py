@@ -1,0 +1,205 @@
+"""The verb serve: whatever can answer, over HTTP, with the template it was trained with.
+
+A run, or an adapter's folder, is opened as its base with the adapter beside it, where the adapter's kind allows that:
+then both answer, each by its name.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import socket
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from lorikeet.api.answering import open_any
+from lorikeet.base.errors import LorikeetError, RecipeError
+from lorikeet.base.extras import require
+from lorikeet.base.log import note
+from lorikeet.infer.batch import Batch
+from lorikeet.infer.engine import Engine
+from lorikeet.infer.named_adapters import check_takes
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+    from lorikeet.serve.settings import Settings
+
+KEYS, USERS = "LORIKEET_API_KEYS", "LORIKEET_BASIC_AUTH"  # secrets do not belong on a command line
+_LEAST_SECRET = 8  # characters
+
+
+@dataclass(frozen=True)
+class Rows:
+    """How replies are made together."""
+
+    rows: int = 16
+    cache_tokens: int | None = None
+    kv: Literal["auto", "int8"] = "auto"
+    prefill_tokens: int = 2048
+
+
+@dataclass(frozen=True)
+class Access:
+    """Who may ask, from where, and by which name of this server."""
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    key_file: Path | None = None
+    basic_file: Path | None = None
+    origins: Sequence[str] = ()
+    hosts: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Named:
+    """What is served, and by which names."""
+
+    path: str | Path
+    name: str | None = None  # None: the folder's
+    adapters: Mapping[str, Path] = field(default_factory=dict)  # name -> folder
+    model: Mapping[str, Any] = field(default_factory=dict)  # options of the recipe's section
+    allow_other_base: bool = False
+
+
+def serve(named: Named, access: Access, rows: Rows, *, page: bool = True, **limits: Any) -> None:
+    """Answer until SIGTERM or Ctrl-C. `limits`: fields of `Settings`."""
+    require("uvicorn", extra="serve", needed_by="lorikeet serve")
+    listening = listen(access)  # a port that is taken is told before a model is read
+    try:
+        app, settings = application(named, access, rows, page=page, **limits)
+        from lorikeet.serve.process import serve as answer
+
+        host, port = listening.getsockname()[:2]
+        shown = f"[{host}]" if ":" in host else host
+        note(f"serving {' '.join(app.state.service.models())} at http://{shown}:{port}/v1" + _beware(access, settings))
+        answer(app, settings, listening)
+    finally:
+        listening.close()
+
+
+def application(
+    named: Named, access: Access, rows: Rows, *, page: bool = True, **limits: Any
+) -> tuple[FastAPI, Settings]:
+    """The application, with the model read and the adapters loaded."""
+    for package in ("fastapi", "prometheus_client"):
+        require(package, extra="serve", needed_by="lorikeet serve")
+    from lorikeet.serve.app import create_app
+    from lorikeet.serve.page import mount
+    from lorikeet.serve.settings import Settings
+    from lorikeet.serve.worker import Worker
+
+    settings = Settings(
+        named.name or model_name(named.path),
+        api_keys=secrets(KEYS, access.key_file),
+        users=_users(secrets(USERS, access.basic_file)),
+        origins=tuple(access.origins),
+        **limits,
+    )
+    engine, _, adapter, _ = open_any(named.path, named.model, allow_other_base=named.allow_other_base)
+    base: Literal["same", "apart", "none"] = "same"
+    if adapter is not None:
+        base = "apart" if _can_do_without(engine) else "none"
+    settings = replace(settings, hosts=_hosts(access, settings.locked), base=base)
+    batch = Batch(
+        engine, rows=rows.rows, cache_tokens=rows.cache_tokens, kv=rows.kv, prefill_tokens=rows.prefill_tokens
+    )
+    for name, folder in named.adapters.items():
+        batch.load_adapter(name, folder)
+    app = create_app(Worker(batch, queue=settings.queue), settings)
+    if page:
+        mount(app, Path(named.path) / "report.html")
+    return app, settings
+
+
+def _can_do_without(engine: Engine) -> bool:
+    """Whether the model's own adapter can be left out for single replies."""
+    try:
+        check_takes(engine.model)
+    except LorikeetError:
+        return False
+    return True
+
+
+def model_name(path: str | Path) -> str:
+    """What a model is called where nobody says: the last part of its path."""
+    return Path(path).resolve().name if str(path) in (".", "..") else Path(path).name
+
+
+def listen(access: Access) -> socket.socket:
+    """A socket that listens. Raises LorikeetError for an address that is not ours, or a port that is taken."""
+    family = socket.AF_INET6 if ":" in access.host else socket.AF_INET
+    listening = socket.socket(family)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind((access.host, access.port))
+    except (OSError, OverflowError) as error:
+        listening.close()
+        raise LorikeetError(
+            "cannot listen there",
+            given=f"{access.host}:{access.port}: {error}",
+            allowed="an address of this machine, and a port that is free",
+            try_="--port 0 takes any free one",
+        ) from error
+    return listening
+
+
+def secrets(variable: str, file: Path | None) -> tuple[str, ...]:
+    """The secrets in a file, one a line, and in an environment variable, between commas."""
+    lines = os.environ.get(variable, "").split(",")
+    if file is not None:
+        try:
+            lines += file.read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise LorikeetError(f"cannot read {file}", given=error, allowed="a text file, one secret a line") from error
+    found = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
+    if file is not None and not found:
+        raise LorikeetError(f"{file} holds no secret", allowed="one a line; lines with # in front are left out")
+    short = [one for one in found if len(one) < _LEAST_SECRET]
+    if short:
+        raise LorikeetError(
+            f"a secret in {file or variable} is too short", allowed=f"{_LEAST_SECRET} characters or more",
+            try_='python -c "import secrets; print(secrets.token_urlsafe())"',
+        )  # fmt: skip
+    return tuple(dict.fromkeys(found))
+
+
+def _users(given: tuple[str, ...]) -> tuple[str, ...]:
+    if any(":" not in one for one in given):
+        raise LorikeetError("a line for basic auth has no colon", allowed="name:password")
+    return given
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _hosts(access: Access, locked: bool) -> tuple[str, ...]:
+    """Names that a request may call this server by. One that is open to this machine alone goes by this machine's names
+    only, so that no web page can reach it under a name of its own (DNS rebinding)."""
+    own = ("localhost", "127.0.0.1", "[::1]") if _is_loopback(access.host) and not locked else ()
+    if own or access.hosts:
+        return tuple(dict.fromkeys([*own, *(host.lower() for host in access.hosts), access.host]))
+    return ()
+
+
+def _beware(access: Access, settings: Settings) -> str:
+    if settings.locked or _is_loopback(access.host):
+        return ""
+    return "\nanyone who reaches this machine may ask: no key is set (--api-key-file)"
+
+
+def adapters_of(words: Sequence[str]) -> dict[str, Path]:
+    """{name: folder} of `NAME=FOLDER`, as --adapter takes it."""
+    found: dict[str, Path] = {}
+    for word in words:
+        name, equals, folder = word.partition("=")
+        if not equals or not name or not folder or name in found:
+            raise RecipeError("--adapter: not a name and a folder", given=word, allowed="NAME=FOLDER, each name once")
+        found[name] = Path(folder)
+    return found
