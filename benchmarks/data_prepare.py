@@ -59,7 +59,9 @@ peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 print(json.dumps({"rows": len(data), "seconds": seconds, "peak_gib": peak}))
 """
 LLAMAFACTORY = """
-import json, resource, sys, time
+import importlib.machinery, json, resource, sys, time, types
+sys.modules["torchaudio"] = types.ModuleType("torchaudio")  # imported, never called for text: see runners/
+sys.modules["torchaudio"].__spec__ = importlib.machinery.ModuleSpec("torchaudio", None)
 from llamafactory.data import get_dataset, get_template_and_fix_tokenizer
 from llamafactory.hparams import get_train_args
 from llamafactory.model import load_tokenizer

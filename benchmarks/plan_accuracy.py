@@ -102,8 +102,9 @@ def resident(recipe: Path, overrides: list[str], steps: int | None) -> dict[str,
     """Resident memory after the imports and at the peak of training, without checkpoints and validation."""
     from lorikeet import api, config
     from lorikeet.api.planning import costliest_step
-    from lorikeet.api.training import _map_large, run_steps, step_batches
+    from lorikeet.api.rows import longest_row, run_steps, step_batches
     from lorikeet.plan.process import resident as now
+    from lorikeet.train.capacity import keep_holes_small
     from lorikeet.train.metrics import peak_rss_bytes
     from lorikeet.train.optim import Stepper
     from lorikeet.train.step import train_step
@@ -115,7 +116,7 @@ def resident(recipe: Path, overrides: list[str], steps: int | None) -> dict[str,
     read, _ = costliest_step(read, prepared, model)
     read.adapter.attach(model, seed=read.train.seed)
     loaded, peaks = now().bytes, [peak_rss_bytes()]
-    _map_large(read, model, prepared)
+    keep_holes_small(model.shape, model.dtype, model.device, longest_row(read, prepared))
     stepper = Stepper(read.adapter.parameters(model), read.train)
     model.gradient_checkpointing = read.train.gradient_checkpointing
     for step in range(min(steps or run_steps(read, prepared), run_steps(read, prepared))):

@@ -31,6 +31,7 @@ from lorikeet.checkpoints import hf
 from lorikeet.checkpoints.download import resolve
 from lorikeet.checkpoints.open import open_checkpoint
 from lorikeet.data.pack import pack_row, plan_rows, run_step
+from lorikeet.kernels import allocator
 from lorikeet.models.causal_lm import CausalLM
 from lorikeet.models.load import load
 from lorikeet.quant.none import NoQuant
@@ -40,6 +41,7 @@ from lorikeet.train.optim import OptimOptions, Stepper
 from lorikeet.train.step import train_step
 
 GIB = 1 << 30
+POINTS = ["tokens", "rows", "size"]
 TOKENS, ROWS = (512, 1024, 2048, 4096, 8192, 16384), (256, 512, 1024, 2048)
 LLAMA = {"model_type": "llama", "vocab_size": 32000, "max_position_embeddings": 2048, "rms_norm_eps": 1e-5,
          "rope_theta": 10000.0, "tie_word_embeddings": True, "hidden_act": "silu"}  # fmt: skip
@@ -104,10 +106,11 @@ def point(kind: str, value: str, folder: Path) -> dict[str, Any]:
         path = folder
     else:
         path = resolve("smollm2-135m")
+    allocator.holds(torch.device("cpu"))  # as the commands do before they load
     model = load(open_checkpoint(path), NoQuant(), dtype=torch.bfloat16, device=torch.device("cpu"))
     capacity = default_row_tokens(model.shape, model.dtype, model.device, gradient_checkpointing=False)
     if kind == "tokens":
-        steps = [[pack_row(texts(1, int(value)))]] * (4 if int(value) < 4096 else 3)
+        steps = [[pack_row(texts(1, int(value)))]] * (4 if int(value) < 4096 else 3 if int(value) < 16384 else 2)
     elif kind == "rows":
         examples = texts(int(value), 128)
         steps = [run_step(examples, i, seed=0, examples_per_step=16, row_tokens=capacity) for i in range(5)]
@@ -116,11 +119,14 @@ def point(kind: str, value: str, folder: Path) -> dict[str, Any]:
     return timed(model, steps)
 
 
-def measure(kinds: Sequence[str]) -> list[dict[str, Any]]:
-    """All points of these kinds."""
-    found = []
+def measure(kinds: Sequence[str], kept: Path | None) -> list[dict[str, Any]]:
+    """All points of these kinds, in their order; what `kept` has is not measured again."""
+    found = json.loads(kept.read_text(encoding="utf-8")) if kept and kept.exists() else []
+    points = {kind: list(map(str, {"tokens": TOKENS, "rows": ROWS, "size": SIZES}[kind])) for kind in POINTS}
     for kind in kinds:
-        for value in {"tokens": TOKENS, "rows": ROWS, "size": SIZES}[kind]:
+        for value in points[kind]:
+            if any((one["kind"], str(one["value"])) == (kind, value) for one in found):
+                continue
             with tempfile.TemporaryDirectory() as folder:
                 command = [sys.executable, __file__, "--point", kind, str(value), folder]
                 done = subprocess.run(command, check=True, capture_output=True, text=True)
@@ -128,6 +134,9 @@ def measure(kinds: Sequence[str]) -> list[dict[str, Any]]:
             one = found[-1]
             print(f"| {kind} {value} | {one['seconds_per_step']:.2f} | {one['tokens_per_second']:.0f} "
                   f"| {one['peak_rss_gib']:.2f} | {one['matmul_peak_tflops']:.2f} |", flush=True)  # fmt: skip
+            found.sort(key=lambda one: (POINTS.index(one["kind"]), points[one["kind"]].index(str(one["value"]))))
+            if kept:
+                kept.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
     return found
 
 
@@ -143,7 +152,7 @@ def plot(found: Sequence[dict[str, Any]], file: Path) -> None:
         points = [one for one in found if one["kind"] == kind]
         for axes, key, name in zip(panels[:, column], ("tokens_per_second", "peak_rss_gib"), ("tokens/s", "peak, GiB")):
             axes.plot([str(one["value"]) for one in points], [one[key] for one in points], "o-", color="#2a7f62")
-            axes.set_ylim(bottom=0)
+            axes.set_ylim(0, 1.1 * max(one[key] for one in points))
             axes.set_title(f"{name} by {titles[kind]}", loc="left", fontsize=10)
             axes.spines[["top", "right"]].set_visible(False)
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -152,8 +161,8 @@ def plot(found: Sequence[dict[str, Any]], file: Path) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", choices=["tokens", "rows", "size"], default=["tokens", "rows", "size"])
-    parser.add_argument("--json", type=Path, help="write the figures here")
+    parser.add_argument("--only", nargs="+", choices=POINTS, default=POINTS)
+    parser.add_argument("--json", type=Path, help="keep the figures here; those it has are not measured again")
     parser.add_argument("--plot", type=Path, help="draw them here (needs matplotlib)")
     parser.add_argument("--point", nargs=3, metavar=("KIND", "VALUE", "FOLDER"), help=argparse.SUPPRESS)
     asked = parser.parse_args()
@@ -162,9 +171,7 @@ def main() -> int:
         print(json.dumps(point(kind, value, Path(folder))))
         return 0
     print("| | seconds a step | tokens/s | peak RSS, GiB | matmul peak, TFLOP/s |\n|---|---|---|---|---|")
-    found = measure(asked.only)
-    if asked.json:
-        asked.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    found = measure(asked.only, asked.json)
     if asked.plot:
         plot(found, asked.plot)
     return 0

@@ -22,13 +22,12 @@ import torch
 from machine import BUSY, load_average, matmul_peak_flops, others
 
 from lorikeet import api, config
-from lorikeet.base.heap import map_large
 from lorikeet.base.nouns import Batch
 from lorikeet.base.rng import derive
 from lorikeet.data.pack import plan_step, steps_per_epoch
 from lorikeet.demo.notes import write_task
 from lorikeet.models.causal_lm import CausalLM
-from lorikeet.train.capacity import LARGE_STATES, default_row_tokens, tensors_are_large
+from lorikeet.train.capacity import default_row_tokens, keep_holes_small
 from lorikeet.train.metrics import peak_device_bytes, peak_rss_bytes
 from lorikeet.train.optim import Stepper, learning_rate
 from lorikeet.train.step import StepResult, train_step
@@ -97,8 +96,7 @@ class Workload:
             self.model.shape, self.model.dtype, self.model.device, gradient_checkpointing=options.gradient_checkpointing
         )
         longest = max(self.row_tokens, int(self.examples.lengths.max()))
-        if tensors_are_large(self.model.shape, self.model.dtype, self.model.device, longest):
-            map_large(LARGE_STATES)  # as in training
+        keep_holes_small(self.model.shape, self.model.dtype, self.model.device, longest)
         self.per_epoch = steps_per_epoch(len(self.examples), options.examples_per_step)
         self.steps = options.max_steps or self.per_epoch
         self.ready_seconds = time.perf_counter() - started

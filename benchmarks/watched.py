@@ -118,7 +118,7 @@ def hook(watch: Watch, stop: bool) -> None:
     from lorikeet.kernels import Kernel
     from lorikeet.models.causal_lm import Head
     from lorikeet.quant._contract import FrozenWeight
-    from lorikeet.train import loop
+    from lorikeet.train import guard, loop
     from lorikeet.train.optim import Stepper
 
     def classes(base: type[Any]) -> list[type[Any]]:
@@ -136,7 +136,7 @@ def hook(watch: Watch, stop: bool) -> None:
             os.kill(os.getpid(), signal.SIGTERM)
 
     watch.part(Base, "load", "load", "between", each_kind)
-    watch.part(loop, "train_step", "step", "between", ask)
+    watch.part(guard, "train_step", "step", "between", ask)
     watch.part(loop, "save_checkpoint", "save", "between")
     kernels = {"linear": "matmul", "cross_entropy": "head"}
     watch.time(Kernel, "__call__", lambda kernel: kernels.get(kernel.library, _other(kernel.library)))
