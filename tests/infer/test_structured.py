@@ -189,7 +189,8 @@ def _log_probability(engine: Engine, prompt: list[int], said: list[int]) -> floa
 # JSON ---------------------------------------------------------------------------------------------------------------
 
 NAMES = st.text('abcö" ', min_size=1, max_size=4)
-VALUES = st.lists(st.one_of(st.integers(), NAMES, st.none()), min_size=1, max_size=3)
+INTEGERS = st.integers(-(1 << 63), (1 << 64) - 1)
+VALUES = st.lists(st.one_of(INTEGERS, NAMES, st.none()), min_size=1, max_size=3)
 
 
 def _between(kind: str, low: str, high: str, bottom: int, most: int) -> st.SearchStrategy[Any]:
@@ -282,6 +283,10 @@ def test_a_json_object_is_one_and_white_space_has_its_measure(engine: Engine) ->
         ({"kind": "json_schema", "json_schema": {"enum": []}}, "Unsatisfiable"),
         ({"kind": "json_schema", "json_schema": False}, "false allows nothing"),
         ({"kind": "json_schema", "json_schema": {"type": "array", "uniqueItems": True}}, "Unimplemented keys"),
+        (
+            {"kind": "json_schema", "json_schema": {"anyOf": [{"enum": [3, -(10**20)]}]}},
+            "-1000.* does not fit in 64 bits",
+        ),
         ({"kind": "json_schema", "json_schema": {"$ref": "#/nowhere"}}, "does not exist"),
         ({"kind": "json_schema", "json_schema": [1]}, "json_schema"),
         ({"kind": "json_schema", "json_schema": {"type": "string", "pattern": "("}}, "unclosed group"),

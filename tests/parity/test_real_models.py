@@ -4,7 +4,6 @@ transformers' as a source is the native one.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +17,8 @@ from lorikeet.checkpoints.open import open_checkpoint
 from lorikeet.data.pack import pack_row
 from lorikeet.data.templates.gemma import Gemma
 from lorikeet.data.templates.jinja import Jinja
-from lorikeet.infer import engine as engine_module
 from lorikeet.infer.engine import Engine, Request
-from lorikeet.infer.sampling import GenerateOptions, Sampler, pick_each
+from lorikeet.infer.sampling import GenerateOptions
 from lorikeet.models.load import Choice, load
 from lorikeet.quant.none import NoQuant
 from lorikeet.tokens.open import open_tokenizer
@@ -44,45 +42,31 @@ MODELS = {  # which template asks the questions: Gemma 3 270M is a base model
 }
 
 
-def our_tokens(engine: Engine, prompts: list[list[int]], monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
-    """The ids that the engine picks, all prompts in one batch."""
-    picked: dict[object, list[int]] = {i: [] for i in range(len(prompts))}
-
-    class Recording(Sampler):
-        def __init__(self, options: GenerateOptions, prompt: Any, name: object):
-            super().__init__(options, prompt, name)
-            self.name = name
-
-    def recorded(logits: torch.Tensor, samplers: Sequence[Recording]) -> list[int]:
-        found = pick_each(logits, samplers)
-        for sampler, token in zip(samplers, found):
-            picked[sampler.name].append(token)
-        return found
-
-    monkeypatch.setattr(engine_module, "Sampler", Recording)
-    monkeypatch.setattr(engine_module, "pick_each", recorded)
+def our_tokens(engine: Engine, prompts: list[list[int]]) -> list[list[int]]:
+    """The ids that the engine picks, all prompts in one batch; the first stop id stands for whichever ended a reply."""
+    picked: list[list[int]] = [[] for _ in prompts]
     options = GenerateOptions(max_new_tokens=NEW_TOKENS, batch_size=len(prompts))
-    list(engine.generate([Request(i, prompt, options) for i, prompt in enumerate(prompts)]))
-    return [picked[i] for i in range(len(prompts))]
+    for event in engine.generate([Request(i, prompt, options) for i, prompt in enumerate(prompts)]):
+        picked[event.name] += [*event.ids, *engine.stop_ids[: event.reason == "stop"]]
+    return picked
 
 
 def their_tokens(model: Any, prompts: list[list[int]], stop_ids: list[int]) -> list[list[int]]:
-    """transformers' greedy generate, one batch padded on the left, up to and with the token that ends a reply."""
+    """transformers' greedy generate, one batch padded on the left, up to the token that ends a reply. The
+    first stop id stands for whichever that is."""
     longest, pad = max(map(len, prompts)), stop_ids[0]
     rows = torch.tensor([[pad] * (longest - len(prompt)) + prompt for prompt in prompts])
     mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
     settings = {"do_sample": False, "max_new_tokens": NEW_TOKENS, "eos_token_id": stop_ids, "pad_token_id": pad}
     found = model.generate(rows, attention_mask=mask, **settings)[:, longest:].tolist()
-    ends = [next((i + 1 for i, token in enumerate(row) if token in stop_ids), len(row)) for row in found]
-    return [row[:end] for row, end in zip(found, ends)]
+    ends = [next((i for i, token in enumerate(row) if token in stop_ids), len(row)) for row in found]
+    return [row[:end] + stop_ids[: end < len(row)] for row, end in zip(found, ends)]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 @torch.no_grad()
-def test_greedy_tokens_equal_transformers_on_twenty_prompts(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_greedy_tokens_equal_transformers_on_twenty_prompts(name: str, tmp_path: Path) -> None:
     """Where the two part, transformers' own logits of the two tokens must tie within rounding; what follows a tie is
     another text and is not compared. At most one prompt may do so."""
     transformers = pytest.importorskip("transformers")
@@ -96,7 +80,7 @@ def test_greedy_tokens_equal_transformers_on_twenty_prompts(
     begin = [tokenizer.control[tokenizer.bos_token]] if tokenizer.bos_token else []
     prompts += [begin + tokenizer.encode(text)[0] for text in TEXTS]
     assert len(prompts) == 20
-    ours = our_tokens(engine, prompts, monkeypatch)
+    ours = our_tokens(engine, prompts)
     hf.save(tmp_path, model.shape.config | {"dtype": "float32"}, model.tensors())
     theirs_model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval()
     del model, engine
@@ -116,7 +100,7 @@ def test_greedy_tokens_equal_transformers_on_twenty_prompts(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
-def test_both_sources_are_equal(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_both_sources_are_equal(name: str, tmp_path: Path) -> None:
     """Loss and LoRA gradients of a packed row whose texts share a beginning, and greedy tokens."""
     pytest.importorskip("transformers")
     path, cpu = resolve(name), torch.device("cpu")
@@ -130,7 +114,7 @@ def test_both_sources_are_equal(name: str, tmp_path: Path, monkeypatch: pytest.M
     )
     assert (native.source, theirs.source.split()[0]) == ("native", "transformers")
     prompts = [Engine(native, tokenizer, template).prompt(Conversation((Message("user", one),))) for one in QUESTIONS]
-    replies = [our_tokens(Engine(model, tokenizer, template), prompts[:4], monkeypatch) for model in (native, theirs)]
+    replies = [our_tokens(Engine(model, tokenizer, template), prompts[:4]) for model in (native, theirs)]
     assert replies[0] == replies[1] and sum(map(len, replies[0])) > 30
     row = pack_row([tiny.example(prompt) for prompt in prompts[:4]])
     computed = []
