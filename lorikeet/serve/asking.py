@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import secrets
+import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from pydantic import ValidationError
@@ -47,6 +48,7 @@ class Asked:
     usage: bool = False  # at the end of a stream
     stream: bool = False
     prompt_tokens: int = 0
+    created: int = field(default_factory=lambda: int(time.time()))
 
 
 @dataclass(frozen=True)
@@ -98,10 +100,11 @@ def completion(service: Service, body: CompletionRequest) -> Asked:
             "best_of is not supported; n gives several replies, and logprobs tell them apart", param="best_of"
         )
     prompts = _prompts(service.engine, body)
-    most = 16 if body.max_tokens is None else body.max_tokens
+    most = body.max_tokens
     if most == 0 and not body.echo:
         raise ApiError("max_tokens is 0, so nothing is asked for; with echo the prompt comes back", param="max_tokens")
-    sampled = _sampled(service, body, max(prompts, key=len), max(1, most), 16, body.logprobs, _guide(body))
+    wanted = None if most is None else max(1, most)
+    sampled = _sampled(service, body, max(prompts, key=len), wanted, 16, body.logprobs, _guide(body))
     asked = _asked(service, body, "cmpl", model, adapter, prompts, sampled, False, echo=bool(body.echo))
     asked.logprobs, asked.echo, asked.first_only = body.logprobs is not None, bool(body.echo), most == 0
     return asked
@@ -123,6 +126,13 @@ def chat_prompt(
     own = split_control(begins, engine.tokenizer)
     segments = [*prompt_segments(conversation, engine.template), *started, *own]
     return [int(token) for token in encode(segments, [0.0] * len(segments), engine.tokenizer)[0]]
+
+
+def text_prompt(engine: Engine, segments: Sequence[Segment]) -> list[int]:
+    """The ids of a text that the client laid out itself, with the token that every text begins with."""
+    control, bos = engine.tokenizer.control, engine.tokenizer.bos_token
+    ids = [int(token) for token in encode(segments, [0.0] * len(segments), engine.tokenizer)[0]]
+    return [control[bos], *ids] if bos in control and ids[:1] != [control[bos]] else ids
 
 
 def _message(one: ChatMessage) -> Message:
@@ -173,10 +183,12 @@ def _tools(body: ChatRequest) -> Tools:
 def _guide(body: ChatRequest | CompletionRequest) -> dict[str, Any] | None:
     """What the reply has to be, as an option of `generate.guide`."""
     found: list[dict[str, Any]] = []
+    newly = {} if body.structured_outputs is None else body.structured_outputs.model_dump(by_alias=True)
     for name, option in _GUIDED.items():
-        value = getattr(body, name)
-        if value is not None:
-            found.append({"kind": "grammar" if option == "lark" else option, option: value})
+        for value in (getattr(body, name), newly.get(name.removeprefix("guided_"))):
+            one = {"kind": "grammar" if option == "lark" else option, option: value}
+            if value is not None and one not in found:  # a client that knows neither server says it both ways
+                found.append(one)
     form = body.response_format if isinstance(body, ChatRequest) else None
     if form is not None and form.type == "json_object":
         found.append({"kind": "json_object"})
@@ -194,10 +206,7 @@ def _prompts(engine: Engine, body: CompletionRequest) -> list[list[int]]:
     several: list[Any] = [given] if isinstance(given, str) or isinstance(given[0], int) else list(given)
     size, found = engine.tokenizer.vocab_size, []
     for one in several:
-        ids = engine.tokenizer.encode(one)[0] if isinstance(one, str) else list(one)
-        bos = engine.tokenizer.bos_token
-        if isinstance(one, str) and bos in engine.tokenizer.control:  # as every text that the model learned begins
-            ids = [engine.tokenizer.control[bos], *ids]
+        ids = text_prompt(engine, split_control(one, engine.tokenizer)) if isinstance(one, str) else list(one)
         if not ids:
             raise ApiError("an empty prompt cannot be completed", param="prompt")
         if any(not 0 <= token < size for token in ids):
@@ -217,28 +226,28 @@ def _sampled(
 ) -> GenerateOptions:
     """How replies are sampled: what the request says, else what the server was told, else OpenAI's defaults. `usual`:
     tokens of a reply where nobody says how many; None for what the context leaves."""
-    room = service.context - len(prompt)
+    room, said = service.context - len(prompt), "messages" if isinstance(body, ChatRequest) else "prompt"
     if room < 1:
         raise ApiError(
-            f"This model's maximum context length is {service.context} tokens. However, your messages resulted in "
+            f"This model's maximum context length is {service.context} tokens. However, your {said} resulted in "
             f"{len(prompt)} tokens.",
-            param="messages",
+            param=said,
             code="context_length_exceeded",
         )
     cap = service.settings.max_new_tokens
     if most is not None and cap is not None and most > cap:
         raise ApiError(f"max_tokens is too large: {most}. This server writes at most {cap}.", param="max_tokens")
-    values: dict[str, Any] = {"temperature": 1.0, "max_new_tokens": min(usual or room, cap or room)}
-    values |= dict(service.settings.generate)
+    told = dict(service.settings.generate)
+    values: dict[str, Any] = {"temperature": 1.0 if told.get("num_beams", 1) == 1 else 0.0} | told
     values |= {name: value for name in _SAMPLING if (value := getattr(body, name)) is not None}
-    if most is not None:
-        values["max_new_tokens"] = most
+    usual = told.get("max_new_tokens", usual or room)
+    values["max_new_tokens"] = min(usual, cap or usual) if most is None else most
     if values.get("top_k") == -1:
         values["top_k"] = 0
     stop = [body.stop] if isinstance(body.stop, str) else body.stop or []
     values["stop"] = [*values.get("stop", []), *(text for text in stop if text)]
     values["logprobs"] = logprobs
-    values["seed"] = secrets.randbits(48) if body.seed is None else body.seed % (1 << 62)
+    values["seed"] = told.get("seed", secrets.randbits(48)) if body.seed is None else body.seed % (1 << 62)
     if body.logit_bias:
         if not all(key.isascii() and key.isdigit() and len(key) < 10 for key in body.logit_bias):
             raise ApiError("the keys of logit_bias are ids of tokens", param="logit_bias")
@@ -246,7 +255,10 @@ def _sampled(
     if guide is not None:
         values["guide"] = dict(guide)
     try:
-        return GenerateOptions.model_validate(values)
+        options = GenerateOptions.model_validate(values)
+        # kept from here on: the thread that computes has no time for it
+        options.guide.compile(service.engine.tokenizer, service.engine.stop_ids)
+        return options
     except ValidationError as error:
         problem = error.errors()[0]
         place = str(problem["loc"][0]) if problem["loc"] else None

@@ -86,7 +86,7 @@ async def _answer(
 ) -> Response:
     if asked.stream:
         stream = await service.worker.submit(asked.requests)  # refused before the response begins
-        return Streamed(_stream(service, asked, stream, begun, pieces, kind), "text/event-stream")
+        return Streamed(_stream(service, asked, stream, begun, pieces, kind), "text/event-stream", stream.close)
     try:
         replies = await until_gone(_whole(service, asked, begun), request.receive)
     except ClientGone:

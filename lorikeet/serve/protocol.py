@@ -98,6 +98,15 @@ class StreamOptions(Loose):
     include_usage: bool | None = None
 
 
+class StructuredOutputs(Body):
+    """What a reply is, as vLLM says it now."""
+
+    json_: dict[str, Any] | None = Field(None, alias="json")
+    regex: str | None = None
+    choice: Annotated[list[str], Field(min_length=1, max_length=1024)] | None = None
+    grammar: str | None = None
+
+
 class Sampled(Body):
     """What chat and completions have in common."""
 
@@ -120,6 +129,7 @@ class Sampled(Body):
     guided_regex: str | None = None
     guided_choice: Annotated[list[str], Field(min_length=1, max_length=1024)] | None = None
     guided_grammar: str | None = None
+    structured_outputs: StructuredOutputs | None = None
     # changes nothing here
     user: str | None = None
     metadata: dict[str, Any] | None = None

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import codecs
 import math
 import secrets
-import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,7 +23,9 @@ class Choice:
         self.text: list[str] = []
         self.calls: list[dict[str, str]] = []  # id, name, arguments
         self.logprobs: list[TokenLogprob] = []
-        self.tokens = self.reused = self.characters = 0
+        self.tokens = self.reused = 0
+        self.characters = 0  # before the tokens whose places are not told yet
+        self._decoder = codecs.getincrementaldecoder("utf-8")("ignore")
         self.finish: str | None = None
         self.full = False  # nothing more is wanted of it
 
@@ -61,6 +63,14 @@ class Choice:
         raw = text[: max(0, len(text) - sum(len(token.raw) for token in event.logprobs))]
         first = TokenLogprob(event.ids[0], raw.decode(errors="backslashreplace"), math.nan, (), raw)
         return [first, *event.logprobs]
+
+    def offsets(self, tokens: Sequence[TokenLogprob]) -> list[int]:
+        """Where in the text each token begins, in characters: those that follow the ones asked about before."""
+        found = []
+        for token in tokens:
+            found.append(self.characters)
+            self.characters += len(self._decoder.decode(token.raw))
+        return found
 
     def _reason(self, reason: str) -> str:
         if self.calls and (self.full or reason != "length"):
@@ -132,23 +142,19 @@ def chat_logprobs(found: Sequence[TokenLogprob]) -> dict[str, Any]:
     return {"content": content, "refusal": None}
 
 
-def old_logprobs(found: Sequence[TokenLogprob], offset: int) -> dict[str, Any]:
-    """As completions write them; `offset`: characters before the first token."""
-    offsets = []
-    for token in found:
-        offsets.append(offset)
-        offset += len(token.raw.decode(errors="ignore"))
+def old_logprobs(found: Sequence[TokenLogprob], choice: Choice) -> dict[str, Any]:
+    """As completions write them."""
     return {
         "tokens": [token.text for token in found],
         "token_logprobs": [None if math.isnan(token.logprob) else token.logprob for token in found],
         "top_logprobs": [{other.text: other.logprob for other in token.top} or None for token in found],
-        "text_offset": offsets,
+        "text_offset": choice.offsets(found),
     }
 
 
 def frame(asked: Asked, kind: str, listed: list[dict[str, Any]]) -> dict[str, Any]:
     """An object of the API around choices."""
-    return {"id": asked.id, "object": kind, "created": int(time.time()), "model": asked.model, "choices": listed}
+    return {"id": asked.id, "object": kind, "created": asked.created, "model": asked.model, "choices": listed}
 
 
 def whole_chat(asked: Asked, replies: Sequence[Choice]) -> dict[str, Any]:
@@ -171,7 +177,7 @@ def whole_completion(asked: Asked, replies: Sequence[Choice]) -> dict[str, Any]:
         {
             "index": choice.index,
             "text": "".join(choice.text),
-            "logprobs": old_logprobs(choice.logprobs, 0) if asked.logprobs else None,
+            "logprobs": old_logprobs(choice.logprobs, choice) if asked.logprobs else None,
             "finish_reason": choice.finish,
         }
         for choice in replies
@@ -197,10 +203,9 @@ def chat_pieces(asked: Asked, choice: Choice, event: Event, *, first: bool) -> l
 
 def completion_pieces(asked: Asked, choice: Choice, event: Event) -> list[dict[str, Any]]:
     """The pieces of a streamed completion that an event makes."""
-    before, tokens = choice.characters, choice.told(event)
+    tokens = choice.told(event)
     text = "".join(delta["content"] for delta in choice.take(event))
-    choice.characters += len(text)
-    told = old_logprobs(tokens, before) if tokens else None
+    told = old_logprobs(tokens, choice) if tokens else None
     if not text and told is None and choice.finish is None:
         return []
     one = _piece(choice, {"text": text}) | {"logprobs": told, "finish_reason": choice.finish}

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from lorikeet.data.templates._bound import split_control
+from lorikeet.data.templates._contract import Segment
 from lorikeet.infer import reply
 from lorikeet.infer.sampling import GenerateOptions
 from lorikeet.serve import documents
-from lorikeet.serve.asking import chat_prompt
+from lorikeet.serve.asking import chat_prompt, text_prompt
 from lorikeet.serve.bodies import StrictRoute
 from lorikeet.serve.errors import ApiError
 from lorikeet.serve.openai_api import GONE, json_response
@@ -42,10 +44,10 @@ def routes(service: Service) -> APIRouter:
 
     @router.post("/generate", **documents.of(str, text=True))
     async def generate(request: Request, body: GenerateRequest) -> Response:
-        asked = await service.prepare(lambda: _request(service, body))
+        asked = await service.prepare(lambda: old_request(service, body))
         if body.stream or body.stream is None:
             stream = await service.worker.submit([asked])
-            return Streamed(_text(stream), "text/plain; charset=utf-8")
+            return Streamed(_text(stream), "text/plain; charset=utf-8", stream.close)
         try:
             return json_response(await until_gone(_whole(service, asked), request.receive))
         except ClientGone:
@@ -54,12 +56,13 @@ def routes(service: Service) -> APIRouter:
     return router
 
 
-def _request(service: Service, body: GenerateRequest) -> reply.Request:
+def old_request(service: Service, body: GenerateRequest) -> reply.Request:
+    """The engine's request. Raises ApiError for what cannot be answered."""
     engine = service.engine
     if body.prompt is not None:  # the client lays the conversation out itself
-        prompt = list(engine.tokenizer.encode(body.prompt.replace("{user_input}", body.message))[0])
-        bos = engine.tokenizer.bos_token
-        prompt = [engine.tokenizer.control[bos], *prompt] if bos in engine.tokenizer.control else prompt
+        said = Segment(body.message)  # which names no control token, whatever it says
+        own = [split_control(part, engine.tokenizer) for part in body.prompt.split("{user_input}")]
+        prompt = text_prompt(engine, [*own[0], *(one for part in own[1:] for one in (said, *part))])
     else:
         prompt = chat_prompt(engine, [ChatMessage(role="user", content=body.message)])
     if not prompt:
@@ -78,11 +81,19 @@ def _request(service: Service, body: GenerateRequest) -> reply.Request:
     return reply.Request((f"gen-{secrets.token_hex(12)}", 0), prompt, GenerateOptions(**values), adapter)
 
 
+async def texts(events: AsyncIterator[reply.Event]) -> AsyncGenerator[str, None]:
+    """What a reply says, piece by piece. Raises ApiError where the server ends it."""
+    async for event in events:
+        if event.text:
+            yield event.text
+        if event.reason == "cancelled":
+            raise ApiError("the server stopped before the reply was whole", status=503, code="stopped")
+
+
 async def _text(stream: Stream) -> AsyncGenerator[bytes, None]:
     try:
-        async for event in stream:
-            if event.text:
-                yield event.text.encode()
+        async for text in texts(stream):
+            yield text.encode()
     finally:
         stream.close()
 
@@ -90,6 +101,6 @@ async def _text(stream: Stream) -> AsyncGenerator[bytes, None]:
 async def _whole(service: Service, asked: reply.Request) -> str:
     stream = await service.worker.submit([asked])
     try:
-        return "".join([event.text async for event in stream])
+        return "".join([text async for text in texts(stream)])
     finally:
         stream.close()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from typing import Any, TypeVar
 
 from starlette.responses import Response
@@ -38,12 +38,14 @@ async def until_gone(work: Coroutine[Any, Any, T], receive: Receive) -> T:
 class Streamed(Response):
     """Sends what `pieces` yields as it comes; ends the generator when the client goes."""
 
-    def __init__(self, pieces: AsyncGenerator[bytes, None], media_type: str):
+    def __init__(self, pieces: AsyncGenerator[bytes, None], media_type: str, close: Callable[[], None]):
+        """`close`: what has to happen in the end, also where the client goes before the first piece; a generator that
+        was never begun does nothing when it is closed."""
         super().__init__(media_type=media_type)
         del self.headers["content-length"]
         self.headers["cache-control"] = "no-store"
         self.headers["x-accel-buffering"] = "no"  # nginx would hold a stream back
-        self.pieces = pieces
+        self.pieces, self.close = pieces, close
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -51,6 +53,7 @@ class Streamed(Response):
         except ClientGone:
             pass
         finally:
+            self.close()
             await self.pieces.aclose()
 
     async def _send(self, send: Send) -> None:
