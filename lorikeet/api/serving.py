@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 KEYS, USERS = "LORIKEET_API_KEYS", "LORIKEET_BASIC_AUTH"  # secrets do not belong on a command line
 _LEAST_SECRET = 8  # characters
+_NO_EFFECT = {"batch_size": "--rows", "logprobs": "logprobs in the request"}  # of `generate`, and what has
 
 
 @dataclass(frozen=True)
@@ -88,11 +89,21 @@ def application(
         require(package, extra="serve", needed_by="lorikeet serve")
     from lorikeet.serve.app import create_app
     from lorikeet.serve.page import mount
-    from lorikeet.serve.settings import Settings
+    from lorikeet.serve.settings import BASE, Settings
     from lorikeet.serve.worker import Worker
 
+    replies: Mapping[str, Any] = limits.get("generate", {})
+    for option, instead in _NO_EFFECT.items():
+        if option in replies:
+            raise RecipeError(f"generate.{option}: has no effect on a server", given=replies[option], try_=instead)
+    own = named.name or model_name(named.path)
+    for name in named.adapters:
+        if name in (own, BASE):  # requests that name it would be given the model
+            raise RecipeError(
+                "--adapter: the name is taken", given=name, allowed="a name of its own, or another --name"
+            )
     settings = Settings(
-        named.name or model_name(named.path),
+        own,
         api_keys=secrets(KEYS, access.key_file),
         users=_users(secrets(USERS, access.basic_file)),
         origins=tuple(access.origins),
@@ -104,7 +115,12 @@ def application(
         base = "apart" if _can_do_without(engine) else "none"
     settings = replace(settings, hosts=_hosts(access, settings.locked), base=base)
     batch = Batch(
-        engine, rows=rows.rows, cache_tokens=rows.cache_tokens, kv=rows.kv, prefill_tokens=rows.prefill_tokens
+        engine,
+        rows=rows.rows,
+        cache_tokens=rows.cache_tokens,
+        kv=rows.kv,
+        prefill_tokens=rows.prefill_tokens,
+        dequantize=replies.get("dequantize", "auto"),
     )
     for name, folder in named.adapters.items():
         batch.load_adapter(name, folder)

@@ -43,7 +43,7 @@ def create_app(worker: Worker, settings: Settings) -> FastAPI:
             CORSMiddleware,
             allow_origins=list(settings.origins),
             allow_methods=["GET", "POST"],
-            allow_headers=["Authorization", "Content-Type"],
+            allow_headers=["*"],  # OpenAI's own client for browsers sends a dozen of its own
         )
     app.add_middleware(Counting, metrics=service.metrics)
     return app

@@ -88,6 +88,12 @@ def test_only_named_origins_may_ask(locked: Running, served: Running) -> None:
     assert allowed(served, "https://page.example") is None, "off by default"
 
 
+def test_a_named_origin_may_send_the_headers_of_openai_s_own_client(locked: Running) -> None:
+    asked = {"Origin": "https://page.example", "Access-Control-Request-Method": "POST"}
+    asked["Access-Control-Request-Headers"] = "authorization,content-type,x-stainless-os"
+    assert httpx.options(locked.url + "/v1/chat/completions", headers=asked).status_code == 200
+
+
 def test_a_page_cannot_ask_without_being_asked_first(served: Running) -> None:
     """A form or a simple fetch of a web page sends no JSON by that name."""
     for kind in ("text/plain", "application/x-www-form-urlencoded"):
