@@ -47,9 +47,10 @@ class FiniteOptions(Options):
         return self
 
     def spike(self, losses: list[float], loss: float) -> float | None:
-        """The loss from which on a step is a spike, if `loss` is one after `losses`."""
+        """The loss from which on a step is a spike, if `loss` is one after `losses`. An infinite one is none: that
+        is no number, and `on_nonfinite` says what it means."""
         limit = ceiling(losses, self.loss_spike_factor)
-        return limit if limit is not None and loss > limit else None
+        return limit if limit is not None and limit < loss < math.inf else None
 
     def accepts(self, losses: list[float], loss: float) -> bool:
         """Whether a step with this loss may move weights."""

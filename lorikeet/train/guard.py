@@ -122,11 +122,13 @@ class Guard:
             return result
         why = trouble(result, done.step)
         lost = options.optimizer_in_backward and not result.refused
-        found = self._culprit(parts, seed, lost) if spike is None else None
-        policy = options.on_nonfinite if spike is None else options.on_loss_spike
-        done.skipped_in_a_row += 1
-        if policy == "stop" or lost or done.skipped_in_a_row > options.max_skipped_steps:
+        jumped = spike is not None and result.refused  # a spike that is only warned of may have a bad gradient too
+        found = None if jumped else self._culprit(parts, seed, lost)
+        policy = options.on_loss_spike if jumped else options.on_nonfinite
+        # the state before a step that ends the run, which is saved, counts nothing of that step
+        if policy == "stop" or lost or done.skipped_in_a_row >= options.max_skipped_steps:
             raise _Refused(self._error(why, found, policy, lost), lost)
+        done.skipped_in_a_row += 1
         done.skipped += 1
         rows = {} if found is None else asdict(found)
         self.metrics.append(row_of_metrics(done.step, why, rows))
@@ -134,7 +136,9 @@ class Guard:
         return result
 
     def _scaled(self, parts: list[Part], rate: float, seed: int) -> StepResult:
-        """With float16, at smaller scales until gradients are finite."""
+        """With float16, at smaller scales until gradients are finite. Where none helps the scale is not at fault, and
+        stays what it was: the least of all would lose the gradients of the steps behind."""
+        before = None if self.scale is None else self.scale.scale
         while True:
             self.stepper.scale = 1.0 if self.scale is None else self.scale.scale
             result = self._fitted(parts, rate, seed)
@@ -143,6 +147,8 @@ class Guard:
             if result.moved:
                 self.scale.worked()
             finished = result.moved or not self.scale.overflowed()
+            if finished and not result.moved and before is not None:
+                self.scale.scale = before
             self.done.loss_scale = asdict(self.scale)
             if finished:
                 return result
@@ -221,7 +227,7 @@ class Guard:
                 given=found and found.layer,
                 try_=f"{REMEDY}; earlier checkpoints are whole, train.optimizer_in_backward=false moves them later",
             )
-        many = f"; {done.skipped_in_a_row} steps in a row are left out" if policy == "skip" else ""
+        many = f"; {done.skipped_in_a_row + 1} steps in a row are left out" if policy == "skip" else ""
         option = "on_nonfinite=skip" if found is not None else "on_loss_spike=warn"
         more = f"train.max_skipped_steps above {options.max_skipped_steps}" if many else f"train.{option} to go on"
         remedy = f"{REMEDY}, or {more}" if found is not None else more

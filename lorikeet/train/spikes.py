@@ -1,7 +1,8 @@
 """The alarm for a loss that jumps: far above what the last steps had, by their own scatter.
 
 Median and median absolute deviation, because a mean and a variance would learn from the first spike that spikes are
-usual. The deviation is taken as at least a hundredth of the median, so that a run that repeats itself raises none.
+usual. The deviation is taken as at least a hundredth, of the median and of a nat, so that a run that repeats itself
+raises none, nor one whose losses are thousandths because it knows its rows by heart.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ def ceiling(losses: list[float], factor: float) -> float | None:
         return None
     middle = median(losses)
     scatter = NORMAL * median(abs(loss - middle) for loss in losses)
-    return middle + factor * max(scatter, FLOOR * abs(middle))
+    return middle + factor * max(scatter, FLOOR * abs(middle), FLOOR)
 
 
 def remember(losses: list[float], loss: float) -> None:

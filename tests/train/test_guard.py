@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from lorikeet.base.errors import RecipeError, TrainingError
 from lorikeet.base.nouns import Batch, Origin
 from lorikeet.data.pack import pack_row
+from lorikeet.ops.linear_cross_entropy import HeadLoss
 from lorikeet.train.finite import FiniteOptions
 from lorikeet.train.loop import train
 from lorikeet.train.metrics import Metrics
@@ -160,6 +161,50 @@ def test_a_jump_of_the_loss_is_told(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert before == {step: loss for step, loss in losses(tmp_path / "stop").items() if step < 18}
 
 
+def test_a_loss_that_is_infinite_is_no_spike_but_the_end(tmp_path: Path) -> None:
+    """Behind 16 losses it is above any ceiling too, and the policy for spikes is only to warn."""
+    run, done = run_in(tmp_path, steps=19, evaluate_before=False, validation=None), Progress()
+    whole = run.model.head.loss
+
+    def infinite(*given: Any, **said: Any) -> HeadLoss:
+        found = whole(*given, **said)
+        return found._replace(loss=found.loss + math.inf) if done.step == 17 else found
+
+    run.model.head.loss = infinite  # type: ignore[method-assign]
+    with pytest.raises(TrainingError, match="the loss of step 18 is inf") as error:
+        train(run, TrainOptions(**OPTIONS), done=done)
+    assert "on_nonfinite=skip" in str(error.value) and not rows(tmp_path, "spike")
+    assert checkpoints(tmp_path) == [17]
+
+
+def test_the_state_before_the_step_that_ends_a_run_counts_nothing_of_it(
+    poisoned: Callable[..., Run], tmp_path: Path
+) -> None:
+    """What the message advises has to be enough."""
+    options = TrainOptions(**OPTIONS, on_nonfinite="skip", max_skipped_steps=1)
+    with pytest.raises(TrainingError, match="2 steps in a row are left out") as error:
+        train(poisoned(tmp_path, at=(2, 3)), options)
+    assert "train.max_skipped_steps above 1" in str(error.value)
+    more = options.model_copy(update={"max_skipped_steps": 2})
+    assert go_on(poisoned(tmp_path, at=(2, 3)), more).done.skipped == 2
+
+
+def test_a_row_that_no_scale_helps_takes_nothing_from_the_scale(
+    poisoned: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """float16: the smallest scale would lose the gradients of all steps behind it."""
+    made = tiny.decoder
+    monkeypatch.setattr(tiny, "decoder", lambda **said: made(**{**said, "dtype": torch.float16}))
+    run = poisoned(tmp_path, evaluate_before=False)
+    run.model.embedding.weight.data[23] = 0
+    (*_, parameter) = run.parameters.values()
+    done = Progress()
+    parameter.register_hook(lambda gradient: gradient * math.inf if done.step == 2 else gradient)
+    train(run, TrainOptions(**OPTIONS, on_nonfinite="skip"), done=done)
+    assert done.skipped == 1 and done.loss_scale is not None
+    assert done.loss_scale["scale"] > 1
+
+
 def test_what_a_jump_is() -> None:
     known: list[float] = []
     for i in range(15):
@@ -173,6 +218,7 @@ def test_what_a_jump_is() -> None:
     remember(known, 1000.0)
     assert ceiling(known, 10) == pytest.approx(limit, rel=0.05), "a jump does not make the next one usual"
     assert ceiling([1.0] * 64, 10) == pytest.approx(1.1)
+    assert ceiling([0.002, 0.003] * 32, 10) == pytest.approx(0.1025), "what is learned by heart jumps by thousandths"
 
 
 def test_float16_finds_a_scale_and_keeps_it_in_the_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
