@@ -12,17 +12,18 @@ from torch import Tensor
 from lorikeet.base.errors import CheckpointError, OutputError, RecipeError, TokenizerError
 from lorikeet.base.files import need_space, new_folder, write_file
 from lorikeet.base.log import note
+from lorikeet.base.tensor_file import FLOATS
 from lorikeet.checkpoints import _meta_layout as layout
 from lorikeet.checkpoints import _safetensors_file, _torch_file
 from lorikeet.checkpoints._contract import Checkpoint
-from lorikeet.checkpoints._safetensors_file import NAMES, Listed
+from lorikeet.checkpoints._safetensors_file import Listed
 from lorikeet.checkpoints.download import resolve
 from lorikeet.checkpoints.meta import PARAMS, MetaCheckpoint
 from lorikeet.checkpoints.open import open_checkpoint
 from lorikeet.tokens.open import open_tokenizer
 
 ORIGINAL = "original"  # where a Hugging Face folder keeps what Meta said besides the weights
-_DTYPES = {name: dtype for dtype, name in NAMES.items()}
+_DTYPES = {name: dtype for dtype, name in FLOATS.items()}
 
 
 def convert(

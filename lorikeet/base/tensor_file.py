@@ -19,10 +19,12 @@ from torch import Tensor
 
 from lorikeet.base.errors import CheckpointError
 
-# the header's names of dtypes
-_DTYPES = {
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
-    "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
+# the header's names of dtypes: those of models, then all
+FLOATS = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+DTYPES = FLOATS | {
+    torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
+    torch.uint64: "U64", torch.uint32: "U32", torch.uint16: "U16",
+    torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2",
 }  # fmt: skip
 
 
@@ -51,5 +53,5 @@ def holds(file: Path, tensors: dict[str, Tensor]) -> bool:
 def _same(said: dict[str, Any], content: np.ndarray, tensor: Tensor) -> bool:
     begin, end = said["data_offsets"]
     own = tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy()
-    alike = said["shape"] == list(tensor.shape) and _DTYPES.get(said["dtype"], tensor.dtype) == tensor.dtype
+    alike = said["shape"] == list(tensor.shape) and said["dtype"] == DTYPES.get(tensor.dtype, said["dtype"])
     return alike and np.array_equal(content[begin:end], own)

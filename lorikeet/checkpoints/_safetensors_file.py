@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from lorikeet.base.files import write_file
+from lorikeet.base.tensor_file import FLOATS
 
-NAMES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 Listed = tuple[str, torch.dtype, tuple[int, ...]]  # a tensor's name, dtype and shape
 
 
@@ -49,7 +49,7 @@ def _write(file: Path, listed: Sequence[Listed], read: Callable[[str], Tensor]) 
     for one in listed:
         name, dtype, shape = one
         stop = start + size_bytes([one])
-        header[name] = {"dtype": NAMES[dtype], "shape": list(shape), "data_offsets": [start, stop]}
+        header[name] = {"dtype": FLOATS[dtype], "shape": list(shape), "data_offsets": [start, stop]}
         start = stop
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)  # numbers begin at a multiple of 8

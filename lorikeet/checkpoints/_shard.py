@@ -13,12 +13,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from lorikeet.base.tensor_file import DTYPES
+
 _COPIED = 1 << 22  # bytes at a time
-# the words of the format; 8 bits of floats are told by their split
-TYPES = {
-    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
-    torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
-}  # fmt: skip
 
 
 class Shard:
@@ -50,7 +47,7 @@ class Shard:
             tensor, _ = self._at[name]
             start, end = end, end + tensor.nbytes
             header[name] = {
-                "dtype": TYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]
+                "dtype": DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]
             }  # fmt: skip
         text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
         text += b" " * (-len(text) % 8)

@@ -19,12 +19,12 @@ import torch
 from torch import Tensor
 
 from lorikeet.base.errors import CheckpointError, nearest
+from lorikeet.base.tensor_file import FLOATS
 from lorikeet.checkpoints import _meta_layout as layout_of
 from lorikeet.checkpoints._fingerprint import cached_fingerprint
 from lorikeet.checkpoints._torch_file import StoredTensor, entries
 
 PARAMS, SHARD = "params.json", re.compile(r"consolidated\.(\d\d)\.pth")
-_TYPES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 
 
 def recognises(path: Path) -> bool:
@@ -72,7 +72,7 @@ class MetaCheckpoint:
 
     def stored(self, name: str) -> str:
         """safetensors' name of the tensor's dtype."""
-        return _TYPES[self._need(name)[0].dtype]
+        return FLOATS[self._need(name)[0].dtype]
 
     def dtype(self, name: str) -> torch.dtype:
         """The dtype that `read` gives."""

@@ -20,7 +20,6 @@ from lorikeet.kernels import has_numbers
 
 # numpy knows no bfloat16: rows are copied as integers of the same size
 _BITS = {2: (np.uint16, torch.uint16), 4: (np.uint32, torch.uint32), 8: (np.uint64, torch.uint64)}
-STORED_AS = {torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32", torch.float64: "F64"}
 
 
 @dataclass(frozen=True)

@@ -14,12 +14,13 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from lorikeet.base.errors import CheckpointError
+from lorikeet.base.tensor_file import FLOATS
 from lorikeet.checkpoints import hf
 from lorikeet.checkpoints.open import open_checkpoint
 from lorikeet.models.build import Build, MappedEmbedding
 from lorikeet.models.load import identify
 from lorikeet.models.mapped_embedding import mapped_embedding
-from lorikeet.models.mapped_rows import STORED_AS, MappedRows
+from lorikeet.models.mapped_rows import MappedRows
 from lorikeet.quant.none import NoQuant
 
 CPU = torch.device("cpu")
@@ -31,7 +32,7 @@ def rows_of(folder: Path, dtype: torch.dtype = torch.float32, device: torch.devi
     return mapped_embedding(checkpoint, *identify(checkpoint), dtype, device)
 
 
-@pytest.fixture(scope="module", params=list(STORED_AS), ids=str)
+@pytest.fixture(scope="module", params=list(FLOATS), ids=str)
 def stored(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[MappedRows, torch.Tensor]:
     """Rows in the second of two tensors of a file, behind one of an odd number of bytes."""
     folder = tmp_path_factory.mktemp("rows")

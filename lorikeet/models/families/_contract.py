@@ -61,13 +61,9 @@ class Family(GGUFLayout):
             return self.from_gguf(name, checkpoint.read(self.gguf_name(name)), spec)
         return checkpoint.read(name)
 
-    def gguf_name(self, name: str) -> str:
-        """The GGUF name of a tensor."""
-        stem, suffix = name.rsplit(".", 1)
-        if stem in GGUF_TOP | self.gguf_top:
-            return f"{(GGUF_TOP | self.gguf_top)[stem]}.{suffix}"
-        _, _, index, rest = stem.split(".", 3)
-        return f"blk.{index}.{(GGUF_LAYER | self.gguf_layer)[rest]}.{suffix}"
+    def gguf_tables(self) -> tuple[dict[str, str], dict[str, str]]:
+        """See `GGUFLayout.gguf_tables`. A family says where it differs from most."""
+        return GGUF_TOP | self.gguf_top, GGUF_LAYER | self.gguf_layer
 
     def from_gguf(self, name: str, tensor: Tensor, spec: DecoderSpec) -> Tensor:
         """Undo what the conversion to GGUF did to a tensor's values or layout: the inverse of `to_gguf`."""
@@ -99,7 +95,7 @@ class Family(GGUFLayout):
 
 
 # Hugging Face decoder names to GGUF's (gguf-py, `constants.MODEL_TENSOR`)
-GGUF_TOP = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
+GGUF_TOP = {"embed_tokens": "token_embd", "norm": "output_norm", "lm_head": "output"}
 GGUF_LAYER = {
     "self_attn.q_proj": "attn_q",
     "self_attn.k_proj": "attn_k",

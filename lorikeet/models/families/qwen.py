@@ -25,6 +25,7 @@ class Qwen(Family):
     model_type: ClassVar[str] = "qwen"
     architecture: ClassVar[str] = "QWenLMHeadModel"
     gguf_architecture: ClassVar[str | None] = "qwen"
+    gguf_inside: ClassVar[str] = "transformer."
     gguf_layer: ClassVar[dict[str, str]] = {
         "attn.c_attn": "attn_qkv",
         "attn.c_proj": "attn_output",
@@ -35,8 +36,8 @@ class Qwen(Family):
         "ln_2": "ffn_norm",
     }
     gguf_top: ClassVar[dict[str, str]] = {
-        "transformer.wte": "token_embd",
-        "transformer.ln_f": "output_norm",
+        "wte": "token_embd",
+        "ln_f": "output_norm",
         "lm_head": "output",
     }
 

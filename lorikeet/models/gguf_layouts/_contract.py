@@ -19,6 +19,9 @@ class GGUFLayout:
 
     model_type: ClassVar[str]  # config.json's model_type
     gguf_architecture: ClassVar[str | None] = None  # general.architecture
+    gguf_inside: ClassVar[str] = "model."  # what the names of the network's tensors begin with, all but the head's
+    gguf_top: ClassVar[dict[str, str]]  # modules outside the layers, without `gguf_inside`: their GGUF names
+    gguf_layer: ClassVar[dict[str, str]]  # modules of a layer
 
     @property
     def written_as(self) -> str | None:
@@ -26,8 +29,17 @@ class GGUFLayout:
         return self.gguf_architecture
 
     def gguf_name(self, name: str) -> str:
-        """The GGUF name of a tensor. Raises KeyError for one that has none."""
-        raise NotImplementedError
+        """The GGUF name of a checkpoint's tensor. Raises KeyError or ValueError for one that has none."""
+        stem, suffix = name.removeprefix(self.gguf_inside).rsplit(".", 1)
+        top, layer = self.gguf_tables()
+        if stem in top:
+            return f"{top[stem]}.{suffix}"
+        _, index, rest = stem.split(".", 2)  # h.0.ln_1, layers.0.input_layernorm
+        return f"blk.{index}.{layer[rest]}.{suffix}"
+
+    def gguf_tables(self) -> tuple[dict[str, str], dict[str, str]]:
+        """The GGUF names of modules outside the layers, and of a layer's."""
+        return self.gguf_top, self.gguf_layer
 
     def gguf_place(self, name: str, spec: Any) -> tuple[str, int | None]:
         """The GGUF name of a checkpoint's tensor, and which entry of the stack it is where experts lie in one."""

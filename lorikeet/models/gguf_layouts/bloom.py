@@ -9,34 +9,27 @@ from torch import Tensor
 from lorikeet.models.gguf_layouts._contract import GGUFLayout, not_the_same, whole
 from lorikeet.models.spec import Spec
 
-TOP = {
-    "word_embeddings": "token_embd",
-    "word_embeddings_layernorm": "token_embd_norm",
-    "ln_f": "output_norm",
-    "lm_head": "output",
-}
-LAYER = {
-    "input_layernorm": "attn_norm",
-    "self_attention.query_key_value": "attn_qkv",
-    "self_attention.dense": "attn_output",
-    "post_attention_layernorm": "ffn_norm",
-    "mlp.dense_h_to_4h": "ffn_up",
-    "mlp.dense_4h_to_h": "ffn_down",
-}
-
 
 class Bloom(GGUFLayout):
     """Checkpoints have q, k and v of one head together, then those of the next."""
 
     model_type: ClassVar[str] = "bloom"
     gguf_architecture: ClassVar[str | None] = "bloom"
-
-    def gguf_name(self, name: str) -> str:
-        stem, suffix = name.removeprefix("transformer.").rsplit(".", 1)
-        if stem in TOP:
-            return f"{TOP[stem]}.{suffix}"
-        _, index, rest = stem.split(".", 2)
-        return f"blk.{index}.{LAYER[rest]}.{suffix}"
+    gguf_inside: ClassVar[str] = "transformer."
+    gguf_top: ClassVar[dict[str, str]] = {
+        "word_embeddings": "token_embd",
+        "word_embeddings_layernorm": "token_embd_norm",
+        "ln_f": "output_norm",
+        "lm_head": "output",
+    }
+    gguf_layer: ClassVar[dict[str, str]] = {
+        "input_layernorm": "attn_norm",
+        "self_attention.query_key_value": "attn_qkv",
+        "self_attention.dense": "attn_output",
+        "post_attention_layernorm": "ffn_norm",
+        "mlp.dense_h_to_4h": "ffn_up",
+        "mlp.dense_4h_to_h": "ffn_down",
+    }
 
     def to_gguf(self, name: str, tensor: Tensor, spec: Spec) -> Tensor:
         return heads_apart(tensor, spec.shape.heads) if ".query_key_value." in name else tensor

@@ -9,29 +9,27 @@ from torch import Tensor
 from lorikeet.models.gguf_layouts._contract import GGUFLayout, not_the_same, whole
 from lorikeet.models.spec import Spec
 
-TOP = {"wte": "token_embd", "wpe": "position_embd", "ln_f": "output_norm", "lm_head": "output"}
-LAYER = {
-    "ln_1": "attn_norm",
-    "attn.c_attn": "attn_qkv",
-    "attn.c_proj": "attn_output",
-    "ln_2": "ffn_norm",
-    "mlp.c_fc": "ffn_up",
-    "mlp.c_proj": "ffn_down",
-}
-
 
 class GPT2(GGUFLayout):
     """Learned positions, q, k and v in one linear."""
 
     model_type: ClassVar[str] = "gpt2"
     gguf_architecture: ClassVar[str | None] = "gpt2"
-
-    def gguf_name(self, name: str) -> str:
-        stem, suffix = name.removeprefix("transformer.").rsplit(".", 1)
-        if stem in TOP:
-            return f"{TOP[stem]}.{suffix}"
-        _, index, rest = stem.split(".", 2)
-        return f"blk.{index}.{LAYER[rest]}.{suffix}"
+    gguf_inside: ClassVar[str] = "transformer."
+    gguf_top: ClassVar[dict[str, str]] = {
+        "wte": "token_embd",
+        "wpe": "position_embd",
+        "ln_f": "output_norm",
+        "lm_head": "output",
+    }
+    gguf_layer: ClassVar[dict[str, str]] = {
+        "ln_1": "attn_norm",
+        "attn.c_attn": "attn_qkv",
+        "attn.c_proj": "attn_output",
+        "ln_2": "ffn_norm",
+        "mlp.c_fc": "ffn_up",
+        "mlp.c_proj": "ffn_down",
+    }
 
     def to_gguf(self, name: str, tensor: Tensor, spec: Spec) -> Tensor:
         return tensor.T if ".c_" in name and name.endswith(".weight") else tensor

@@ -10,29 +10,26 @@ from lorikeet.models.gguf_layouts._contract import GGUFLayout, not_the_same, who
 from lorikeet.models.gguf_layouts.bloom import heads_apart
 from lorikeet.models.spec import Spec
 
-TOP = {"gpt_neox.embed_in": "token_embd", "gpt_neox.final_layer_norm": "output_norm", "embed_out": "output"}
-LAYER = {
-    "input_layernorm": "attn_norm",
-    "attention.query_key_value": "attn_qkv",
-    "attention.dense": "attn_output",
-    "post_attention_layernorm": "ffn_norm",
-    "mlp.dense_h_to_4h": "ffn_up",
-    "mlp.dense_4h_to_h": "ffn_down",
-}
-
 
 class GPTNeoX(GGUFLayout):
     """A part of each head rotated, attention and feed-forward side by side."""
 
     model_type: ClassVar[str] = "gpt_neox"
     gguf_architecture: ClassVar[str | None] = "gptneox"
-
-    def gguf_name(self, name: str) -> str:
-        stem, suffix = name.rsplit(".", 1)
-        if stem in TOP:
-            return f"{TOP[stem]}.{suffix}"
-        _, _, index, rest = stem.split(".", 3)
-        return f"blk.{index}.{LAYER[rest]}.{suffix}"
+    gguf_inside: ClassVar[str] = "gpt_neox."
+    gguf_top: ClassVar[dict[str, str]] = {
+        "embed_in": "token_embd",
+        "final_layer_norm": "output_norm",
+        "embed_out": "output",
+    }
+    gguf_layer: ClassVar[dict[str, str]] = {
+        "input_layernorm": "attn_norm",
+        "attention.query_key_value": "attn_qkv",
+        "attention.dense": "attn_output",
+        "post_attention_layernorm": "ffn_norm",
+        "mlp.dense_h_to_4h": "ffn_up",
+        "mlp.dense_4h_to_h": "ffn_down",
+    }
 
     def to_gguf(self, name: str, tensor: Tensor, spec: Spec) -> Tensor:
         return heads_apart(tensor, spec.shape.heads) if ".query_key_value." in name else tensor
