@@ -207,6 +207,7 @@ def check_effects(recipe: Recipe) -> None:
             "train.early_stopping_patience is not set",
             "train.early_stopping_patience=3",
         ),
+        ({"model.allow_code"}, True, "a recipe names its own files itself", "data.template.kind=./mine.py"),
         ({"evaluate.prompts"}, not recipe.evaluate.metrics, "evaluate.metrics is empty", "evaluate.metrics='[ended]'"),
         ({"evaluate.sample_steps"}, recipe.evaluate.samples == 0, "evaluate.samples is 0", "evaluate.samples=3"),
         (

@@ -4,8 +4,11 @@ import json
 import shutil
 from pathlib import Path
 
+import pytest
+
 from lorikeet import api
 from lorikeet.adapters import _storage as storage
+from lorikeet.base.errors import CheckpointError
 from lorikeet.base.nouns import Conversation, Message
 
 OWN = """
@@ -24,6 +27,8 @@ def test_a_folder_answers_with_someones_own_template(tiny_model: Path, tmp_path:
     folder = shutil.copytree(tiny_model, tmp_path / "model")
     template = {"kind": str(tmp_path / "own.py"), "system": "Be kind."}
     (folder / storage.IDENTITY).write_text(json.dumps({"template": template}))
-    engine = api.engine(folder)
+    with pytest.raises(CheckpointError, match="names code as its template"):
+        api.engine(folder)
+    engine = api.engine(folder, {"allow_code": True})
     prompt = engine.prompt(Conversation((Message("user", "q"),)))
     assert "system\nBe kind." in engine.tokenizer.decode(prompt)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from pydantic import TypeAdapter
@@ -18,13 +18,16 @@ from torch import Tensor
 from lorikeet.adapters._contract import Adapter
 from lorikeet.adapters._new_tokens import around, from_config
 from lorikeet.base.errors import CheckpointError
-from lorikeet.base.kinds import kind_class, kind_field, kinds, own_kinds
+from lorikeet.base.kinds import is_named, kind_class, kind_field, kinds, own_kinds
 from lorikeet.base.log import note
+from lorikeet.base.options import Options
 from lorikeet.base.tensor_file import save_tensors
 from lorikeet.checkpoints._contract import Checkpoint
+from lorikeet.data.templates._contract import TemplateOptions
 from lorikeet.models.causal_lm import CausalLM
 from lorikeet.quant._contract import Quant
 
+OptionsType = TypeVar("OptionsType", bound=Options)
 WEIGHTS, CONFIG, IDENTITY = "adapter_model.safetensors", "adapter_config.json", "lorikeet.json"
 RESUMED = "adapter_training.safetensors"  # in checkpoints, for kinds that train something else than they save
 
@@ -168,28 +171,43 @@ def differences(identity: dict[str, Any], base: Checkpoint, quant: Quant, folder
     return found
 
 
-def read_quant(identity: dict[str, Any], folder: Path) -> Quant | None:
-    """How the weights were kept in training, as lorikeet.json says; None where it does not. Raises CheckpointError."""
-    if identity.get("quant") is None:
-        return None
-    refuse_code_inside(identity["quant"], folder)
+def read_quant(identity: dict[str, Any], folder: Path, *, allow_code: bool = False) -> Quant | None:
+    """How the weights were kept in training, as lorikeet.json says; None where it does not. Raises CheckpointError;
+    `allow_code`: see `refuse_code`."""
+    said = identity.get("quant")
+    return None if said is None else _kind_said("quant", said, "lorikeet.quant", Quant, folder, allow_code)
+
+
+def read_template(folder: Path, *, allow_code: bool = False) -> TemplateOptions | None:
+    """The template that lorikeet.json names; None where it names none. Raises CheckpointError; `allow_code`: see
+    `refuse_code`."""
+    said = read_json(folder / IDENTITY).get("template")
+    package = "lorikeet.data.templates"
+    return None if said is None else _kind_said("template", said, package, TemplateOptions, folder, allow_code)
+
+
+def _kind_said(
+    key: str, said: object, package: str, contract: type[OptionsType], folder: Path, allow_code: bool
+) -> OptionsType:
+    if not allow_code:
+        refuse_code(key, said, package, folder)
     try:
-        read: Quant = TypeAdapter(kind_field("lorikeet.quant", Quant)).validate_python(identity["quant"])
+        read: OptionsType = TypeAdapter(kind_field(package, contract)).validate_python(said)
     except ValueError as error:  # pydantic's, too
-        raise damaged(folder / IDENTITY, f"quant is {identity['quant']}") from error
+        raise damaged(folder / IDENTITY, f"{key} is {said}") from error
     return read
 
 
-def refuse_code_inside(said: object, folder: Path) -> None:
-    """Raise CheckpointError where what lorikeet.json says of a kind is code in that same folder: who gets a folder
-    from elsewhere has not asked for its code to be run."""
-    kind = str(said.get("kind", "")) if isinstance(said, dict) else ""
-    if kind.endswith(".py") and Path(kind).resolve().is_relative_to(folder.resolve()):
+def refuse_code(key: str, said: object, package: str, folder: Path) -> None:
+    """Raise CheckpointError where what lorikeet.json says of a kind is a .py file that no recipe has named in this
+    process: who gets a folder from elsewhere has not asked for code to be run, wherever it lies."""
+    kind = str(said.get("kind", "")) if isinstance(said, dict) else str(said)
+    if kind.endswith(".py") and not is_named(package, kind):
         raise CheckpointError(
-            f"{folder / IDENTITY} names code that came with it, which would run with your rights",
+            f"{folder / IDENTITY} names code as its {key}, which would run with your rights",
             given=kind,
-            allowed="a kind of Lorikeet's, or a file of your own elsewhere",
-            try_="read it, move it out of the folder, and name it there",
+            allowed="a kind of Lorikeet's, or a file that the recipe of a run names",
+            try_="the run's own folder; or read the file, and say model.allow_code=true",
         )
 
 

@@ -8,15 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter
-
 from lorikeet import config
 from lorikeet.adapters import _storage as storage
 from lorikeet.adapters._contract import Adapter
 from lorikeet.api.base import Base, attach, open_base
 from lorikeet.base.errors import CheckpointError
 from lorikeet.base.files import sha256_file
-from lorikeet.base.kinds import kind_field
 from lorikeet.config import Recipe
 from lorikeet.data.formats.auto import Auto
 from lorikeet.data.rows import conversations
@@ -105,17 +102,20 @@ def locate(path: str | Path, changed: Mapping[str, Any] | None = None, *, allow_
     folder = Path(path)
     quant: Quant = NoQuant()
     where, recipe = None, None
+    allowed = bool((changed or {}).get("allow_code"))
     if (folder / "recipe.yaml").is_file():
         recipe = config.load(folder / "recipe.yaml")
         options, quant, template = recipe.model, recipe.quant, recipe.data.template
         where = run_state.trained_adapter(folder)
     elif (folder / storage.CONFIG).is_file():
-        added = storage.read_json(folder / storage.IDENTITY).get("add_tokens", [])
-        where, options = folder, ModelOptions(path=_base_of(folder), add_tokens=added)
-        template = _template(folder)
-        quant = storage.read_quant(storage.read_json(folder / storage.IDENTITY), folder) or NoQuant()
+        identity = storage.read_json(folder / storage.IDENTITY)
+        where = folder
+        options = ModelOptions(path=_base_of(folder), add_tokens=identity.get("add_tokens", []))
+        template = storage.read_template(folder, allow_code=allowed) or Jinja()
+        quant = storage.read_quant(identity, folder, allow_code=allowed) or NoQuant()
     else:
-        options, template = ModelOptions(path=str(path)), _template(folder)
+        options = ModelOptions(path=str(path))
+        template = storage.read_template(folder, allow_code=allowed) or Jinja()
     base = open_base(options.model_copy(update=dict(changed or {})))
     return Located(base, quant, where, template, recipe, allow_other_base)
 
@@ -150,17 +150,3 @@ def _base_of(folder: Path) -> str:
         )
     inside = folder / str(named)
     return str(inside) if not Path(str(named)).is_absolute() and inside.is_dir() else str(named)
-
-
-def _template(folder: Path) -> TemplateOptions:
-    """The template that lorikeet.json names, else the model's own."""
-    named = storage.read_json(folder / storage.IDENTITY).get("template")
-    if named is None:
-        return Jinja.model_validate({})
-    storage.refuse_code_inside(named, folder)
-    try:
-        of_kind = TypeAdapter(kind_field("lorikeet.data.templates", TemplateOptions))
-        read: TemplateOptions = of_kind.validate_python(named)
-    except ValueError as error:  # pydantic's, too
-        raise storage.damaged(folder / storage.IDENTITY, f"template is {named}") from error
-    return read

@@ -102,6 +102,11 @@ def own_kinds(package: str, contract: type[OptionsType]) -> list[type[OptionsTyp
     return [made for (folder, _), made in _OWN.items() if folder == package and issubclass(made, contract)]
 
 
+def is_named(package: str, path: str) -> bool:
+    """Whether a recipe has named this .py file in this process as a kind of a plug-in folder."""
+    return any(folder == package and Path(name).resolve() == Path(path).resolve() for folder, name in _OWN)
+
+
 def own_code(options: Options) -> list[str]:
     """sha256 of each .py file that a kind in `options`, or inside one of its options, is: its code decides too."""
 

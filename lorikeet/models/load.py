@@ -75,6 +75,11 @@ class ModelOptions(Options):
     allow_pickle: bool = Field(
         False, description="Read pytorch_model.bin (weights only) where there is no safetensors."
     )
+    allow_code: bool = Field(
+        False,
+        description="For commands that take a model or an adapter: run a .py file that its lorikeet.json names as "
+        "template or quantisation. What a recipe names itself runs anyway.",
+    )
     threads: int | None = Field(
         None, ge=1, le=1024, description="CPU threads; by default as many as there are cores this process may use."
     )

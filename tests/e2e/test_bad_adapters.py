@@ -52,11 +52,20 @@ def test_one_message_and_nothing_written(place: Place, adapter: dict[str, Any], 
 
 
 @pytest.mark.parametrize("section", ["template", "quant"])
-def test_code_that_came_with_an_adapter_is_not_run(place: Place, copied_run: Path, section: str) -> None:
+@pytest.mark.parametrize("inside", [True, False])
+@pytest.mark.parametrize("short", [True, False])
+def test_code_that_an_adapter_names_is_not_run(
+    place: Place, copied_run: Path, section: str, inside: bool, short: bool
+) -> None:
+    """Wherever the file lies: a second download may have brought it."""
     folder = copied_run / "adapter"
-    (folder / "mine.py").write_text("from pathlib import Path\nPath('ran').touch()\n")
+    code = (folder if inside else place.folder) / "mine.py"
+    code.write_text("from pathlib import Path\nPath('ran').touch()\n")
     identity = json.loads((folder / "lorikeet.json").read_text())
-    (folder / "lorikeet.json").write_text(json.dumps(identity | {section: {"kind": str(folder / "mine.py")}}))
+    said: object = str(code) if short else {"kind": str(code)}
+    (folder / "lorikeet.json").write_text(json.dumps(identity | {section: said}))
     found = place.run("predict", folder, "tiny.jsonl", "-o", "replies.jsonl")
-    assert found.code == 2 and "names code that came with it" in found.err
+    assert found.code == 2 and f"names code as its {section}" in found.err and "model.allow_code=true" in found.err
     assert not Path("ran").exists()
+    place.run("predict", folder, "tiny.jsonl", "-o", "replies.jsonl", "model.allow_code=true")
+    assert Path("ran").exists()
