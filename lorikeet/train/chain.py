@@ -62,7 +62,7 @@ class Chain:
 
         `splits`: the names of the parts where rows had to be split for memory."""
         link = {"ids": ids_hash(batches), "loss": float(loss).hex(), "grad_norm": float(grad_norm).hex()}
-        if found := " ".join(splits):
+        if found := " ".join(sorted(splits)):  # memory may have ended in any order
             link["splits"] = found
         if step % self.every == 0:
             link["parameters"] = tensors_hash(self.parameters)
@@ -125,6 +125,8 @@ def links(rows: Iterable[Mapping[str, Any]]) -> dict[int, Link]:
     found: dict[int, Link] = {}
     for row in rows:
         if row.get("kind") == START:
+            # what it does not name was done by something else, before a forced change
+            found = {step: link for step, link in found.items() if step <= row["step"]}
             found |= {int(step): link for step, link in row.get("again", {}).items()}
         elif row.get("kind") == KIND:
             found[row["step"]] = {name: row[name] for name in (*WORDS, "chain") if name in row}

@@ -190,11 +190,12 @@ class Guard:
         note(f"step {self.done.step + 1}: memory ended in a row of {tokens:,} tokens; it is computed as {shown}")
 
     def _cut(self, batches: Sequence[Batch], known: set[str]) -> Iterator[Part]:
-        """The step's rows, those cut that are as long as one that did not fit."""
+        """The step's rows, those cut that are as long as one that did not fit in an earlier step. Rows that are
+        `known` set no limit to the others of the step: they may have fitted when it was done first."""
         waiting = [(str(i), row) for i, row in enumerate(batches)]
+        limit = self.done.split_from
         while waiting:
             name, row = waiting.pop(0)
-            limit = self.done.split_from
             wanted = name in known or (limit is not None and len(row.tokens) >= limit)
             smaller = halves(row) if wanted else None
             if smaller is None:

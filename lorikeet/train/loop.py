@@ -73,7 +73,9 @@ def train(run: Run, options: TrainOptions, *, done: Progress | None = None, step
                     save(run, options, stepper, done)
     _refuse_unfinished(stop, done, run)
     evaluation = validation.at_the_end(done)
-    return Outcome(done, evaluation, peak_rss_bytes(), peak_device_bytes(run.model.device), chain.differs)
+    return Outcome(
+        done, evaluation, peak_rss_bytes(), peak_device_bytes(run.model.device), run.differed or chain.differs
+    )
 
 
 def save(run: Run, options: TrainOptions, stepper: Stepper, done: Progress) -> None:

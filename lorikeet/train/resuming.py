@@ -70,8 +70,6 @@ def _begin(run: Run, metrics: Metrics, rows: list[dict[str, Any]], done: Progres
     kept = [row for row in rows if row.get("kind") in (START, DIFFERS) or row.get("step", 0) <= done.step]
     if done.step == run.steps:  # the last evaluation is done again
         kept = [row for row in kept if row.get("kind") != "eval" or row["step"] < run.steps]
-    if done.step == run.steps:  # the last evaluation is done again
-        kept = [row for row in kept if row.get("kind") != "eval" or row["step"] < run.steps]
     # what something else computed is nothing to be held against
     run.again = {} if changed else {step: link for step, link in links(rows).items() if step > done.step}
     row: dict[str, Any] = {
@@ -84,6 +82,8 @@ def _begin(run: Run, metrics: Metrics, rows: list[dict[str, Any]], done: Progres
     row |= {"forced": changed} if changed else {}
     if done.step == 0:
         kept = []  # with the first evaluation, which is done again
+    told = (found for found in kept if found.get("kind") == DIFFERS)
+    run.differed = next(({name: value for name, value in one.items() if name != "kind"} for one in told), None)
     metrics.keep([*kept, row])
 
 

@@ -40,6 +40,7 @@ class Run:
     metrics: Metrics | None = None  # by default metrics.jsonl alone
     stop_after: int | None = None  # save and stop behind this step, as if asked to
     again: Mapping[int, Link] = field(default_factory=dict)  # of steps that are done again: what they came to
+    differed: dict[str, Any] | None = None  # the first of such steps that came to something else in an earlier start
     score: Callable[[], Mapping[str, float]] | None = None  # what is measured on replies, at each evaluation
     sample: Callable[[int], None] | None = None  # told of each finished step: it may answer the report's prompts
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,17 @@ from typing import Any
 import pytest
 import torch
 
-from lorikeet.base.errors import RecipeError
+from lorikeet.base.errors import Interrupted, RecipeError
+from lorikeet.data.pack import pack_row
+from lorikeet.train import guard
 from lorikeet.train.chain import Chain, first_wrong, ids_hash, links, tensors_hash
 from lorikeet.train.loop import train
 from lorikeet.train.metrics import Metrics
 from lorikeet.train.options import TrainOptions
-from lorikeet.train.run import summarise
-from train.runs import OPTIONS, calling, go_on, run_in
+from lorikeet.train.out_of_memory import OutOfMemory
+from lorikeet.train.run import Progress, Run, summarise
+from lorikeet.train.step import StepResult, train_step
+from train.runs import OPTIONS, calling, examples, go_on, run_in
 
 SAVED = TrainOptions(**OPTIONS, save_steps=3, save_total_limit=9)
 
@@ -105,6 +110,57 @@ def test_a_run_that_is_stopped_again_and_again_knows_the_farthest_it_has_been(ki
     run = run_in(killed)
     go_on(run, SAVED)
     assert sorted(run.again) == [4, 5]
+
+
+def test_a_step_that_is_done_again_is_split_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory ended in the third row, then in the first, and the second, as long as they are, fitted."""
+    row = pack_row(examples()[:4], share=False)
+
+    def begun(folder: Path) -> Run:
+        return run_in(folder, batches=lambda _: [row] * 3)
+
+    done, scarce = Progress(), ["2", "0"]
+
+    def step(*given: Any, names: Sequence[str], **said: Any) -> StepResult:
+        if done.step == 4 and scarce:
+            raise OutOfMemory(list(names).index(scarce.pop(0)), len(row.tokens), "no room")
+        return train_step(*given, names=names, **said)
+
+    monkeypatch.setattr(guard, "train_step", step)
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    train(begun(whole), SAVED, done=done)
+    killed.mkdir()
+    shutil.copytree(whole / "checkpoint-3", killed / "checkpoint-3")
+    Metrics(killed / "metrics.jsonl").keep(
+        row for row in Metrics(whole / "metrics.jsonl").rows() if row.get("step", 0) <= 5
+    )
+    assert go_on(begun(killed), SAVED).differs is None
+    assert rows_of(killed, "chain") == rows_of(whole, "chain")
+    assert [row.get("splits") for row in rows_of(whole, "chain")][3:] == [None, "0 2", "0 1 2", "0 1 2"]
+
+
+def test_what_was_done_before_a_forced_change_is_held_against_nothing_later() -> None:
+    def link(step: int, said: str) -> dict[str, Any]:
+        return {"kind": "chain", "step": step, "loss": said, "chain": said}
+
+    old = {str(step): {"loss": "old", "chain": "old"} for step in (4, 5)}
+    rows = [
+        *(link(step, "old") for step in (1, 2, 3)),
+        {"kind": "start", "step": 3, "again": old},
+        {"kind": "start", "step": 3, "forced": {"threads": {"now": 2, "before": 1}}},
+        link(4, "new"),
+    ]
+    assert {step: one["chain"] for step, one in links(rows).items()} == {1: "old", 2: "old", 3: "old", 4: "new"}
+
+
+def test_a_difference_is_not_forgotten_by_the_next_stop(killed: Path) -> None:
+    parameter = list((run := run_in(killed)).parameters.values())[3]
+    calling(run, 4, lambda: parameter.data.view(torch.int32).view(-1)[0].bitwise_xor_(1 << 28))
+    run.stop_after = 6
+    with pytest.raises(Interrupted):
+        go_on(run, SAVED)
+    outcome = go_on(run_in(killed), SAVED)
+    assert outcome.differs is not None and outcome.differs["step"] == 5
 
 
 def test_forced_changes_are_written_down_and_held_against_nothing(killed: Path) -> None:
