@@ -29,14 +29,6 @@ static inline void configure_tiles() {
 // nor does it know that _tile_loadd reads memory: what was stored before this line is in memory after it
 static inline void written() { asm volatile("" ::: "memory"); }
 
-// the pairs of a matrix whose transpose is stored: 16 stored rows of 32 values, `stride` values apart
-static inline void pairs_of_transposed(const bf16* from, i64 stride, void* to) {
-    __m512i r[16];
-    for (int i = 0; i < 16; i++) r[i] = _mm512_loadu_si512(from + i * stride);
-    transpose_words(r, r);
-    for (int i = 0; i < 16; i++) _mm512_storeu_si512((char*)to + 64 * i, r[i]);
-}
-
 // The pairs of 32 stored rows of 32 values, in two tiles, each row's line read once: where rows lie a multiple of some
 // KB apart they fall on a few sets of the cache. The first tile has columns 0-3, 8-11, 16-19 and 24-27, the second the
 // others; so have the sums.

@@ -145,6 +145,13 @@ static inline void transpose_words(const __m512i* in, __m512i* out) {
         out[i + 12] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0xdd);
     }
 }
+// the pairs of a matrix whose transpose is stored: 16 stored rows of 32 values, `stride` values apart
+static inline void pairs_of_transposed(const bf16* from, i64 stride, void* to) {
+    __m512i r[16];
+    for (int i = 0; i < 16; i++) r[i] = _mm512_loadu_si512(from + i * stride);
+    transpose_words(r, r);
+    for (int i = 0; i < 16; i++) _mm512_storeu_si512((char*)to + 64 * i, r[i]);
+}
 #endif
 
 // calls function<T>(...) for dtype 0 (float) and 1 (bfloat16)

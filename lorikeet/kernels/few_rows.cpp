@@ -1,40 +1,17 @@
-// Products of few rows (decoding) on matrix tiles, with a low-rank update in the same sums: y = x W^T + z B^T.
+// Products of few rows (decoding), with a low-rank update in the same sums: y = x W^T + z B^T.
 //
-// Such a product takes as long as its weights take to be read, so they are read once, as they lie, while the lines of
-// the next rows are already asked for. What is turned into pairs is x: the sums are y's transpose, 16 outputs by 16 rows.
+// Such a product takes as long as its weights take to be read, so they are read once, as they lie. On matrix tiles the
+// lines of the next rows are already asked for meanwhile, and what is turned into pairs is x: the sums are y's transpose,
+// 16 outputs by 16 rows.
 #include "amx.h"
+#include "few_rows_vectors.h"
 
-static const i64 MOST = 64;   // rows of x at once: four tiles of sums
-static const i64 BLOCKS = 4;  // of 16 outputs, in a task: of two hyperthreads on a busy machine one is often late
+static const i64 MOST = 64;  // rows of x at once: four tiles of sums
 
 #if HAS_AMX
-struct Product {
-    const bf16* x;  // [rows, depth]
-    i64 x_stride, depth;
-    const bf16* weight;  // [width, depth]
-    i64 weight_stride;
-};
-
-// x as tiles of pairs, [depth / 32][tiles]: 16 rows each, those that are missing are zeros
-static void pack(const Product& p, i64 rows, i64 tiles, char* to) {
-    alignas(64) bf16 spare[16 * 32];
-    for (i64 k = 0; k < p.depth; k += 32)
-        for (i64 tile = 0; tile < tiles; tile++, to += 1024) {
-            const bf16* from = p.x + tile * 16 * p.x_stride + k;
-            i64 real = rows - tile * 16;
-            if (real >= 16) {
-                pairs_of_transposed(from, p.x_stride, to);
-                continue;
-            }
-            std::memset(spare, 0, sizeof spare);
-            for (i64 i = 0; i < real; i++) std::memcpy(spare + i * 32, from + i * p.x_stride, 64);
-            pairs_of_transposed(spare, 32, to);
-        }
-}
-
 // 16 outputs: adds W's rows n..n+16 times x to the sums 0..TILES
 template <int TILES>
-static void multiply(const Product& p, i64 n, bool more, const char* pairs) {
+static void multiply(const Factor& p, i64 n, bool more, const char* pairs) {
     const bf16* weight = p.weight + n * p.weight_stride;
     written();
     for (i64 k = 0; k < p.depth; k += 32, pairs += TILES * 1024) {
@@ -58,18 +35,8 @@ static void multiply(const Product& p, i64 n, bool more, const char* pairs) {
     }
 }
 
-// one tile of sums, [16 outputs][16 rows], to `rows` rows of y
-static void write(const float* sums, i64 rows, bf16* y, i64 stride) {
-    __m512i r[16];
-    written();
-    for (int i = 0; i < 16; i++) r[i] = _mm512_load_si512(sums + 16 * i);
-    transpose_words(r, r);
-    for (i64 i = 0; i < rows && i < 16; i++)
-        _mm256_storeu_si256((__m256i*)(y + i * stride), (__m256i)_mm512_cvtneps_pbh((__m512)r[i]));
-}
-
 template <int TILES>
-static void product(const Product* parts, int count, i64 rows, i64 width, bf16* y, i64 y_stride) {
+static void product(const Factor* parts, int count, i64 rows, i64 width, bf16* y, i64 y_stride) {
     i64 depth = 0, blocks = width / 16;
     for (int i = 0; i < count; i++) depth += parts[i].depth;
     in_parallel([=](Team& team) {
@@ -104,13 +71,17 @@ static void product(const Product* parts, int count, i64 rows, i64 width, bf16* 
 extern "C" void few_rows_product(i64 rows, i64 depth, i64 width, const bf16* x, i64 x_stride, const bf16* weight,
                                  i64 weight_stride, i64 rank, const bf16* z, i64 z_stride, const bf16* low,
                                  i64 low_stride, bf16* y, i64 y_stride) {
+    Factor parts[2] = {{x, x_stride, depth, weight, weight_stride}, {z, z_stride, rank, low, low_stride}};
 #if HAS_AMX
-    for (i64 t = 0; t < rows; t += MOST) {
-        i64 some = rows - t < MOST ? rows - t : MOST;
-        Product parts[2] = {{x + t * x_stride, x_stride, depth, weight, weight_stride},
-                            {z + t * z_stride, z_stride, rank, low, low_stride}};
-        auto call = some <= 16 ? product<1> : some <= 32 ? product<2> : some <= 48 ? product<3> : product<4>;
-        call(parts, rank ? 2 : 1, some, width, y + t * y_stride, y_stride);
+    if (tiles_allowed()) {
+        for (i64 t = 0; t < rows; t += MOST) {
+            i64 some = rows - t < MOST ? rows - t : MOST;
+            auto call = some <= 16 ? product<1> : some <= 32 ? product<2> : some <= 48 ? product<3> : product<4>;
+            call(parts, rank ? 2 : 1, some, width, y + t * y_stride, y_stride);
+            parts[0].x += MOST * x_stride, parts[1].x += MOST * z_stride;
+        }
+        return;
     }
 #endif
+    vector_product(parts, rank ? 2 : 1, rows, width, y, y_stride);
 }

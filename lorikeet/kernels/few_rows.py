@@ -10,7 +10,8 @@ from lorikeet.kernels import Kernel
 from lorikeet.kernels.counting import count
 from lorikeet.kernels.linear import has_tiles
 
-MOST_ROWS = 96  # with more, the matmuls of linear.cpp are as fast
+# with more rows the matmuls of linear.cpp are as fast, and without tiles PyTorch's
+MOST_ROWS, MOST_ROWS_ON_VECTORS = 96, 64
 _product = Kernel("few_rows", "few_rows_product")
 
 
@@ -18,9 +19,8 @@ def serves(x: Tensor, weight: Tensor) -> bool:
     """Whether x [T, in] and a dense weight [out, in] are for this kernel."""
     return (
         x.dtype == torch.bfloat16
-        and len(x) <= MOST_ROWS
         and kernels.serves(x, weight)
-        and has_tiles()
+        and len(x) <= (MOST_ROWS if has_tiles() else MOST_ROWS_ON_VECTORS)
         and x.stride(1) == 1
         and weight.stride(1) == 1
         and weight.shape[0] % 16 == 0

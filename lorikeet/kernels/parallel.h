@@ -80,8 +80,12 @@ static inline void in_parallel(const Body& body) {
         &call, 0, 0);
 }
 
-// body(n) for 0 <= n < count
+// body(n) for 0 <= n < count. What one thread would take alone, this one does: to wake the others takes longer.
 template <typename Body>
 static inline void parallel_loop(int64_t count, int64_t some, const Body& body) {
+    if (count <= some) {
+        for (int64_t n = 0; n < count; n++) body(n);
+        return;
+    }
     in_parallel([=](Team& team) { team.take(count, some, body); });
 }

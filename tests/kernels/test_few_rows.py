@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import ctypes
+import subprocess
+from pathlib import Path
+
 import pytest
 import torch
 
-from lorikeet.kernels import few_rows
+from lorikeet import kernels
+from lorikeet.base.machine import cpu_flags
+from lorikeet.kernels import Kernel, build, few_rows
 
 
-@pytest.mark.parametrize("rows", [1, 5, 16, 17, 40, 64, 70, 96])
+@pytest.mark.parametrize("rows", [1, 2, 3, 4, 5, 7, 16, 17, 33, 40, 64, 70, 96])
 @pytest.mark.parametrize("rank", [0, 32, 64])
 def test_few_rows_equal_the_plain_product(rows: int, rank: int) -> None:
     generator = torch.Generator().manual_seed(rows + rank)
     x, weight, z, low = (
         torch.randn(size, generator=generator).bfloat16() for size in ((rows, 96), (80, 96), (rows, rank), (80, rank))
     )
-    if not few_rows.serves(x, weight):
-        pytest.skip("no matrix tiles here")
+    if not kernels.serves(x):
+        pytest.skip("no compiler here")
     expected = x.float() @ weight.float().T + z.float() @ low.float().T
     found = few_rows.forward(x, weight, z, low) if rank else few_rows.forward(x, weight)
     torch.testing.assert_close(found.float(), expected, rtol=1e-2, atol=1e-2)
@@ -28,3 +34,20 @@ def test_what_the_kernel_does_not_take() -> None:
     assert not few_rows.serves(x.expand(4, 64)[:, :48], weight[:, :48])
     assert not few_rows.serves(x, weight[:24])
     assert not few_rows.serves(torch.zeros(97, 64, dtype=torch.bfloat16), weight)
+
+
+@pytest.mark.parametrize("processor", ["haswell", "x86-64", "skylake-avx512"])
+def test_older_processors_compute_the_same(processor: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without matrix tiles, and without instructions for bfloat16: compiled for them, run here."""
+    needed = {"haswell": {"avx2", "fma"}, "x86-64": {"sse2"}, "skylake-avx512": {"avx512f", "avx512bw"}}[processor]
+    if build.build() is None or not needed <= cpu_flags():
+        pytest.skip("no compiler, or another kind of processor")
+    flags = [f"-march={processor}" if flag.startswith("-march") else flag for flag in build.FLAGS]
+    library = tmp_path / "few_rows.so"
+    command = [*build._front(), *flags, "-shared", str(build.FOLDER / "few_rows.cpp"), "-o", str(library)]
+    if subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("the compiler does not link this way")
+    monkeypatch.setattr(build, "load", lambda name: ctypes.CDLL(str(library)))
+    monkeypatch.setattr(few_rows, "_product", Kernel("few_rows", "few_rows_product"))
+    for rows in (1, 2, 3, 4, 5, 9, 33):
+        test_few_rows_equal_the_plain_product(rows, 32)
