@@ -321,3 +321,13 @@ def test_a_saved_recipe_has_someones_own_kinds_with_their_options(tmp_path: Path
     again = config.load(tmp_path / "recipe.yaml")
     assert again.model_dump() == recipe.model_dump()
     assert again.data.format.context.extra == 5 and again.data.train[0].format.kind == str(own)
+
+
+def test_a_recipe_of_before_dequantize_had_its_name_is_read(tmp_path: Path) -> None:
+    """Saved recipes hold every default."""
+    path = tmp_path / "recipe.yaml"
+    path.write_text("output_dir: r\nmodel: {path: m}\ndata: {train: [a.json]}\nquant: {kind: none, dequantise: true}\n")
+    assert config.load(path).quant.dequantize is True
+    assert "dequantise" not in config.load(path).model_dump_json()
+    with pytest.raises(RecipeError, match="dequantise"):
+        config.load(path, ["quant.dequantize=false"])

@@ -12,7 +12,7 @@ import torch
 from lorikeet import config, kernels
 from lorikeet.api.base import base_of, prepare, refuse_quant, within_context
 from lorikeet.api.continuing import with_parent
-from lorikeet.api.rows import run_steps, step_batches
+from lorikeet.api.rows import run_steps, step_batches, with_row_tokens
 from lorikeet.base import machine
 from lorikeet.base.errors import DataError, DownloadError, ModelError, TokenizerError
 from lorikeet.base.log import note
@@ -30,7 +30,7 @@ from lorikeet.plan.process import Process, Resident, resident
 from lorikeet.plan.report import Report, flat, nested
 from lorikeet.plan.simulate import Network, Simulated, simulate
 from lorikeet.plan.steps import Planned, costliest, full, full_row
-from lorikeet.train.capacity import default_row_tokens, holes_are_lost
+from lorikeet.train.capacity import holes_are_lost
 from lorikeet.train.options import TrainOptions
 
 LARGE = 0.05  # gradients and an optimizer's state are worth a change from this share of all bytes on
@@ -44,6 +44,11 @@ class _Target:
     device: torch.device
     here: bool  # whether this machine has it
     dtype: torch.dtype
+
+    @property
+    def measured(self) -> torch.device:
+        """The device whose memory is known."""
+        return self.device if self.here else torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -84,7 +89,7 @@ class _Planner:
         recipe = _changed(recipe, changes)
         network = self.network(recipe, changes)
         outline = network.build("meta")
-        recipe = recipe.model_copy(update={"train": _with_rows(recipe.train, outline, self.target)})
+        recipe = with_row_tokens(recipe, outline, self.target.measured)
         known = self.prepared if "data.max_length" not in changes else None
         planned = _planned(recipe, outline, known)
         found = simulate(network, recipe.adapter, recipe.train, planned.batches)
@@ -148,8 +153,7 @@ def plan(recipe: Recipe, *, memory_bytes: int | None = None) -> Report:
 
 def costliest_step(recipe: Recipe, prepared: Prepared, model: CausalLM) -> tuple[Recipe, Planned]:
     """The step that `plan` simulates, for a model that is loaded; the recipe with its row_tokens decided."""
-    target = _Target(model.device, True, model.dtype)
-    recipe = recipe.model_copy(update={"train": _with_rows(recipe.train, model, target)})
+    recipe = with_row_tokens(recipe, model)
     return recipe, _planned(recipe, model, prepared)
 
 
@@ -184,16 +188,6 @@ def _changed(recipe: Recipe, changes: search.Changes) -> Recipe:
         update = values if read is None else {name: getattr(read, name) for name in values}
         recipe = recipe.model_copy(update={section: getattr(recipe, section).model_copy(update=update)})
     return recipe
-
-
-def _with_rows(options: TrainOptions, outline: CausalLM, target: _Target) -> TrainOptions:
-    """The options with row_tokens decided as `train` will decide it."""
-    if options.row_tokens is not None:
-        return options
-    device = target.device if target.here else torch.device("cpu")
-    checkpointing = options.gradient_checkpointing
-    rows = default_row_tokens(outline.shape, outline.dtype, device, gradient_checkpointing=checkpointing)
-    return options.model_copy(update={"row_tokens": rows})
 
 
 def _planned(recipe: Recipe, outline: CausalLM, prepared: Prepared | None) -> Planned:

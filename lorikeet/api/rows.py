@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+
 from lorikeet.base.nouns import Batch
 from lorikeet.config import Recipe
 from lorikeet.data.pack import ExampleSource, pack_row, plan_rows, run_step, total_steps
@@ -10,12 +12,13 @@ from lorikeet.models.causal_lm import CausalLM
 from lorikeet.train.capacity import default_row_tokens
 
 
-def with_row_tokens(recipe: Recipe, model: CausalLM) -> Recipe:
-    """The recipe with train.row_tokens decided, so that the run's folder says what was used."""
+def with_row_tokens(recipe: Recipe, model: CausalLM, device: torch.device | None = None) -> Recipe:
+    """The recipe with train.row_tokens decided, so that the run's folder says what was used; `device`: whose memory
+    decides, where that is not the model's."""
     if recipe.train.row_tokens is not None:
         return recipe
     checkpointing = recipe.train.gradient_checkpointing
-    fits = default_row_tokens(model.shape, model.dtype, model.device, gradient_checkpointing=checkpointing)
+    fits = default_row_tokens(model.shape, model.dtype, device or model.device, gradient_checkpointing=checkpointing)
     return recipe.model_copy(update={"train": recipe.train.model_copy(update={"row_tokens": fits})})
 
 

@@ -1,7 +1,7 @@
 """Checkpoints whose linears are stored quantised: which kind reads them, and how they get into a network.
 
 The tensors are taken over as they are, linear by linear: nothing is made dense and rounded again. Linears that such a
-checkpoint holds dense stay dense. `quant.dequantise` makes all of them dense while they are read.
+checkpoint holds dense stay dense. `quant.dequantize` makes all of them dense while they are read.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ def fitting(quant: Quant, checkpoint: Checkpoint) -> Quant:
     """How the checkpoint's linears will be kept, where `quant` is asked for: as they are stored, or dense. Raises
     RecipeError for another kind, or other options, than they are stored in."""
     stored = stored_quant(checkpoint)
-    dequantise = isinstance(quant, NoQuant) and quant.dequantise
-    if stored is None and dequantise:
+    dense = isinstance(quant, NoQuant) and quant.dequantize
+    if stored is None and dense:
         raise RecipeError(
-            "quant.dequantise: has no effect, because the model is not stored quantised",
+            "quant.dequantize: has no effect, because the model is not stored quantised",
             given=str(checkpoint.path),
-            try_="leave quant.dequantise out",
+            try_="leave quant.dequantize out",
         )
-    if stored is None or dequantise:
+    if stored is None or dense:
         return quant
     kind, stored_kind = (one.model_dump()["kind"] for one in (quant, stored))
     if kind == "none":

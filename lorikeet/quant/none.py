@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from lorikeet.quant._contract import FrozenWeight, Quant
@@ -15,9 +15,17 @@ class NoQuant(Quant):
     """Weights stay as they are: dense in `model.dtype`, or as a quantised model stores them."""
 
     kind: Literal["none"] = "none"
-    dequantise: bool = Field(
+    dequantize: bool = Field(
         False, description="Make a model that is stored quantised dense while it is read: more memory, faster steps."
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _renamed(cls, values: Any) -> Any:
+        """Recipes and adapters of runs that were made before `dequantize` had this name go on being read."""
+        if isinstance(values, dict) and "dequantise" in values and "dequantize" not in values:
+            return {"dequantize" if name == "dequantise" else name: value for name, value in values.items()}
+        return values
 
     def empty(self, out_features: int, in_features: int, dtype: torch.dtype, device: torch.device) -> FrozenWeight:
         return DenseWeight(torch.empty(out_features, in_features, dtype=dtype, device=device))

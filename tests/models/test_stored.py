@@ -24,7 +24,7 @@ from lorikeet.quant.int8 import Int8
 from lorikeet.quant.none import NoQuant
 
 CPU = torch.device("cpu")
-DEQUANTISED = NoQuant(dequantise=True)
+DEQUANTISED = NoQuant(dequantize=True)
 
 
 def quantised(source: Path, folder: Path, quant: Gptq, *, dense: tuple[str, ...] = ()) -> Path:
