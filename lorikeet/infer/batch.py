@@ -288,7 +288,8 @@ class Batch:
 
     def _go_on(self) -> list[Event]:
         """The next token of the replies that have waited longest for one, of all that can have it in one pass."""
-        apart = self._reading.cache is None  # then the rows of a pass are not these
+        texts = [text for row in self._live for text in row.texts]
+        apart = self._reading.cache is None or any(map(self._reading.outgrows, texts))  # rows of a pass are not these
         groups: dict[object, list[_Row]] = {}
         for row in self._live:
             key = id(row) if row.alone else row.adapter if apart else None

@@ -135,12 +135,16 @@ class Reading:
             self._name(text)
         return Read(states, prefill.last, prefill.paths)
 
+    def outgrows(self, text: Text) -> bool:
+        """Whether going on with this text changes what its tokens compute, so that `go_on` reads all of it anew."""
+        return text.place.length == self.model.shares_within
+
     def go_on(self, texts: Sequence[Text]) -> Tensor:
         """Read the last token of each text, the only one that was not; the states of these [B, D]."""
         if self.cache is None:
             read = self._anew(texts)
             return read.states[read.last]
-        outgrown = [text for text in texts if text.place.length == self.model.shares_within]
+        outgrown = [text for text in texts if self.outgrows(text)]
         if not outgrown:
             return self._decode(texts)
         # this token changes what the ones before it compute, so what is kept of them is of no use

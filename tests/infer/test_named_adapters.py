@@ -163,3 +163,19 @@ def test_what_does_not_fit_is_refused_and_nothing_is_loaded(folders: dict[str, P
             batch.load_adapter(name, folders["one"])
     with pytest.raises(LorikeetError, match="no adapter of this name"):
         batch.unload_adapter("nobody")
+
+
+def test_a_text_that_is_read_anew_keeps_its_adapter(folders: dict[str, Path]) -> None:
+    """Where a rope changes with the text's length, a reply that passes it is read again in the middle of a pass."""
+    model = network()
+    model.shares_within = 14
+    rng = np.random.default_rng(5)
+    asked = [(name, random_prompt(rng, size)) for name, size in (("one", 9), ("two", 11), ("base", 9), ("one", 12))]
+    batch = Batch(engine(model), rows=4)
+    for name in ("one", "two"):
+        batch.load_adapter(name, folders[name])
+    for i, (name, prompt) in enumerate(asked):
+        batch.add(Request(i, prompt, options(), adapter=name))
+    found = drain(batch)
+    assert [text_of(found[i]) for i in range(4)] == [alone(name, prompt) for name, prompt in asked]
+    batch.close()
