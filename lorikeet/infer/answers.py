@@ -48,7 +48,7 @@ def answers_to_file(
     done = read_done(part, identity)
     write_file(part, json.dumps({"identity": identity}) + "\n" + "".join(done_line(i, row) for i, row in done.items()))
     waiting = [i for i in range(len(asked)) if i not in done]
-    with part.open("a") as file, progress() as bar:
+    with part.open("a", encoding="utf-8") as file, progress() as bar:
         task = bar.add_task("answering", total=len(asked), completed=len(done))
         for index, row in _rows(engine, asked, waiting, options):
             done[index] = row

@@ -33,11 +33,11 @@ def predict(
     for prompt in prompts:
         _fits(engine, prompt)
     identity = _identity(engine, prompts, options)
-    done = read_done(part, identity)
+    done = with_references(read_done(part, identity), conversations)
     # written anew, so that a row which a crash cut short does not swallow the next one
     write_file(part, json.dumps({"identity": identity}) + "\n" + "".join(done_line(i, row) for i, row in done.items()))
     open_ = [i for i in range(len(prompts)) if i not in done]
-    with part.open("a") as file, progress() as bar:
+    with part.open("a", encoding="utf-8") as file, progress() as bar:
         task = bar.add_task("answering", total=len(prompts), completed=len(done))
         texts: dict[int, list[Event]] = {}
         # by its place in the file a prompt is told apart, so that a reply that is drawn is the same after a restart
@@ -52,6 +52,13 @@ def predict(
     write_file(output, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     part.unlink()
     return rows
+
+
+def with_references(
+    done: dict[int, dict[str, Any]], conversations: Sequence[Conversation]
+) -> dict[int, dict[str, Any]]:
+    """Rows that were made before, beside the references as they are now."""
+    return {i: row | {"reference": conversations[i].reference} for i, row in done.items()}
 
 
 def check_output(output: Path, inputs: Sequence[Path | str]) -> None:
@@ -109,7 +116,8 @@ def read_done(part: Path, identity: str) -> dict[int, dict[str, Any]]:
     if not part.exists():
         return {}
     done: dict[int, dict[str, Any]] = {}
-    for number, line in enumerate(part.read_text().split("\n")):  # splitlines also cuts inside a text
+    text = part.read_bytes().decode(errors="replace")  # a line that was cut short may end inside a character
+    for number, line in enumerate(text.split("\n")):  # splitlines also cuts inside a text
         try:
             row = json.loads(line)
         except json.JSONDecodeError:

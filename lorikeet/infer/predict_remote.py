@@ -20,11 +20,11 @@ from lorikeet.base.files import write_file
 from lorikeet.base.log import note, progress
 from lorikeet.base.nouns import Conversation, Message
 from lorikeet.data.templates._contract import Template
-from lorikeet.infer.predict import done_line, read_done
+from lorikeet.infer.predict import done_line, read_done, with_references
 from lorikeet.infer.remote import Answer, Refused, Server
 from lorikeet.infer.sampling import GenerateOptions
 
-ENOUGH = 3  # refusals without any reply: it is not the questions
+ENOUGH = 3  # questions that are refused before any other: it is not these questions
 
 
 def predict_remote(
@@ -45,25 +45,28 @@ def predict_remote(
     output.parent.mkdir(parents=True, exist_ok=True)
     part = output.with_name(output.name + ".part")
     identity = hashlib.sha256(json.dumps([server.endpoint, bodies], sort_keys=True).encode()).hexdigest()
-    done = read_done(part, identity)
+    done = with_references(read_done(part, identity), conversations)
     kept = len(done)
     write_file(part, json.dumps({"identity": identity}) + "\n" + "".join(done_line(i, row) for i, row in done.items()))
     asked = _Asked(server, {i: body for i, body in enumerate(bodies) if i not in done}, concurrency)
-    answered, start = sum(row["finish_reason"] != "error" for row in done.values()), time.monotonic()
-    with part.open("a") as file, progress() as bar:
+    first, unkept = set(asked.indices[:ENOUGH]), list[int]()  # refused, while nothing was answered
+    answered, start = any(row["finish_reason"] != "error" for row in done.values()), time.monotonic()
+    with part.open("a", encoding="utf-8") as file, progress() as bar:
         task = bar.add_task("answering", total=len(bodies), completed=kept)
         for index, found, seconds in asked:
-            row = _row(conversations[index], found, seconds)
-            answered += row["finish_reason"] != "error"
-            if not answered and len(done) + 1 - kept >= min(ENOUGH, len(bodies)):
+            done[index] = _row(conversations[index], found, seconds)
+            unkept.append(index)
+            answered = answered or isinstance(found, Answer)
+            if answered:
+                file.writelines(done_line(i, done[i]) for i in unkept)
+                file.flush()
+                unkept.clear()
+            elif first.issubset(unkept):
                 raise ServerError(
                     f"{server.endpoint} refuses the questions",
-                    given=row["error"],
+                    given=done[index]["error"],
                     try_="what it says, or another option",
                 )
-            done[index] = row
-            file.write(done_line(index, row))
-            file.flush()
             bar.advance(task)
     rows = [done[i] for i in range(len(bodies))]
     refused = [row for row in rows if row["finish_reason"] == "error"]
@@ -120,7 +123,8 @@ class _Asked:
             self._found.put((index, found, time.monotonic() - start))
 
     def _pause(self, seconds: float) -> None:
-        self._stop.wait(seconds)
+        if self._stop.wait(seconds):
+            raise Refused("nobody waits for the reply any more")  # else it would be asked again at once
 
 
 def _prompt(conversation: Conversation, template: Template | None) -> str | list[dict[str, Any]]:

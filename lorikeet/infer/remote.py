@@ -67,6 +67,8 @@ class Server:
     endpoint: str = field(init=False)
 
     def __post_init__(self) -> None:
+        if self.key and not (self.key.isascii() and self.key.isprintable()):
+            raise RecipeError("OPENAI_API_KEY: no header can hold this key", allowed="one line of ASCII")
         object.__setattr__(self, "endpoint", _endpoint(self.url, self.rendered))
 
     @property

@@ -128,6 +128,31 @@ def test_line_separators_inside_a_reply_do_not_break_what_was_done(
     assert calls == [5, 2] and "\u2028" in found[0]["reply"]
 
 
+def test_a_row_that_was_cut_inside_a_character_is_made_again(
+    echo: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output, part = tmp_path / "out.jsonl", tmp_path / "out.jsonl.part"
+    calls = stop_after(echo, 3, monkeypatch)
+    with pytest.raises(Stopped):
+        predict(echo, asked(word="große Frage"), output, OPTIONS)
+    whole = part.read_bytes()
+    part.write_bytes(whole[: whole.rindex("ß".encode()) + 1])
+    assert len(predict(echo, asked(word="große Frage"), output, OPTIONS)) == 5 and calls == [5, 3]
+
+
+def test_references_are_those_of_the_file_as_it_is_now(
+    echo: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stop_after(echo, 3, monkeypatch)
+    with pytest.raises(Stopped):
+        predict(echo, asked(), tmp_path / "out.jsonl", OPTIONS)
+    mended = [
+        Conversation((*one.prompt().messages, Message("assistant", f"mended {i}"))) for i, one in enumerate(asked())
+    ]
+    found = predict(echo, mended, tmp_path / "out.jsonl", OPTIONS)
+    assert [row["reference"] for row in found] == [f"mended {i}" for i in range(5)]
+
+
 @pytest.mark.parametrize("changed", ["prompts", "options", "tools"])
 def test_replies_to_something_else_are_not_taken_over(
     echo: Engine, changed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -153,6 +153,41 @@ def test_refusals_of_everything_are_an_error(
     assert len(server.asked) <= 4
 
 
+def test_quick_refusals_do_not_hide_replies_that_take_longer(
+    serve: Callable[[Plan], FakeServer], prompts: Path, tmp_path: Path
+) -> None:
+    def plan(question: str, before: int) -> Any:
+        if int(question[1:]) % 2:
+            return 400  # too long, say
+        time.sleep(0.2)
+        return answer(question)
+
+    server = serve(plan)
+    predict_api("m", [prompts], tmp_path / "out.jsonl", server.url, concurrency=8, **QUICK)
+    assert [row["finish_reason"] for row in read(tmp_path / "out.jsonl")] == ["stop", "error"] * 10
+
+
+def test_what_was_refused_before_anything_was_answered_is_asked_again(
+    serve: Callable[[Plan], FakeServer], prompts: Path, tmp_path: Path
+) -> None:
+    strict = True
+    server = serve(lambda question, before: 422 if strict else answer(question))
+    with pytest.raises(ServerError, match="refuses the questions"):
+        predict_api("m", [prompts], tmp_path / "out.jsonl", server.url, concurrency=1, **QUICK)
+    strict = False
+    predict_api("m", [prompts], tmp_path / "out.jsonl", server.url, **QUICK)
+    assert [row["reply"] for row in read(tmp_path / "out.jsonl")] == [f"a{i}" for i in range(20)]
+
+
+def test_a_key_that_no_header_can_hold_is_refused_at_once(
+    prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "two\nlines")
+    with pytest.raises(RecipeError, match="OPENAI_API_KEY"):
+        predict_api("m", [prompts], tmp_path / "out.jsonl", "http://127.0.0.1:9")
+    assert list(tmp_path.iterdir()) == [prompts]
+
+
 def test_other_options_ask_again(serve: Callable[[Plan], FakeServer], prompts: Path, tmp_path: Path) -> None:
     server = serve(lambda question, before: 401 if question == "q9" and before == 0 else answer(question))
     with pytest.raises(ServerError):
