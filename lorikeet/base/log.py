@@ -2,16 +2,85 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
+from typing import IO, Any
+
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+
+class _Listener:
+    """A stream to someone who may go away: the terminal was closed, or the program behind the pipe has ended. What is
+    said then goes nowhere, and ends nothing."""
+
+    def __init__(self, stream: IO[str]):
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        """See io.TextIOBase."""
+        with self._may_be_gone():
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """See io.IOBase."""
+        with self._may_be_gone():
+            self._stream.flush()
+
+    @contextmanager
+    def _may_be_gone(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError:
+            with suppress(OSError, ValueError, AttributeError):  # it may be no file of the system's
+                # what the stream still holds would fail once more at exit, and make the exit code 120
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, self._stream.fileno())
+                os.close(nowhere)
+
+
+class _Console(Console):
+    @property
+    def file(self) -> IO[str]:
+        """See rich; found anew each time, for tests and progress bars change sys.stderr."""
+        return _Listener(super().file)  # type: ignore[return-value]
+
+    @file.setter
+    def file(self, new: IO[str]) -> None:
+        self._file = new
+
+
 # plain lines in a notebook too: there rich would want widgets for a bar
-console = Console(stderr=True, highlight=False, soft_wrap=True, force_jupyter=False)
+console = _Console(stderr=True, highlight=False, soft_wrap=True, force_jupyter=False)
+
+
+_said: ContextVar[set[str] | None] = ContextVar("said", default=None)  # within each_line_once
 
 
 def note(line: str) -> None:
     """Say one line to the person at the terminal."""
+    said = _said.get()
+    if said is not None:
+        if line in said:
+            return
+        said.add(line)
     console.print(line, markup=False)
+
+
+@contextmanager
+def each_line_once() -> Iterator[None]:
+    """Within it no line is said twice: for what reads the same data twice, and finds the same each time."""
+    before = _said.set(set())
+    try:
+        yield
+    finally:
+        _said.reset(before)
 
 
 def progress(*figures: TextColumn) -> Progress:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import pty
 import signal
 import subprocess
+import termios
+import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +89,7 @@ def assert_same(run: Path, whole: Path) -> None:
         assert summaries[0][name] == summaries[1][name], name
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_stopped_on_request_and_gone_on(recipe: Path, whole: Path, tmp_path: Path, number: signal.Signals) -> None:
     run = tmp_path / "run"
     process = start(recipe, run)
@@ -97,6 +102,42 @@ def test_stopped_on_request_and_gone_on(recipe: Path, whole: Path, tmp_path: Pat
     assert 13 <= last < STEPS and intact(run / f"checkpoint-{last}")
     assert f"stopped after step {last} of {STEPS}" in said
     assert not (run / "adapter").exists() and not (run / "summary.json").exists()
+    assert "going on from" in finish(recipe, run)
+    assert_same(run, whole)
+
+
+def test_a_terminal_that_goes_away_saves_the_run(recipe: Path, whole: Path, tmp_path: Path) -> None:
+    """The system sends HUP then, and whatever the run still says to the terminal is an error."""
+    run, (ours, theirs) = tmp_path / "run", pty.openpty()
+    process = subprocess.Popen(
+        [*LORIKEET, "train", str(recipe), f"output_dir={run}"],
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "XDG_CACHE_HOME": str(recipe.parent / "cache"), "TERM": "xterm"},
+        start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+    )
+    os.close(theirs)
+    closing = threading.Event()
+
+    def watch() -> None:  # a person's eyes: without them the terminal would be full, and the run would wait
+        with suppress(OSError):
+            while not closing.is_set() and os.read(ours, 4096):
+                pass
+        os.close(ours)
+
+    eyes = threading.Thread(target=watch)
+    eyes.start()
+    until(lambda: steps_done(run) >= 13, process)
+    closing.set()
+    eyes.join(timeout=600)
+    assert process.wait(timeout=600) == 3
+    last = checkpoints(run)[-1]
+    assert 13 <= last < STEPS and intact(run / f"checkpoint-{last}")
+    status = json.loads((run / "status.json").read_text())
+    assert (status["state"], status["why"]) == ("stopped", "asked to stop by SIGHUP")
     assert "going on from" in finish(recipe, run)
     assert_same(run, whole)
 
