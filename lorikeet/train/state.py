@@ -12,6 +12,7 @@ import json
 import os
 import re
 import shutil
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -33,6 +34,7 @@ _NAMES = (
     r"|checkpoint-\d+)"
 )
 _OURS, _HALF_WRITTEN = re.compile(_NAMES), re.compile(rf"\.{_NAMES}\.")
+LOOKING_SECONDS = 0.5  # who looks whether a run is there (status.holder) has the lock for a moment
 _STARTED = {".lock", "metrics.jsonl", "train.log"}
 
 
@@ -42,9 +44,7 @@ def locked(folder: Path) -> Iterator[None]:
 
     A folder made here in which nothing was written (the block failed early) is removed again."""
     made = [parent for parent in (folder, *folder.parents) if not parent.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("a+") as file:
-        _lock(file, folder)
+    with _taken(folder) as file:
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()
@@ -62,9 +62,26 @@ def locked(folder: Path) -> Iterator[None]:
 _held: set[int] = set()  # open lock files: a forked child would hold the lock beyond our own end
 
 
+def _taken(folder: Path) -> IO[str]:
+    """The folder's lock file, locked; the folder is made where there is none."""
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / ".lock").open("a+")
+        try:
+            _lock(file, folder)
+        except BaseException:
+            file.close()
+            raise
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(file.fileno()), (folder / ".lock").stat()):
+                return file
+        _held.discard(file.fileno())  # a run that failed has just removed its new folder: this file has no name
+        file.close()
+
+
 def _lock(file: IO[str], folder: Path) -> None:
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _lock_within(file, LOOKING_SECONDS)
     except BlockingIOError as error:
         file.seek(0)
         raise OutputError(
@@ -81,6 +98,17 @@ def _lock(file: IO[str], folder: Path) -> None:
             try_="an output_dir on a local disk",
         ) from error
     _held.add(file.fileno())
+
+
+def _lock_within(file: IO[str], seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > end:
+                raise
+            time.sleep(0.02)
 
 
 def _let_go_in_child() -> None:

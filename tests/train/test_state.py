@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import IO
 
 import pytest
 import torch
@@ -213,6 +214,36 @@ def test_the_lock_is_another_s_in_another_thread_too(tmp_path: Path) -> None:
         thread.start()
         thread.join()
     assert len(found) == 1
+
+
+def test_who_looks_whether_a_run_is_there_keeps_none_from_starting(tmp_path: Path) -> None:
+    """`lorikeet runs` and `--detach` take the lock for a moment to see whether somebody has it."""
+    with locked(tmp_path / "run"):
+        (tmp_path / "run" / "metrics.jsonl").touch()
+    with (tmp_path / "run" / ".lock").open() as looking:
+        fcntl.flock(looking, fcntl.LOCK_SH)
+        away = threading.Timer(0.1, lambda: fcntl.flock(looking, fcntl.LOCK_UN))
+        away.start()
+        with locked(tmp_path / "run"):
+            away.join()
+
+
+def test_a_lock_whose_folder_was_just_removed_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that fails at once removes its new folder: who has opened the lock by then would hold a file without a
+    name, and a third run another one."""
+    folder, flock, taken = tmp_path / "run", fcntl.flock, []
+
+    def late(file: IO[str], how: int) -> None:
+        if not taken:
+            shutil.rmtree(folder)
+        taken.append(how)
+        flock(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    with locked(folder):
+        assert (folder / ".lock").read_text() == str(os.getpid())
+        with pytest.raises(OutputError, match="another run"), locked(folder):
+            pass
 
 
 def test_a_killed_process_holds_no_lock_even_where_a_child_of_it_lives_on(tmp_path: Path) -> None:
