@@ -36,7 +36,6 @@ READ: dict[str, tuple[Callable[[Any], float | None], str]] = {
     "disk": (amounts.size_bytes, "a size such as 2GiB or 500MB"),
     "tokens": (amounts.count, "a number such as 2000000, 500k or 10M"),
 }
-NOTHING = 1e-4  # seconds
 STEPS = 20  # of which the longest is what the next is expected to take
 BYTES_A_SECOND = 50e6  # of writing a checkpoint with its checksums, before one was written; slow disks manage that
 BESIDE = 1 << 20  # what stands in a checkpoint and in the run's folder besides tensors
@@ -88,6 +87,9 @@ class Planned(Protocol):
     @property
     def batches(self) -> Callable[[int], Sequence[Batch]]: ...
 
+    @property
+    def sample(self) -> Callable[[int], None] | None: ...
+
 
 class Done(Protocol):
     """What is done of them."""
@@ -115,9 +117,8 @@ class Budget:
             yield
         finally:
             took = time.monotonic() - start
-            if took > NOTHING or what == "step":  # an evaluation that was not due yet is none
-                known = [*self._took.get(what, []), took]
-                self._took[what] = known[-STEPS:] if what == "step" else [max(known)]
+            known = [*self._took.get(what, []), took]
+            self._took[what] = known[-STEPS:] if what == "step" else [max(known)]
 
     def expect(self, what: str, seconds: float) -> None:
         """What something is thought to take that was not measured yet."""
@@ -148,8 +149,9 @@ class Budget:
         if run.validation and done.seconds and "evaluate" not in self._expected:  # a pass without the way back
             held_out = sum(batch.source_tokens for batch in run.validation)
             self.expect("evaluate", done.seconds / max(1, done.tokens) * held_out)
-        # behind the step an evaluation or a checkpoint may be due, and then comes the end with one of each
-        if not self.ended_by and not self.enough_for("step", "evaluate", "save", "evaluate", "save", "save", "samples"):
+        # behind the step an evaluation, samples and a checkpoint may be due, and then comes the end with each of them
+        behind = ("step", "evaluate", "save", *(["samples"] if run.sample else []))
+        if not self.ended_by and not self.enough_for(*behind, "evaluate", "save", "save", "samples"):
             self.ended_by = "time"
         if self.ended_by:
             stop.ask(f"limits.{self.ended_by}")

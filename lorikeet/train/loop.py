@@ -40,8 +40,7 @@ def train(run: Run, options: TrainOptions, *, done: Progress | None = None, step
     _remarks(run, options)
     run.model.gradient_checkpointing = options.gradient_checkpointing
     guard, budget = Guard(run, options, stepper, metrics, done), run.budget
-    with budget.timed("evaluate"):
-        validation.before(done)
+    validation.before(done)
     guard.begin()
     with stop_requests() as stop, progress(TextColumn("{task.fields[now]}")) as bar:
         task = bar.add_task("training", total=run.steps, completed=done.step, now="")
@@ -62,8 +61,7 @@ def train(run: Run, options: TrainOptions, *, done: Progress | None = None, step
             done.chain = chain.after_step(done.step, batches, result.loss, result.grad_norm, guard.splits)
             _log(metrics, done, result, rate, options, run)
             bar.update(task, advance=1, now=_now(result, rate))
-            with budget.timed("evaluate"):
-                validation.after_step(done, stop)
+            validation.after_step(done, stop)
             budget.look(stop, run, done)
             stop.behind(run.stop_after, done.step)
             to_keep = _due(options.save_steps, done) or validation.to_keep(done)

@@ -54,9 +54,10 @@ class Validation:
 
     def _measure(self, step: int) -> EvalResult:
         assert self.run.validation is not None
-        result = evaluate(self.run.model, self.run.validation)
-        if self.run.score is not None:
-            result.scores.update(self.run.score())
+        with self.run.budget.timed("evaluate"):
+            result = evaluate(self.run.model, self.run.validation)
+            if self.run.score is not None:
+                result.scores.update(self.run.score())
         self.metrics.append({"kind": "eval", "step": step, **result.as_row()})
         scores = "".join(f", {name} {value:.3f}" for name, value in result.scores.items())
         note(

@@ -105,6 +105,17 @@ def test_the_disk_is_asked_before_the_start(tmp_path: Path) -> None:
     assert 12 * 10**6 <= checkpoint_bytes(large, options.optim) <= 12 * 10**6 + (1 << 20) + 64
 
 
+def test_an_evaluation_that_was_not_due_tells_nothing_of_one_that_is(tmp_path: Path) -> None:
+    """However long the machine took to find that it was not."""
+    run = run_in(tmp_path, evaluate_before=False, budget=Budget(LimitOptions(time="9h")))
+    run.budget.expect("evaluate", 5.0)
+    run.sample, expected = lambda _: time.sleep(0.002), []
+    calling(run, 6, lambda: expected.append(run.budget.seconds("evaluate")))
+    train(run, TrainOptions(**OPTIONS))
+    assert expected == [5.0]
+    assert run.budget.seconds("evaluate") < 5, "the last one was"
+
+
 def test_what_was_not_measured_is_estimated_from_the_steps(tmp_path: Path) -> None:
     """Without an evaluation before, the one at the end is thought to take what its tokens take in training."""
     run = run_in(tmp_path, evaluate_before=False, budget=Budget(LimitOptions(time="9h")))
