@@ -15,6 +15,7 @@ from typing import Any
 
 from pydantic import Field, field_validator
 
+from lorikeet.base.errors import Interrupted
 from lorikeet.base.kinds import kind_field
 from lorikeet.base.log import note
 from lorikeet.base.options import Options
@@ -94,7 +95,7 @@ class Told(Metrics):
         kind = str(getattr(tracker, "kind", type(tracker).__name__))
         try:
             teller = _Teller(kind, tracker.start(about, self.rows()))
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, Interrupted):  # asked to stop, by Ctrl-C or a signal
             raise
         except BaseException as error:
             _dropped(kind, error)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from lorikeet import config
-from lorikeet.base.errors import RecipeError
+from lorikeet.base.errors import Interrupted, RecipeError
 from lorikeet.train import tracking
 from lorikeet.train.metrics import Metrics
 from lorikeet.train.trackers._contract import About, Row, Session, Tracker
@@ -107,9 +107,11 @@ def test_a_tracker_that_falls_behind_is_let_go(
     HANG.set()
 
 
-def test_ctrl_c_while_a_tracker_starts(tmp_path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt):
-        run(tmp_path, Listening(fails="start", error=KeyboardInterrupt))
+@pytest.mark.parametrize("error", [KeyboardInterrupt, Interrupted])
+def test_ctrl_c_while_a_tracker_starts(error: type[BaseException], tmp_path: Path) -> None:
+    """Interrupted is what TERM raises there, and no failure of the tracker's."""
+    with pytest.raises(error):
+        run(tmp_path, Listening(fails="start", error=error))
 
 
 def load(tmp_path: Path, report_to: str) -> list[Tracker]:
