@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import json
 import os
 import shlex
 import shutil
@@ -16,11 +17,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pydantic_core import to_jsonable_python
+
 from lorikeet.adapters import _storage as storage
 from lorikeet.adapters._new_tokens import tokens_of
 from lorikeet.adapters.lora import Lora
 from lorikeet.api.answering import Located, locate
 from lorikeet.api.exporting import export_gguf
+from lorikeet.api.serving import KEYS, USERS, model_name, secrets
 from lorikeet.base.errors import CheckpointError, MissingExtra, RecipeError
 from lorikeet.base.files import cache_dir, sha256_file, write_file
 from lorikeet.base.kinds import family_files
@@ -64,25 +68,27 @@ def prepared(engine: ServeEngine, asked: Asked, *, only_print: bool = False) -> 
             f"--adapter: has no effect with --engine {engine.kind}, which serves one model",
             given=next(iter(asked.adapters)),
             allowed="the run's own adapter, folded in",
-            try_="--engine vllm, or Lorikeet's own server",
+            try_="Lorikeet's own server, which serves several",
         )
-    name = asked.name or Path(asked.path).name
+    name = asked.name or model_name(asked.path)
     before: list[str] = []
     adapters: dict[str, Path] = {}
     if engine.takes == "gguf":
-        weights, before = _gguf(located, asked.path, only_print)
+        weights, before = _gguf(located, asked, only_print)
         template = None
     else:
-        weights, template = _folder(located, asked.path), _template(located)
+        weights, template = _folder(engine, located, asked.path), _template(engine, located)
         own = {} if located.adapter_folder is None else {name: located.adapter_folder}
-        adapters = own | dict(asked.adapters)
         name = f"{name}-base" if own else name
+        for taken in asked.adapters.keys() & {*own, name}:
+            raise RecipeError("--adapter: the name is taken", given=taken, allowed="a name of its own")
+        adapters = own | dict(asked.adapters)
     served = Served(
         weights=weights,
         name=name,
         template=template,
         adapters={one: folder.resolve() for one, folder in adapters.items()},
-        rank=max((_rank(folder) for folder in adapters.values()), default=0),
+        rank=max((_rank(engine, folder) for folder in adapters.values()), default=0),
         context=min(CONTEXT, located.base.shape.max_position),
         rows=asked.rows,
         host=asked.host,
@@ -94,7 +100,7 @@ def prepared(engine: ServeEngine, asked: Asked, *, only_print: bool = False) -> 
 
 def hand_over(engine: ServeEngine, asked: Asked) -> None:
     """Become the program. Raises MissingExtra where it is not installed."""
-    start, _ = prepared(engine, asked)
+    start, before = prepared(engine, asked, only_print=True)  # nothing is exported for a program that is not there
     program = shutil.which(start.words[0])
     module = start.words[2] if start.words[1:2] == ("-m",) else None
     if program is None or (module is not None and importlib.util.find_spec(module.partition(".")[0]) is None):
@@ -103,34 +109,40 @@ def hand_over(engine: ServeEngine, asked: Asked) -> None:
             given=module or start.words[0],
             try_=engine.install,
         )
+    if before:
+        start, _ = prepared(engine, asked)
     note(shlex.join(start.words))
     sys.stdout.flush()
     sys.stderr.flush()
     os.execve(program, list(start.words), {**os.environ, **start.environment})
 
 
-def _gguf(located: Located, path: str | Path, only_print: bool) -> tuple[Path, list[str]]:
+def _gguf(located: Located, asked: Asked, only_print: bool) -> tuple[Path, list[str]]:
     """The model as one GGUF file: itself, or an export of it in the cache."""
     base, adapter = located.base, located.adapter_folder
     if adapter is None and isinstance(base.checkpoint, GGUFCheckpoint):
         return base.checkpoint.path.resolve(), []
     parts = [base.checkpoint.fingerprint(), located.quant.model_dump_json(), located.template.model_dump_json()]
-    parts += [] if adapter is None else [sha256_file(adapter / storage.WEIGHTS), storage.CONFIG]
+    parts.append(base.options.model_dump_json(exclude={"path"}))
+    parts += [] if adapter is None else [sha256_file(adapter / name) for name in (storage.WEIGHTS, storage.CONFIG)]
     named = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
-    file = cache_dir() / "gguf" / f"{Path(path).stem}-{named}.gguf"
+    file = cache_dir() / "gguf" / f"{Path(asked.path).stem}-{named}.gguf"
     if file.is_file():
         return file, []
     if only_print:
-        return file, [shlex.join(["lorikeet", "export", "gguf", str(path), "-o", str(file)])]
-    export_gguf(path, file, allow_other_base=located.allow_other_base)
+        options = [f"model.{one}={value if isinstance(value, str) else json.dumps(value)}"
+                   for one, value in to_jsonable_python(dict(asked.model)).items()]  # fmt: skip
+        words = ["lorikeet", "export", "gguf", str(asked.path), *options, "-o", str(file)]
+        return file, [shlex.join([*words, *(["--allow-other-base"] if asked.allow_other_base else [])])]
+    export_gguf(asked.path, file, model=asked.model, allow_other_base=asked.allow_other_base)
     return file, []
 
 
-def _folder(located: Located, path: str | Path) -> Path:
+def _folder(engine: ServeEngine, located: Located, path: str | Path) -> Path:
     checkpoint = located.base.checkpoint
     if checkpoint.layout != "hf":
         raise CheckpointError(
-            "vLLM is started on Hugging Face folders, and this base is none",
+            f"--engine {engine.kind}: it is started on Hugging Face folders, and this base is none",
             given=f"{checkpoint.path}, {checkpoint.layout}",
             allowed="a folder with config.json and safetensors",
             try_=f"lorikeet merge {path} FOLDER, and serve FOLDER"
@@ -140,12 +152,12 @@ def _folder(located: Located, path: str | Path) -> Path:
     return checkpoint.path.resolve()
 
 
-def _template(located: Located) -> Path:
+def _template(engine: ServeEngine, located: Located) -> Path:
     """The template that was trained with, as a file in the cache."""
     said = chat_template(located.template.bind(located.base.tokenizer))
     if said is None:
         raise RecipeError(
-            "--engine vllm: this template has no form in jinja",
+            f"--engine {engine.kind}: this template has no form in jinja",
             given=located.template.model_dump().get("kind"),
             allowed="the model's own, and most of docs/templates.md",
             try_="Lorikeet's own server",
@@ -156,13 +168,13 @@ def _template(located: Located) -> Path:
     return file
 
 
-def _rank(folder: Path) -> int:
-    """The adapter's rank. Raises RecipeError for one that vLLM does not load."""
+def _rank(engine: ServeEngine, folder: Path) -> int:
+    """The adapter's rank. Raises RecipeError for one that other engines do not load."""
     adapter = storage.read_options(folder)
     plain = isinstance(adapter, Lora) and tokens_of(adapter) is None
     if not isinstance(adapter, Lora) or not plain or adapter.bias != "none" or adapter.modules_to_save:
         raise RecipeError(
-            "--engine vllm: it loads plain LoRA adapters only",
+            f"--engine {engine.kind}: it loads plain LoRA adapters only",
             given=f"{folder}: {adapter.model_dump()['kind']}" + (", which trains more than A and B" if plain else ""),
             allowed="adapter.kind lora, without biases, modules and new tokens",
             try_="lorikeet merge, and serve the folder; or Lorikeet's own server",
@@ -171,14 +183,11 @@ def _rank(folder: Path) -> int:
 
 
 def _key(file: Path | None) -> str | None:
-    if file is None:
-        return None
-    try:
-        keys = [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"--api-key-file: cannot read {file}", given=error) from error
-    if len(keys) != 1:
+    if secrets(USERS, None):  # whoever set it wants the server locked
+        raise RecipeError(f"{USERS}: has no effect with --engine, which knows keys only", try_=KEYS)
+    keys = secrets(KEYS, file)
+    if len(keys) > 1:
         raise RecipeError(
-            "--api-key-file: another program takes one key", given=f"{len(keys)} keys", allowed="one line"
+            "--api-key-file: another program takes one key", given=f"{len(keys)} keys", allowed=f"one, {KEYS}'s too"
         )
-    return keys[0]
+    return keys[0] if keys else None

@@ -17,9 +17,10 @@ from lorikeet.adapters._storage import save_adapter
 from lorikeet.adapters.ia3 import Ia3
 from lorikeet.adapters.lora import Lora
 from lorikeet.api.answering import locate
-from lorikeet.api.handing_over import Asked, engine_of, prepared
+from lorikeet.api.handing_over import Asked, engine_of, hand_over, prepared
 from lorikeet.base.errors import CheckpointError, LorikeetError, MissingExtra, RecipeError
 from lorikeet.cli.main import run_command
+from lorikeet.serve.engines.vllm import VLLM
 
 
 @pytest.fixture
@@ -90,6 +91,77 @@ def test_llama_cpp_serves_a_file_that_is_exported_once(
     assert direct[:3] == ["llama-server", "-m", str(file)] and after(direct, "-c") == "1024"
 
 
+def test_an_export_is_of_the_adapter_and_the_model_as_they_are_asked_for(
+    tiny_model: Path, adapter: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, engine = adapter(Lora(r=4)), engine_of("llama.cpp")
+    plain = words("llama.cpp", folder)
+    config = folder / "adapter_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"lora_alpha": 99}))
+    changed = words("llama.cpp", folder)
+    told = Asked(folder, model={"dtype": "float32"}, allow_other_base=True)
+    start, before = prepared(engine, told, only_print=True)
+    files = [after(list(line), "--model") for line in (plain, changed, start.words)]
+    assert len(set(files)) == 3
+    assert shlex.split(before[0]) == [
+        "lorikeet", "export", "gguf", str(folder), "model.dtype=float32", "-o", files[2], "--allow-other-base",
+    ]  # fmt: skip
+    given: dict[str, Any] = {}
+    monkeypatch.setattr("lorikeet.api.handing_over.export_gguf", lambda *_, **more: given.update(more))
+    prepared(engine, told)
+    assert given == {"model": told.model, "allow_other_base": True}
+
+
+def test_keys_are_read_as_the_own_server_reads_them(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "key").write_text("# of the office\nlong-secret\n")
+    start, _ = prepared(engine_of("vllm"), Asked(tiny_model, key_file=tmp_path / "key"))
+    assert start.environment["VLLM_API_KEY"] == "long-secret"
+    monkeypatch.setenv("LORIKEET_API_KEYS", "another-secret")
+    assert prepared(engine_of("vllm"), Asked(tiny_model))[0].environment["VLLM_API_KEY"] == "another-secret"
+    with pytest.raises(RecipeError, match="takes one key"):
+        prepared(engine_of("vllm"), Asked(tiny_model, key_file=tmp_path / "key"))
+    monkeypatch.setenv("LORIKEET_BASIC_AUTH", "anna:a long password")
+    with pytest.raises(RecipeError, match="LORIKEET_BASIC_AUTH"):
+        prepared(engine_of("vllm"), Asked(tiny_model))
+
+
+def test_names_that_two_would_have_are_refused(tiny_model: Path, adapter: Callable[..., Path]) -> None:
+    folder, other = adapter(Lora(r=4)), adapter(Lora(r=2), "other")
+    for name in ("notes", "notes-base"):
+        with pytest.raises(RecipeError, match="--adapter: the name is taken"):
+            words("vllm", folder, adapters={name: other})
+
+
+def test_a_folder_named_by_a_dot_has_its_own_name(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tiny_model)
+    assert after(words("vllm", Path()), "--served-model-name") == tiny_model.name
+
+
+def test_nothing_is_exported_for_a_program_that_is_missing(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(MissingExtra, match="not installed"):
+        hand_over(engine_of("llama.cpp"), Asked(tiny_model))
+    assert not list(tmp_path.rglob("*.gguf"))
+
+
+def test_errors_name_the_engine_that_was_asked_for(tiny_model: Path, adapter: Callable[..., Path]) -> None:
+    class Other(VLLM):
+        kind = "other"
+
+    class Whole(Other):
+        several_adapters = False
+
+    with pytest.raises(RecipeError, match="--engine other: it loads plain LoRA"):
+        prepared(Other(), Asked(adapter(Ia3())))
+    with pytest.raises(RecipeError, match="--engine other, which serves one model"):
+        prepared(Whole(), Asked(tiny_model, adapters={"a": tiny_model}))
+
+
 def test_the_command_becomes_the_program(tiny_model: Path, tmp_path: Path) -> None:
     fake = tmp_path / "vllm"
     fake.write_text(f"#!{sys.executable}\nimport json, os, sys\nprint(json.dumps([sys.argv[1:], os.getpid()]))\n")
@@ -116,7 +188,7 @@ def test_print_shows_the_line(tiny_model: Path, capsys: pytest.CaptureFixture[st
         (["--engine", "vllm", "--no-page"], "--page: has no effect"),
         (["--engine", "llama.cpp", "--adapter", "a=b"], "--adapter: has no effect"),
         (["--engine", "vllm", "generate.temperature=1"], "generate: has no effect"),
-        (["--engine", "vllm", "--api-key-file", "no-such-file"], "--api-key-file: cannot read"),
+        (["--engine", "vllm", "--api-key-file", "no-such-file"], "cannot read no-such-file"),
     ],
 )
 def test_what_an_engine_is_not_told_is_refused(
@@ -139,8 +211,6 @@ def test_a_gguf_base_is_refused_for_vllm(tiny_model: Path) -> None:
 
 
 def test_a_program_that_is_missing_is_told(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from lorikeet.api.handing_over import hand_over
-
     monkeypatch.setattr("shutil.which", lambda name: None)
     with pytest.raises(MissingExtra, match="not installed") as caught:
         hand_over(engine_of("vllm"), Asked(tiny_model))
