@@ -12,11 +12,10 @@ from lorikeet import config
 from lorikeet.adapters import _storage as storage
 from lorikeet.adapters._contract import Adapter
 from lorikeet.api.base import Base, attach, open_base
+from lorikeet.api.prompts import read_prompts
 from lorikeet.base.errors import CheckpointError
 from lorikeet.base.files import sha256_file
 from lorikeet.config import Recipe
-from lorikeet.data.formats.auto import Auto
-from lorikeet.data.rows import conversations
 from lorikeet.data.templates._contract import TemplateOptions
 from lorikeet.data.templates.jinja import Jinja
 from lorikeet.infer.chat import Chat
@@ -53,7 +52,7 @@ def predict(
     `allow_other_base`: see `engine`."""
     generate = GenerateOptions(**options)
     check_output(output, inputs)
-    read = list(conversations([str(file) for file in inputs], Auto.model_validate({}), reply=False))
+    read = read_prompts(inputs, path)
     start = time.perf_counter()
     rows = predict_file(engine(path, model, allow_other_base=allow_other_base), read, output, generate)
     seconds = time.perf_counter() - start

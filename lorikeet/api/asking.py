@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from lorikeet.api.answering import locate
+from lorikeet.api.prompts import read_prompts
 from lorikeet.base.errors import RecipeError
-from lorikeet.data.formats.auto import Auto
-from lorikeet.data.rows import conversations
 from lorikeet.data.templates._contract import Template
 from lorikeet.infer.predict import check_output
 from lorikeet.infer.predict_remote import predict_remote
@@ -50,7 +49,7 @@ def predict_api(
     template = None if render is None else _template(render, model)
     if template is not None and server.speaks in (COMPLETIONS, TGI):
         generate = generate.model_copy(update={"stop": [*generate.stop, *_ends(template)]})
-    read = list(conversations([str(file) for file in inputs], Auto.model_validate({}), reply=False))
+    read = read_prompts(inputs, render)
     figures = predict_remote(server, read, output, generate, template=template, concurrency=concurrency)
     return {**figures, "output": str(output)}
 

@@ -16,7 +16,7 @@ import orjson
 from lorikeet.api.base import Base, open_base, prepare, within_context
 from lorikeet.base.errors import RecipeError
 from lorikeet.base.files import write_file
-from lorikeet.base.log import note
+from lorikeet.base.log import each_line_once, note
 from lorikeet.base.nouns import Example, Origin
 from lorikeet.config import Recipe
 from lorikeet.data import checking, histogram
@@ -37,6 +37,7 @@ def _encoder(recipe: Recipe, base: Base, template: Template) -> Encoder:
     return Encoder(template, base.tokenizer, data, data.max_length, data.truncation)
 
 
+@each_line_once()
 def show(recipe: Recipe, n: int = 5, *, rows: Sequence[int] = (), output: Path | None = None) -> None:
     """Print conversations as the model sees them, trained tokens coloured; in brackets where there is no colour.
 
@@ -134,6 +135,7 @@ def check(
     return report
 
 
+@each_line_once()
 def ledger(recipe: Recipe, output: Path) -> dict[str, Any]:
     """Write the ledger of a recipe's data (a line for each row) and, beside it, its summary, which comes back.
 

@@ -83,12 +83,13 @@ def quantisation(kind: str | None, overrides: Sequence[str]) -> Quant | None:
 
 
 @contextmanager
-def loaded(path: Path, overrides: Sequence[str]) -> Iterator[Recipe]:
-    """The recipe; an error about one of its options that is only found later gets the option's line too."""
+def loaded(path: Path, overrides: Sequence[str], *, makes_run: bool = True) -> Iterator[Recipe]:
+    """The recipe, as `config.load` gives it; an error about one of its options that is only found later gets the
+    option's line too."""
     from lorikeet import config
     from lorikeet.base.errors import LorikeetError
 
-    recipe = config.load(path, overrides)
+    recipe = config.load(path, overrides, makes_run=makes_run)
     try:
         yield recipe
     except LorikeetError as error:

@@ -43,7 +43,7 @@ def show(
     """Print conversations as a model sees them. Trained tokens are coloured; origin and counts stand above.
 
     In an .html file each token says which characters of which message it is."""
-    with _command.loaded(recipe, overrides or []) as loaded:
+    with _command.loaded(recipe, overrides or [], makes_run=False) as loaded:
         from lorikeet import api
 
         api.show(loaded, n, rows=row or [], output=output)
@@ -110,7 +110,7 @@ def _data_of(words: list[str], model: str | None) -> Recipe | DataOptions:
                 given=f"{recipes[0]} and {model or next(file for file in files if file != recipes[0])}",
                 allowed="a recipe alone, or files and perhaps --model",
             )
-        return config.load(Path(recipes[0]), overrides)
+        return config.load(Path(recipes[0]), overrides, makes_run=False)
     if not files:
         raise RecipeError(
             "data check: nothing to check", given=" ".join(words), allowed="a recipe, or data files", try_="mine.json"
@@ -148,7 +148,7 @@ def ledger(
     ] = Path("ledger.jsonl"),
 ) -> None:
     """Write where every trained token comes from, a line for each row: message and range of characters."""
-    with _command.loaded(recipe, overrides or []) as loaded:
+    with _command.loaded(recipe, overrides or [], makes_run=False) as loaded:
         from lorikeet import api
 
         summary = api.ledger(loaded, output)

@@ -115,6 +115,20 @@ def test_bad_requests(place: Place, words: str, error: str, fact: str) -> None:
     place.refused(["data", *words.split()], error, fact)
 
 
+def test_a_recipe_need_not_say_where_a_run_would_be(place: Place) -> None:
+    place.recipe(output_dir="-")
+    for words in (["check", "recipe.yaml"], ["show", "recipe.yaml", "-n", "1"], ["ledger", "recipe.yaml"]):
+        place.ok("data", *words)
+    assert "output_dir" in place.run("train", "recipe.yaml").err
+
+
+def test_the_format_that_was_found_is_said_once(place: Place) -> None:
+    """Preparing and walking both find it; data that are prepared already are only walked."""
+    place.recipe()
+    for words in (["ledger", "recipe.yaml"], ["ledger", "recipe.yaml"], ["show", "recipe.yaml", "data.max_length=64"]):
+        assert place.ok("data", *words).err.count("format messages") == 1, words
+
+
 def test_ledger(place: Place, rows: list[dict[str, Any]]) -> None:
     place.recipe()
     said = place.ok("data", "ledger", "recipe.yaml")
