@@ -30,7 +30,7 @@ from lorikeet.config import Recipe
 from lorikeet.data.pipeline import Prepared
 from lorikeet.data.templates._contract import Template
 from lorikeet.models.causal_lm import CausalLM
-from lorikeet.train.best import decides_by_evaluation
+from lorikeet.train.best import decides_by_evaluation, decides_by_replies
 from lorikeet.train.metrics import Metrics
 from lorikeet.train.optim import Stepper
 from lorikeet.train.resuming import forced, interrupted_identity
@@ -69,11 +69,17 @@ def identity(
         "train": recipe.train.model_dump(mode="json", exclude=CADENCE),
         "eval_steps": recipe.train.eval_steps if decides_by_evaluation(recipe.train) else None,
         "evaluate": recipe.evaluate.model_dump(mode="json", exclude=SHOWN),
+        "generate": _replying(recipe) if decides_by_replies(recipe.train) else None,
         "optimizer": recipe.train.optim.computes(model.device),
         "dtype": str(model.dtype),
         "device": model.device.type,
         **_computing(model.device),
     }
+
+
+def _replying(recipe: Recipe) -> dict[str, Any]:
+    """How a reply is made, without what only decides how fast."""
+    return recipe.generate.model_dump(mode="json", exclude={"batch_size", "dequantize"})
 
 
 def _computing(device: torch.device) -> dict[str, Any]:

@@ -55,6 +55,11 @@ def decides_by_evaluation(options: BestOptions) -> bool:
     return options.load_best_model_at_end or options.early_stopping_patience is not None
 
 
+def decides_by_replies(options: BestOptions) -> bool:
+    """The same of what they find in replies."""
+    return decides_by_evaluation(options) and options.metric_for_best_model not in MEASURED
+
+
 def judge(options: BestOptions, done: Progress, measured: Mapping[str, Any]) -> bool:
     """Take an evaluation into account. Returns whether patience is at its end.
 

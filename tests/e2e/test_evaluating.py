@@ -105,6 +105,19 @@ def test_a_run_ends_where_nothing_better_comes_and_so_does_one_that_was_interrup
             assert summary(run)[name] == summary(whole)[name]
 
 
+def test_how_replies_are_made_may_not_change_where_they_decide(place: Place) -> None:
+    """A longer reply may end, or match: another evaluation would be the best one."""
+    decided = {"early_stopping_patience": 3, "metric_for_best_model": "ended"}
+    place.recipe(train={**LONG, "eval_steps": 4, **decided}, evaluate={"metrics": ["ended"], "prompts": 1})
+    assert place.run("train", "recipe.yaml", "--stop-after=3", "generate.max_new_tokens=2").code == 3
+    result = place.run("train", "recipe.yaml", "generate.max_new_tokens=3")
+    assert result.code == 2 and "generate.max_new_tokens differs" in result.err
+    shown = {"early_stopping_patience": "-", "metric_for_best_model": "-", **LONG, "eval_steps": 4}
+    place.recipe(train=shown, evaluate={"metrics": ["ended"], "prompts": 1}, output_dir="shown")
+    assert place.run("train", "recipe.yaml", "--stop-after=3", "generate.max_new_tokens=2").code == 3
+    place.ok("train", "recipe.yaml", "generate.max_new_tokens=3")
+
+
 def test_a_short_training_teaches_replies_to_end(place: Place) -> None:
     place.recipe(
         adapter={"kind": "full", "r": "-"},
