@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -60,8 +62,9 @@ def predict(
     """Answer every prompt of a file. Each reply stands beside its reference, if there is one.
 
     What was interrupted goes on where it was when the same command is given again."""
+    _check_way(locals())
     from lorikeet import api as verbs
-    from lorikeet.base.errors import DataError, RecipeError
+    from lorikeet.base.errors import DataError
 
     files, overrides = _command.split_options(inputs)
     if not files:
@@ -73,8 +76,6 @@ def predict(
     verbs.asking.check_metrics(measured)
     about, replies = _command.of_model_and_replies(model, overrides)
     if api is None:
-        if render is not None:
-            raise RecipeError("--render: has no effect without --api", given=render, try_="leave it out")
         found = verbs.predict(model, files, output, about, allow_other_base=allow_other_base, **replies)
     else:
         found = verbs.asking.predict_api(
@@ -90,3 +91,15 @@ def predict(
             **replies,
         )
     _command.print_values(found | verbs.asking.measure(output, measured))
+
+
+def _check_way(given: Mapping[str, Any]) -> None:
+    """Raise RecipeError for an option of the other way of answering: here, or by a server."""
+    from lorikeet.base.errors import RecipeError
+
+    here = given["api"] is None
+    for name in ("render", "concurrency", "retries", "timeout") if here else ("allow_other_base",):
+        if given[name] != inspect.signature(predict).parameters[name].default:
+            where = "without --api" if here else "with --api"
+            option = "--" + name.replace("_", "-")
+            raise RecipeError(f"{option}: has no effect {where}", given=given[name], try_="leave it out")

@@ -17,6 +17,7 @@ import pytest
 from infer.remote_server import FakeServer, Plan
 from lorikeet.api.asking import check_metrics, measure, predict_api
 from lorikeet.base.errors import LorikeetError, OutputError, RecipeError, ServerError
+from lorikeet.cli.main import run_command
 from lorikeet.infer.remote import Server
 from lorikeet.infer.sampling import GenerateOptions
 
@@ -263,6 +264,19 @@ def test_what_has_no_effect_is_refused(given: dict[str, Any], said: str, prompts
     options = {"url": "http://127.0.0.1:1", **given}
     with pytest.raises(RecipeError, match=said):
         predict_api("m", [prompts], tmp_path / "out.jsonl", options.pop("url"), **options)
+    assert list(tmp_path.iterdir()) == [prompts]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [["--render", "x"], ["--concurrency", "2"], ["--retries", "1"], ["--timeout", "5"],
+     ["--allow-other-base", "--api", "http://127.0.0.1:1"]],
+)  # fmt: skip
+def test_options_of_the_other_way_are_refused(
+    options: list[str], prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_command(["predict", "no-such-model", str(prompts), "-o", str(tmp_path / "out.jsonl"), *options]) == 2
+    assert f"{options[0]}: has no effect with" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == [prompts]
 
 
