@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import types
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 
 from lorikeet.base.errors import CheckFailed, Interrupted, RecipeError
-from lorikeet.cli.main import run_command
+from lorikeet.cli.main import how_threads_wait, run_command
 
 RECIPE = "output_dir: runs/x\nmodel: {path: m}\nadapter: {kind: lora, r: 4}\ndata: {train: a.json}\n"
 
@@ -153,3 +154,17 @@ def test_schema_prints_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert "learning_rate" in json.dumps(json.loads(capsys.readouterr().out))
     assert run_command(["schema", "--markdown"]) == 0
     assert capsys.readouterr().out.startswith("# Every option")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "load", "spins"),
+    [(["serve", "m"], 0.0, True), (["serve", "m"], 99.0, False), (["train", "r.yaml"], 0.0, False), ([], 0.0, False)],
+)
+def test_threads_spin_only_where_one_answers_on_a_quiet_machine(
+    arguments: list[str], load: float, spins: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.environ", {})
+    monkeypatch.setattr("os.getloadavg", lambda: (load, load, load))
+    how_threads_wait(arguments)
+    assert os.environ["OMP_WAIT_POLICY"] == "PASSIVE"
+    assert ("GOMP_SPINCOUNT" in os.environ) == spins
