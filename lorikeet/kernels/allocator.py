@@ -36,6 +36,14 @@ def _install() -> bool:
     return bool(answer.value)
 
 
+def holes() -> int:
+    """Bytes that lie free in there, at least; 0 where no tensors are made there (which is not begun by asking)."""
+    if not (_install.cache_info().currsize and _install()):
+        return 0
+    now, most = used()
+    return most - now
+
+
 def used() -> tuple[int, int]:
     """Bytes of such tensors, (now, at most so far); zeros where none are made there."""
     library = build.load("allocator")

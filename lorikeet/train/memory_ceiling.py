@@ -18,6 +18,7 @@ import torch
 
 from lorikeet.base import machine
 from lorikeet.base.heap import give_back
+from lorikeet.kernels import allocator
 
 MARGIN, LEAST_MARGIN = 0.04, 16 << 20  # of a container's or the machine's memory, left to others
 
@@ -34,7 +35,8 @@ class Ceiling:
         if self._works:
             give_back()  # the heap's holes are then all without pages
             held = _held()
-            self._untouched = held["VmData"] - held["RssAnon"] - _holes()  # stacks of threads and the like
+            # stacks of threads and the like
+            self._untouched = held["VmData"] - held["RssAnon"] - _holes() - allocator.holes()
         if device.type == "cuda" and limit is not None:
             total = torch.cuda.get_device_properties(device).total_memory
             torch.cuda.set_per_process_memory_fraction(min(1.0, limit / total), device)
