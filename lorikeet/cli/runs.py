@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
 from lorikeet.cli import _command
+
+if TYPE_CHECKING:
+    from lorikeet.train.run_files import RunFiles
 
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder.", show_default=False)]
 AsJson = Annotated[bool, typer.Option("--json", help="For programs: JSON on standard output.")]
@@ -111,8 +114,9 @@ def watch(run: RunFolder) -> None:
     except KeyboardInterrupt:
         note(f"the run goes on; lorikeet runs stop {run} would end it")
         return
-    state, why = read_run(run).state()
-    note(f"{state}" + (f": {why}" if why else "") + (_remedy(run) if state in ("stopped", "killed") else ""))
+    files = read_run(run)
+    state, why = files.state()
+    note(f"{state}" + (f": {why}" if why else "") + (_remedy(files) if state in ("stopped", "killed") else ""))
     raise typer.Exit(_CODES.get(state, 1))
 
 
@@ -129,8 +133,9 @@ def stop(
     read_started(run)
     _process.stop(run, wait=not no_wait)
     if not no_wait:
-        state, _ = read_run(run).state()
-        note(state + (_remedy(run) if state != "finished" else ""))
+        files = read_run(run)
+        state, _ = files.state()
+        note(state + (_remedy(files) if state != "finished" else ""))
 
 
 def resume(
@@ -168,5 +173,9 @@ def resume(
             train_here(loaded, overwrite=False)
 
 
-def _remedy(run: Path) -> str:
-    return f"; to go on: lorikeet runs resume {run}"
+def _remedy(files: RunFiles) -> str:
+    """How to go on. By the recipe in its folder a run that met a limit would meet it again at once, but for time."""
+    ended, go_on = (str(files.summary.get(name, "")) for name in ("ended_by", "go_on"))
+    if go_on and not ended.startswith("limits.time"):
+        return f"; {go_on}"
+    return f"; to go on: lorikeet runs resume {files.folder}"

@@ -34,6 +34,9 @@ def test_a_token_limit_ends_a_run_that_a_larger_one_goes_on_with(place: Place) -
     assert "the adapter is usable" in last and "limits.tokens=null" in last
     assert checkpoints(place.folder / "run") == [said["steps"]]
     assert "loss" in place.ok("evaluate", "run").out, "the adapter loads"
+    watched = place.run("runs", "watch", "run")
+    assert watched.code == 3 and "limits.tokens=null goes on without it" in watched.err
+    assert "runs resume" not in watched.err, "by its own recipe it would end at once"
     place.ok("train", recipe, f"limits.tokens={tokens}")
     whole, gone_on = adapter(place, "whole"), adapter(place, "run")
     assert all(torch.equal(whole[name], gone_on[name]) for name in whole)
