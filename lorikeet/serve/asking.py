@@ -16,8 +16,10 @@ from lorikeet.data.layout import prompt_segments
 from lorikeet.data.templates._bound import split_control
 from lorikeet.data.templates._calls import CallReader, Forced
 from lorikeet.data.templates._contract import Segment
+from lorikeet.data.templates._either import either
 from lorikeet.data.templates._tools import read_arguments
 from lorikeet.infer.engine import Engine
+from lorikeet.infer.guides._contract import Guide
 from lorikeet.infer.reply import Request
 from lorikeet.infer.sampling import GenerateOptions
 from lorikeet.serve.errors import ApiError
@@ -65,13 +67,14 @@ def chat(service: Service, body: ChatRequest) -> Asked:
     shown_model, adapter = service.adapter(body.model)
     tools, guide = _tools(body), _guide(body)
     forced: Forced | None = None
-    if tools.shown and guide is not None:
-        raise ApiError("tools and a form of the reply exclude each other here; use one, or tool_choice 'none'")
     if tools.shown and service.calls is None:
         raise ApiError("this model's template has no calls of tools that can be read back", param="tools")
     if tools.forced is not None and service.calls is not None:
-        forced = service.calls.forced(tools.forced)
+        forced = service.calls.forced(tools.forced)  # whatever form an answer would have had
         guide = {"kind": "grammar", "lark": forced.grammar}
+    elif tools.shown and service.calls is not None and guide is not None:
+        lark = either(service.calls, tools.shown, _answer(guide), service.engine.tokenizer)
+        guide = {"kind": "grammar", "lark": lark}
     prompt = chat_prompt(service.engine, body.messages, tools.shown, forced.begins if forced else "")
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
     if body.top_logprobs and not body.logprobs:
@@ -201,6 +204,23 @@ def _guide(body: ChatRequest | CompletionRequest) -> dict[str, Any] | None:
     return found[0] if found else None
 
 
+def _answer(guide: Mapping[str, Any]) -> str:
+    """The rule of an answer beside which tools may be called."""
+    start = "start: "
+    grammar = _read(guide).grammar() if guide["kind"].startswith("json") else None
+    if grammar is None:
+        raise ApiError("tools go with response_format; guided_... say what the whole reply is", param="tools")
+    assert grammar.startswith(start)
+    return grammar.removeprefix(start)
+
+
+def _read(guide: Mapping[str, Any]) -> Guide:
+    try:
+        return GenerateOptions.model_validate({"guide": dict(guide)}).guide
+    except ValidationError as error:
+        raise _wrong(error) from error
+
+
 def _prompts(engine: Engine, body: CompletionRequest) -> list[list[int]]:
     given = body.prompt
     several: list[Any] = [given] if isinstance(given, str) or isinstance(given[0], int) else list(given)
@@ -260,9 +280,13 @@ def _sampled(
         options.guide.compile(service.engine.tokenizer, service.engine.stop_ids)
         return options
     except ValidationError as error:
-        problem = error.errors()[0]
-        place = str(problem["loc"][0]) if problem["loc"] else None
-        raise ApiError(f"{place or 'the request'}: {problem['msg']}", param=place, code="invalid_value") from error
+        raise _wrong(error) from error
+
+
+def _wrong(error: ValidationError) -> ApiError:
+    problem = error.errors()[0]
+    place = str(problem["loc"][0]) if problem["loc"] else None
+    return ApiError(f"{place or 'the request'}: {problem['msg']}", param=place, code="invalid_value")
 
 
 def _asked(

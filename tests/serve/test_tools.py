@@ -95,7 +95,11 @@ def test_tools_are_shown_unless_none_may_be_called(client: openai.OpenAI) -> Non
     "more, said",
     [
         ({"tools": [WEATHER], "tool_choice": {"type": "function", "function": {"name": "x"}}}, "not among the tools"),
-        ({"tools": [WEATHER], "response_format": {"type": "json_object"}}, "exclude each other"),
+        ({"tools": [WEATHER], "guided_regex": "a"}, "go with response_format"),
+        (
+            {"tools": [WEATHER], "response_format": {"type": "json_schema", "json_schema": {"schema": {"type": 1}}}},
+            "guide",
+        ),
         ({"tools": [WEATHER], "functions": [{"name": "f"}]}, "exclude each other"),
         ({"tools": [{"type": "function", "function": {"description": "nameless"}}]}, "no name"),
         ({"messages": [{"role": "user", "content": "x", "tool_calls": [{"function": {"name": "f"}}]}]}, "assistant"),
@@ -105,6 +109,45 @@ def test_what_makes_no_sense_is_refused(served: Running, more: dict[str, Any], s
     with served.http() as http:
         found = http.post("/v1/chat/completions", json=TOLD | more)
     assert found.status_code == 400 and said in found.json()["error"]["message"]
+
+
+ANSWER: Any = {"type": "object", "properties": {"warm": {"type": "boolean"}}, "required": ["warm"]}
+ANSWER["additionalProperties"] = False
+FORM: Any = {"type": "json_schema", "json_schema": {"name": "answer", "schema": ANSWER, "strict": True}}
+
+
+@pytest.mark.parametrize("begins, calls", [("<", True), ("{", False)])
+def test_beside_a_form_of_the_reply_tools_may_be_called(
+    client: openai.OpenAI, served: Running, begins: str, calls: bool
+) -> None:
+    (token,) = served.service.engine.tokenizer.encode(begins)[0]
+    told = {
+        **TOLD,
+        "tools": [WEATHER, TIME],
+        "response_format": FORM,
+        "logit_bias": {str(token): 100},
+        "max_tokens": 600,
+    }
+    (choice,) = client.chat.completions.create(**told).choices
+    said, arguments, reason = "", "", None
+    for piece in client.chat.completions.create(**told, stream=True):
+        delta, reason = piece.choices[0].delta, piece.choices[0].finish_reason or reason
+        said += delta.content or ""
+        arguments += "".join(call.function.arguments or "" for call in delta.tool_calls or [])
+    if calls:
+        (call,) = choice.message.tool_calls
+        assert is_call(call.function.name, call.function.arguments) and choice.message.content is None
+        assert (said, arguments, reason) == ("", call.function.arguments, "tool_calls")
+    else:
+        assert isinstance(json.loads(choice.message.content)["warm"], bool) and choice.message.tool_calls is None
+        assert (said, arguments, reason) == (choice.message.content, "", "stop")
+
+
+def test_what_tool_choice_says_goes_before_the_form(client: openai.OpenAI) -> None:
+    told = {**TOLD, "tools": [WEATHER], "response_format": {"type": "json_object"}}
+    assert client.chat.completions.create(**told, tool_choice="required").choices[0].message.tool_calls
+    (choice,) = client.chat.completions.create(**{**told, "response_format": FORM}, tool_choice="none").choices
+    assert isinstance(json.loads(choice.message.content)["warm"], bool)
 
 
 def test_old_functions_answer_in_their_own_shape(client: openai.OpenAI) -> None:

@@ -120,13 +120,16 @@ class JsonForm:
     def reader(self, names: Collection[str]) -> CallReader:
         return _JsonReader(self, names)
 
+    def before(self, name: str) -> str:
+        """The object as far as its arguments."""
+        return "{" + f"{json.dumps(self.name)}: {to_json(name)}, {json.dumps(self.arguments)}: "
+
     def forced(self, tools: Sequence[Mapping[str, Any]]) -> Forced:
         begins = self.opening[: self.opening.find(self.mark) + len(self.mark)] if self.mark else ""
         before, behind = self.opening[len(begins) :], self.closing
         rules, ways = [], []
-        for number, (name, schema) in enumerate(_signatures(tools)):
-            first = before + "{" + f"{json.dumps(self.name)}: {to_json(name)}, {json.dumps(self.arguments)}: "
-            ways.append(f"{_literal(first)} args_{number} {_literal(self.extra + '}' + behind)}")
+        for number, (name, schema) in enumerate(signatures(tools)):
+            ways.append(f"{literal(before + self.before(name))} args_{number} {literal(self.extra + '}' + behind)}")
             rules.append(f"args_{number}: %json {json.dumps(schema)}")
         return Forced(begins, "start: " + " | ".join(ways) + "\n" + "\n".join(rules) + "\n")
 
@@ -337,9 +340,9 @@ class ReactForm:
 
     def forced(self, tools: Sequence[Mapping[str, Any]]) -> Forced:
         rules, ways = [], []
-        for number, (name, schema) in enumerate(_signatures(tools)):
+        for number, (name, schema) in enumerate(signatures(tools)):
             told = f"\nAction: {name}\nAction Input: "
-            ways.append(f"{_literal(told)} args_{number}")
+            ways.append(f"{literal(told)} args_{number}")
             rules.append(f"args_{number}: %json {json.dumps(schema)}")
         first = "start: THOUGHT (" + " | ".join(ways) + ")\nTHOUGHT: /[^\\n]{0,120}/\n"
         return Forced("", first + "\n".join(rules) + "\n")
@@ -378,11 +381,12 @@ class _ReactReader:
         return [Said(rest)] if rest else []
 
 
-def _signatures(tools: Sequence[Mapping[str, Any]]) -> list[tuple[str, Any]]:
+def signatures(tools: Sequence[Mapping[str, Any]]) -> list[tuple[str, Any]]:
     """(name, schema of the arguments) of each tool."""
     functions = [described(tool)["function"] for tool in tools]
     return [(str(one["name"]), one.get("parameters") or {"type": "object"}) for one in functions]
 
 
-def _literal(text: str) -> str:
+def literal(text: str) -> str:
+    """`text` in a grammar's rule."""
     return json.dumps(text, ensure_ascii=False) if text else ""
