@@ -17,12 +17,13 @@ from lorikeet.base.nouns import Batch
 
 def halves(row: Batch) -> tuple[Batch, ...] | None:
     """The row cut between two conversations where the longer part is shortest; a part that predicts nothing is left
-    out. None for a row that no cut makes shorter: one conversation, or several that hardly differ."""
+    out, and its tokens are counted with the other's. None for a row that no cut makes shorter: one conversation, or several that hardly differ."""
     cut = _best_cut(row)
     if cut is None:
         return None
     first, second = _head(row, cut), _tail(row, cut)
-    return tuple(part for part in (first, second) if len(part.targets)) or (first,)
+    parts = [part for part in (first, second) if len(part.targets)] or [first]
+    return tuple(parts) if len(parts) == 2 else (replace(parts[0], source_tokens=row.source_tokens),)
 
 
 def repeated(row: Batch, at: int) -> Tensor:

@@ -30,7 +30,7 @@ def test_halves_of_any_tree_are_the_row(examples: list[Example], share: bool) ->
     assert both[0] == pytest.approx(whole[0], rel=1e-9)
     for name, gradient in whole[1].items():
         torch.testing.assert_close(both[1][name], gradient, rtol=1e-8, atol=1e-11)
-    assert sum(part.source_tokens for part in parts) <= row.source_tokens
+    assert sum(part.source_tokens for part in parts) == row.source_tokens, "limits.tokens counts them"
     assert sum(part.total_weight for part in parts) == pytest.approx(row.total_weight, rel=1e-6)
     assert max(len(part.tokens) for part in parts) <= len(row.tokens)
     for part in parts:
@@ -50,6 +50,15 @@ def test_halves_are_shorter_and_exact(share: bool, window: int | None) -> None:
     assert first.source_tokens + second.source_tokens == row.source_tokens
     both = tiny.loss_and_gradients(network, parameters, [first, second])
     tiny.assert_same(tiny.loss_and_gradients(network, parameters, [row]), both)
+
+
+def test_a_half_that_is_left_out_is_counted_all_the_same() -> None:
+    """The second conversation's one trained token is predicted by the prefix that both share."""
+    last = tiny.example([1, 2, 3, 5, 6, 7, 8], [0, 0, 0, 1, 0, 0, 0])
+    (row,) = packed([tiny.example([1, 2, 3, 4]), last], share=True)
+    (part,) = halves(row) or ()
+    assert len(part.targets) == len(row.targets) and len(part.tokens) < len(row.tokens)
+    assert part.source_tokens == row.source_tokens == 11
 
 
 def test_one_conversation_cannot_be_cut() -> None:
