@@ -25,54 +25,35 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from kill9 import NEEDED, inode, links, starts
-from safetensors.torch import load_file
+import stoppable
+from stoppable import inode, links, starts
 
 from lorikeet import config
 from lorikeet.api.resuming import as_begun
 from lorikeet.base.files import write_file
-from lorikeet.demo.notes import write_task
 from lorikeet.train.state import checkpoints, intact
-from lorikeet.verify.resume import compare, tensor_difference
 
 ROOM = 300 << 20  # a run refuses to begin with less than 256 MiB
 INSIDE = "LORIKEET_DISK_FULL_INSIDE"
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="smollm2-135m", help="anything a recipe's model.path can be")
-    parser.add_argument("--dtype", default="bfloat16", help="model.dtype")
-    parser.add_argument("--adapter", default="lora", help="adapter.kind")
-    parser.add_argument("--quant", default="none", help="quant.kind")
+    parser = stoppable.parser(__doc__)
     parser.add_argument("--writes", type=int, default=30, help="how often the disk is full, each in a run of its own")
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--seed", type=int, default=0, help="of moments and sizes")
-    parser.add_argument("--json", type=Path, help="write the figures here")
     return parser.parse_args()
 
 
 def recipe_of(asked: argparse.Namespace, folder: Path) -> config.Recipe:
     """What is trained: a checkpoint at every second step, a validation, samples."""
-    return config.parse({
-        "output_dir": str(folder / "whole"),
-        "model": {"path": asked.model, "dtype": asked.dtype},
-        "adapter": {"kind": asked.adapter, **NEEDED.get(asked.adapter, {})},
-        "quant": {"kind": asked.quant},
-        "data": {"train": [str(write_task(folder / "notes", 100, 1, 0)[0])], "validation": 4, "max_length": 256},
-        "train": {"max_steps": asked.steps, "save_steps": 2, "save_total_limit": 3, "examples_per_step": 2,
-                  "row_tokens": 256, "eval_steps": 4},
-        "evaluate": {"before": True, "samples": 1},
-        "generate": {"max_new_tokens": 4},
-    })  # fmt: skip
+    train = {"max_steps": asked.steps, "save_steps": 2, "save_total_limit": 3, "examples_per_step": 2, "eval_steps": 4}
+    return stoppable.recipe_of(asked, folder, train, notes=100, validation=4, samples=1)
 
 
 def start(recipe: config.Recipe, run: Path, file: Path) -> subprocess.Popen[str]:
-    config.save(recipe.model_copy(update={"output_dir": run}), file)
-    command = [sys.executable, "-m", "lorikeet.cli.main", "train", str(file)]
-    return subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    pipe = subprocess.PIPE  # a file of what it says would lie on the disk that is full
+    return stoppable.start(recipe, run, file=file, stdout=pipe, stderr=pipe, text=True)
 
 
 def fill(disk: Path, left: int) -> None:
@@ -103,10 +84,7 @@ def one(recipe: config.Recipe, disk: Path, whole: Path, steps: int, at: int, lef
     again = start(recipe, run, file)
     problem = again.communicate()[1][-400:]
     found["code_after"] = again.returncode
-    found["differences"] = [f"{row.what}: {row.difference}" for row in compare(whole, run, steps) if row.difference]
-    name = "adapter/adapter_model.safetensors"
-    if again.returncode or (by := tensor_difference(load_file(whole / name), load_file(run / name))):
-        found["differences"].append(problem if again.returncode else f"the trained adapter: {by}")
+    found["differences"] = [problem] if again.returncode else stoppable.differences(whole, run, steps)
     shutil.rmtree(run)
     return found
 
@@ -147,8 +125,8 @@ def main() -> int:
     passed = sum(map(good, each))
     print(f"{passed} of {len(each)} full disks survived")
     if asked.json:
-        made = {"model": asked.model, "adapter": asked.adapter, "quant": asked.quant, "checkpoint_bytes": size,
-                "writes": len(each), "survived": passed, "each": each}  # fmt: skip
+        made = {**stoppable.asked_for(asked), "checkpoint_bytes": size, "writes": len(each),
+                "survived": passed, "each": each}  # fmt: skip
         write_file(asked.json, json.dumps(made, indent=2) + "\n")
     return 0 if passed == len(each) else 1
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import random
 import signal
 import subprocess
@@ -24,24 +23,19 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import stoppable
+from stoppable import inode, links, start, starts
+
 from lorikeet import config
 from lorikeet.api.resuming import as_begun
 from lorikeet.base.files import write_file
-from lorikeet.demo.notes import write_task
-from lorikeet.train.chain import KIND, START
 from lorikeet.train.metrics import Metrics
-from lorikeet.verify.resume import compare, tensor_difference
 
 MOMENTS = {"step": 0.7, "save": 0.15, "start": 0.15}  # of kills, by where they are meant to fall
-NEEDED = {"bias": {"norms": True}}  # where a kind's defaults are not enough
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="smollm2-135m", help="anything a recipe's model.path can be")
-    parser.add_argument("--dtype", default="bfloat16", help="model.dtype")
-    parser.add_argument("--adapter", default="lora", help="adapter.kind")
-    parser.add_argument("--quant", default="none", help="quant.kind")
+    parser = stoppable.parser(__doc__)
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--steps", type=int, help="of the run; by default one for each kill, and ten more")
     parser.add_argument("--save-steps", type=int, default=5)
@@ -49,40 +43,17 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--data", type=Path, help="training file; default: generated notes")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     parser.add_argument("--folder", type=Path, help="keep both runs here; by default they are removed")
-    parser.add_argument("--json", type=Path, help="write the figures here")
     return parser.parse_args()
 
 
 def recipe_of(asked: argparse.Namespace, folder: Path, steps: int) -> config.Recipe:
     """What is trained: dropout, evaluation and accumulation are in it."""
-    if asked.data is None:
-        data = [str(write_task(folder / "notes", 400, 1, 0)[0])]
-    else:
-        data = [str(asked.data.resolve())]
-    adapter: dict[str, Any] = {"kind": asked.adapter, **NEEDED.get(asked.adapter, {})}
-    if asked.adapter in ("lora", "dora"):
-        adapter["lora_dropout"] = 0.05
-    return config.parse({
-        "output_dir": str(folder / "whole"),
-        "model": {"path": asked.model, "dtype": asked.dtype},
-        "adapter": adapter,
-        "quant": {"kind": asked.quant},
-        "data": {"train": data, "validation": 16, "max_length": 256},
-        "train": {
-            "max_steps": steps, "save_steps": asked.save_steps, "examples_per_step": asked.examples_per_step,
-            "row_tokens": 256, "eval_steps": 4 * asked.save_steps, "warmup_steps": 2,
-            "learning_rate": 1e-5 if asked.adapter == "full" else 2e-4,
-        },
-        "evaluate": {"before": True, "samples": 0},
-    })  # fmt: skip
-
-
-def start(recipe: config.Recipe, run: Path) -> subprocess.Popen[bytes]:
-    file = run.with_suffix(".yaml")
-    config.save(recipe.model_copy(update={"output_dir": run}), file)
-    command = [sys.executable, "-m", "lorikeet.cli.main", "train", str(file)]
-    with run.with_suffix(".log").open("ab") as log:
-        return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=dict(os.environ))
+    train = {
+        "max_steps": steps, "save_steps": asked.save_steps, "examples_per_step": asked.examples_per_step,
+        "eval_steps": 4 * asked.save_steps, "warmup_steps": 2,
+        "learning_rate": 1e-5 if asked.adapter == "full" else 2e-4,
+    }  # fmt: skip
+    return stoppable.recipe_of(asked, folder, train, notes=400, validation=16, data=asked.data, dropout=0.05)
 
 
 def finish(recipe: config.Recipe, run: Path) -> float:
@@ -91,19 +62,6 @@ def finish(recipe: config.Recipe, run: Path) -> float:
     if start(recipe, run).wait() != 0:
         sys.exit(f"{run} failed:\n{run.with_suffix('.log').read_text()[-2000:]}")
     return time.monotonic() - began
-
-
-def links(run: Path) -> list[int]:
-    return [row["step"] for row in Metrics(run / "metrics.jsonl").rows() if row.get("kind") == KIND]
-
-
-def starts(run: Path) -> list[dict[str, Any]]:
-    return [row for row in Metrics(run / "metrics.jsonl").rows() if row.get("kind") == START]
-
-
-def inode(run: Path) -> int:
-    file = run / "metrics.jsonl"
-    return file.stat().st_ino if file.exists() else 0
 
 
 def saving(run: Path) -> bool:
@@ -150,12 +108,7 @@ def torment(recipe: config.Recipe, run: Path, asked: argparse.Namespace, steps: 
 
 def differences(whole: Path, killed: Path, steps: int) -> list[str]:
     """What is not the same; empty where everything is."""
-    from safetensors.torch import load_file
-
-    found = [f"{row.what}: {row.difference}" for row in compare(whole, killed, steps) if row.difference]
-    name = "adapter/adapter_model.safetensors"
-    if by := tensor_difference(load_file(whole / name), load_file(killed / name)):
-        found.append(f"the trained adapter: {by}")
+    found = stoppable.differences(whole, killed, steps)
     sides = [{path.relative_to(run).as_posix() for path in run.rglob("*")} for run in (whole, killed)]
     found += [f"only in one folder: {name}" for name in sorted(sides[0] ^ sides[1])]
     told = [row for row in Metrics(killed / "metrics.jsonl").rows() if row.get("kind") == "differs"]
@@ -178,7 +131,7 @@ def main() -> int:
         took, again = time.monotonic() - began, starts(killed)
         wrong = differences(whole, killed, steps)
     made = {
-        "model": asked.model, "dtype": asked.dtype, "adapter": asked.adapter, "quant": asked.quant, "steps": steps,
+        **stoppable.asked_for(asked), "steps": steps,
         "kills": len(kills), "moments": dict(Counter(one["moment"] for one in kills)),
         "half_written_checkpoints_left": sum(one["half"] > 0 for one in kills),
         "went_on": len(again) - 1, "seconds_uninterrupted": seconds, "seconds_killed": took,
