@@ -17,7 +17,8 @@ from lorikeet.base.nouns import Batch
 
 def halves(row: Batch) -> tuple[Batch, ...] | None:
     """The row cut between two conversations where the longer part is shortest; a part that predicts nothing is left
-    out, and its tokens are counted with the other's. None for a row that no cut makes shorter: one conversation, or several that hardly differ."""
+    out, and its tokens are counted with the other's. None for a row that no cut makes shorter: one conversation, or
+    several that hardly differ."""
     cut = _best_cut(row)
     if cut is None:
         return None

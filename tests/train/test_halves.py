@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lorikeet.base.nouns import Batch, Example
+from lorikeet.data.pack import pack_row
 from lorikeet.train.halves import conversations as texts_of
 from lorikeet.train.halves import halves
 from parity import tiny
@@ -54,11 +55,12 @@ def test_halves_are_shorter_and_exact(share: bool, window: int | None) -> None:
 
 def test_a_half_that_is_left_out_is_counted_all_the_same() -> None:
     """The second conversation's one trained token is predicted by the prefix that both share."""
-    last = tiny.example([1, 2, 3, 5, 6, 7, 8], [0, 0, 0, 1, 0, 0, 0])
-    (row,) = packed([tiny.example([1, 2, 3, 4]), last], share=True)
+    prefix = list(range(10))
+    last = tiny.example([*prefix, 12, 13, 14, 15], [0.0] * 10 + [1.0, 0.0, 0.0, 0.0])
+    row = pack_row([tiny.example([*prefix, 11]), last])
     (part,) = halves(row) or ()
     assert len(part.targets) == len(row.targets) and len(part.tokens) < len(row.tokens)
-    assert part.source_tokens == row.source_tokens == 11
+    assert part.source_tokens == row.source_tokens == 25
 
 
 def test_one_conversation_cannot_be_cut() -> None:
