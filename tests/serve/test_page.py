@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 from starlette.testclient import TestClient
 
 from lorikeet.serve import page
+from lorikeet.serve.protocol import ChatRequest
 from serve.fake_api import FakeApi
 
 SCRIPTS = sorted(page.WEB.glob("*.js"))
@@ -82,6 +84,21 @@ def test_whatever_can_be_operated_has_a_name() -> None:
     assert len(ids) == len(set(ids))
     used = {name for script in SCRIPTS for name in re.findall(r'\$\("([\w-]+)"\)', script.read_text("utf-8"))}
     assert used <= set(ids) and len(used) > 15
+
+
+def test_numbers_are_those_that_the_api_takes() -> None:
+    listed = re.findall(r"const (?:NUMBERS|MORE) = \[(.*?)\]", (page.WEB / "page.js").read_text("utf-8"))
+    names = set(re.findall(r'"(\w+)"', " ".join(listed)))
+    assert {"top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty"} < names
+    assert names < set(ChatRequest.model_fields)
+    bounds = {attrs["id"]: attrs for tag, attrs in elements() if tag == "input" and attrs["id"] in names}
+    told: dict[str, Any] = {"messages": [{"role": "user", "content": "x"}]}
+    for side in ("min", "max"):
+        given = {name: float(str(found[side])) for name, found in bounds.items() if side in found}
+        whole = {name: int(value) if bounds[name].get("step") == "1" else value for name, value in given.items()}
+        ChatRequest.model_validate(
+            told | {name: value for name, value in whole.items() if (name, value) != ("top_p", 0)}
+        )
 
 
 def test_files_stay_short() -> None:

@@ -112,6 +112,9 @@ def test_what_is_set_is_asked_for_and_outlives_a_reload(
 ) -> None:
     page = open_page()
     wanted = {"temperature": 0.7, "top_p": 0.9, "max_tokens": 32, "seed": 5}
+    more = {"top_k": 40, "min_p": 0.05, "repetition_penalty": 1.1, "presence_penalty": -0.5, "frequency_penalty": 0.5}
+    page.tab.click("#more summary")
+    wanted |= more
     for name, value in wanted.items():
         page.tab.fill(f"#{name}", str(value))
     page.tab.fill("#stop", "END\n\n###")
@@ -121,6 +124,7 @@ def test_what_is_set_is_asked_for_and_outlives_a_reload(
     page.tab.wait_for_selector("#model option", state="attached")
     page.until(lambda: page.tab.input_value("#model") == "base")
     assert page.replies() == ["base answers hello as message 1"]
+    assert page.tab.locator("#top_k").is_visible(), "what is set is seen"
     page.ask("again")
     for asked in served[0].asked[-2:]:
         assert {name: asked[name] for name in wanted} == wanted
@@ -133,6 +137,15 @@ def test_a_number_that_cannot_be_is_not_sent(open_page: Callable[..., Page], ser
     page.ask("hello", wait=False)
     assert page.tab.evaluate("document.activeElement.id") == "top_p"
     assert len(served[0].asked) == before and page.tab.input_value("#question") == "hello"
+
+
+def test_a_number_that_cannot_be_is_shown_where_it_was_folded_away(open_page: Callable[..., Page]) -> None:
+    page = open_page()
+    page.tab.click("#more summary")
+    page.tab.fill("#presence_penalty", "3")
+    page.tab.click("#more summary")
+    page.ask("hello", wait=False)
+    assert page.tab.evaluate("document.activeElement.id") == "presence_penalty"
 
 
 def test_text_of_a_model_is_never_html(open_page: Callable[..., Page]) -> None:
@@ -338,10 +351,13 @@ def test_everything_is_done_with_the_keyboard(open_page: Callable[..., Page]) ->
     keys.press("Alt+s")
     assert page.tab.evaluate("document.activeElement.id") == "hide-settings"
     wanted = {"model", "compare", "system", "temperature", "top_p", "max_tokens", "seed", "stop", "save-json"}
+    wanted |= {"top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty"}
     wanted |= {"save-markdown", "load", "theme", "log", "question", "send"}
     seen = set()
-    for _ in range(40):
+    for _ in range(45):
         keys.press("Tab")
+        if page.tab.evaluate("document.activeElement.parentElement.id") == "more" and "top_k" not in seen:
+            keys.press("Enter")  # its summary
         seen.add(page.tab.evaluate("document.activeElement.id"))
     assert wanted <= seen
     names = page.tab.evaluate("[...document.querySelectorAll('.reply button')].map((b) => b.textContent)")

@@ -9,7 +9,8 @@ const $ = (id) => document.getElementById(id);
 const root = document.documentElement;
 const log = $("log");
 const question = $("question");
-const NUMBERS = ["temperature", "top_p", "max_tokens", "seed"];
+const MORE = ["top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty"]; // folded away
+const NUMBERS = ["temperature", "top_p", "max_tokens", "seed", ...MORE];
 const KEPT = ["model", "other", "system", "stop", "theme", ...NUMBERS];
 const CLOSE_TO_END = 60; // pixels; who has scrolled further up is reading and stays there
 const narrow = matchMedia("(max-width: 760px)");
@@ -31,7 +32,13 @@ function options() {
 
 function setOptions(given) {
   for (const name of NUMBERS) $(name).value = given[name] ?? "";
-  $("stop").value = (given.stop ?? []).join("\n");
+  $("stop").value = [given.stop ?? []].flat().join("\n"); // one text may stand alone
+  unfold();
+}
+
+/** What is set is seen. */
+function unfold() {
+  $("more").open ||= MORE.some((name) => $(name).value !== "");
 }
 
 function keep() {
@@ -51,6 +58,7 @@ function recall() {
   try {
     const kept = JSON.parse(localStorage.getItem("lorikeet") ?? "{}");
     for (const name of KEPT) if (kept[name] !== undefined && $(name).tagName !== "SELECT") $(name).value = kept[name];
+    unfold();
     $("theme").value = kept.theme ?? "";
     $("compare").checked = kept.compare ?? false;
     $("key").value = sessionStorage.getItem("lorikeet-key") ?? "";
@@ -158,6 +166,7 @@ function submit() {
   if (!text || stopper) return;
   if (!$("options").checkValidity()) {
     openSettings(true);
+    $("options").querySelector("input:invalid")?.closest("details")?.setAttribute("open", "");
     $("options").reportValidity();
     return;
   }
