@@ -54,24 +54,33 @@ def memory(root: Path = ROOT) -> tuple[int, int]:
             info[name] = int(rest.split()[0]) * 1024
     total = info.get("MemTotal") or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     available = info.get("MemAvailable", total)
-    limit, used = memory_limit(root)
-    if limit is not None and limit < total:
-        return limit, max(0, min(available, limit - used))
-    return total, available
+    if (room := memory_room(root)) is not None:
+        available = max(0, min(available, room[0]))
+    limit, _ = memory_limit(root)
+    return total if limit is None else min(limit, total), available
 
 
 def memory_limit(root: Path = ROOT) -> tuple[int | None, int]:
     """(limit, used) bytes of the process's cgroup, the tightest of those around it; (None, 0) for no limit."""
-    found: tuple[int | None, int] = (None, 0)
+    return min(_memory_limits(root), key=lambda one: one[0], default=(None, 0))
+
+
+def memory_room(root: Path = ROOT) -> tuple[int, int] | None:
+    """(bytes left, limit) of the cgroup that has least left, which may be a larger one that others fill; None for no
+    limit."""
+    return min(((limit - used, limit) for limit, used in _memory_limits(root)), default=None)
+
+
+def _memory_limits(root: Path) -> Iterator[tuple[int, int]]:
+    """(limit, used) bytes of the process's cgroup and of those around it, where they have a limit, innermost first."""
     names = (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes"))
     for folder in _cgroup_folders("memory", root):
         for limit_name, used_name in names:
             limit, used = _number(folder / limit_name), _number(folder / used_name)
             # what the page cache holds is counted as used and is given back on demand
             cached = _statistic(folder / "memory.stat", ("inactive_file", "total_inactive_file"))
-            if limit is not None and limit < _NO_LIMIT and (found[0] is None or limit < found[0]):
-                found = (limit, max(0, (used or 0) - cached))
-    return found
+            if limit is not None and limit < _NO_LIMIT:
+                yield limit, max(0, (used or 0) - cached)
 
 
 def swap(root: Path = ROOT) -> tuple[int, int]:

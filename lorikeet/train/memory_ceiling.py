@@ -74,10 +74,10 @@ class Ceiling:
 
 def _outside(root: Path) -> Iterator[tuple[str, int]]:
     """(what sets a limit, bytes left under it but for the margin)."""
-    limit, used = machine.memory_limit(root)
     total, available = machine.memory(root)
-    if limit is not None:
-        yield "the container's memory limit", limit - used - max(LEAST_MARGIN, int(MARGIN * limit))
+    if (found := machine.memory_room(root)) is not None:
+        room, limit = found
+        yield "the container's memory limit", room - max(LEAST_MARGIN, int(MARGIN * limit))
     swap_total, swap_used = machine.swap(root)
     yield "", available + swap_total - swap_used - max(LEAST_MARGIN, int(MARGIN * total))
 

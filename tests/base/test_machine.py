@@ -33,7 +33,7 @@ def test_the_cpu(system: Path) -> None:
 
 def test_memory_without_a_limit(system: Path) -> None:
     assert machine.memory(system) == (8000000 * 1024, 6000000 * 1024)
-    assert machine.memory_limit(system) == (None, 0)
+    assert machine.memory_limit(system) == (None, 0) and machine.memory_room(system) is None
     assert machine.swap(system) == (2000 * 1024, 1500 * 1024)
 
 
@@ -47,6 +47,18 @@ def test_version_2_the_tightest_cgroup_counts(system: Path) -> None:
     assert machine.memory_limit(system) == (3000000000, 1000000000)
     assert machine.memory(system) == (3000000000, 2000000000)
     assert machine.usable_cores(system) == 1
+
+
+def test_a_larger_cgroup_around_may_have_less_room(system: Path) -> None:
+    """What its other processes take is not there for us, and the kernel kills at either limit."""
+    write(system, "proc/self/cgroup", "0::/outer/inner\n")
+    write(system, "sys/fs/cgroup/outer/memory.max", "3000000000\n")
+    write(system, "sys/fs/cgroup/outer/memory.current", "2900000000\n")
+    write(system, "sys/fs/cgroup/outer/inner/memory.max", "2000000000\n")
+    write(system, "sys/fs/cgroup/outer/inner/memory.current", "500000000\n")
+    assert machine.memory_limit(system) == (2000000000, 500000000)
+    assert machine.memory_room(system) == (100000000, 3000000000)
+    assert machine.memory(system) == (2000000000, 100000000)
 
 
 def test_version_1(system: Path) -> None:
