@@ -75,6 +75,8 @@ class Choice:
     def _reason(self, reason: str) -> str:
         if self.calls and (self.full or reason != "length"):
             return "function_call" if self.asked.old_calls else "tool_calls"
+        if self.asked.first_only:
+            return "length"
         return "stop" if reason == "cancelled" else reason
 
     def _said(self, text: str) -> list[dict[str, Any]]:

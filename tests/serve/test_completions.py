@@ -57,6 +57,7 @@ def test_echo(client: openai.OpenAI, served: Running, tool_engine: Any, most: in
     (choice,) = client.completions.create(**told, prompt="Name a colour.", echo=True, logprobs=1).choices
     said = greedy(tool_engine, ids, most) if most else ""
     assert choice.text == "Name a colour." + said
+    assert most or choice.finish_reason == "length", "as many tokens as were asked for: none"
     assert choice.logprobs.token_logprobs[0] is None
     assert all(one <= 0 for one in choice.logprobs.token_logprobs[1 : len(ids)])
     assert "".join(choice.logprobs.tokens[: len(ids)]) == "Name a colour."
