@@ -31,7 +31,10 @@ from lorikeet.base.errors import CheckFailed, RecipeError
 from lorikeet.base.files import check_writable, write_file
 from lorikeet.base.log import note
 from lorikeet.config import Recipe
+from lorikeet.train.best import BestOptions
 from lorikeet.train.chain import KIND, START
+from lorikeet.train.evaluate import EvaluateOptions
+from lorikeet.train.limits import LimitOptions
 from lorikeet.train.metrics import Metrics
 from lorikeet.verify import resume as check
 
@@ -64,8 +67,7 @@ def verify_resume(
             note(f"kill {number + 1} of {kills}: behind step {killed[-1]['behind_step']}")
         note("going on to the end")
         _finish(_start(short, interrupted, steps), interrupted)
-        for kill, begun in zip(killed, _starts(interrupted)[-len(killed) :]):
-            kill["from_step"] = begun["step"]
+        _went_on(killed, _starts(interrupted))
         rows = check.compare(whole, interrupted, steps)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -105,11 +107,13 @@ def _shortened(recipe: Recipe, steps: int) -> tuple[Recipe, int]:
             try_="more data, or train.max_steps",
         )
     few = prepared.validation is not None and len(prepared.validation) <= FEW
-    train = {"save_steps": SAVE_EVERY, "save_total_limit": 2, "logging_steps": 1, "report_to": []}
+    train: dict[str, Any] = BestOptions().model_dump()  # nothing that ends it before its step
+    train |= {"save_steps": SAVE_EVERY, "save_total_limit": 2, "logging_steps": 1, "report_to": []}
     train["eval_steps"] = SAVE_EVERY if few else None
     parts = {
         "train": recipe.train.model_copy(update=train),
-        "evaluate": recipe.evaluate.model_copy(update={"before": few, "samples": 0}),
+        "evaluate": EvaluateOptions(before=few, samples=0),
+        "limits": LimitOptions(memory=recipe.limits.memory),
     }
     return recipe.model_copy(update=parts), min(steps, all_steps - 1)
 
@@ -173,6 +177,14 @@ def _steps(run: Path) -> int:
     """How far the run's record reaches."""
     steps = [row["step"] for row in Metrics(run / "metrics.jsonl").rows() if row.get("kind") == KIND]
     return max(steps, default=0)
+
+
+def _went_on(killed: list[dict[str, Any]], begun: list[dict[str, Any]]) -> None:
+    """Note from which step the run went on behind each kill. A run that was killed before its first checkpoint begins
+    again, and its record then knows of no earlier beginning."""
+    steps = [0] * (len(killed) + 1 - len(begun)) + [one["step"] for one in begun]
+    for kill, step in zip(killed, steps[-len(killed) :]):
+        kill["from_step"] = step
 
 
 def _starts(run: Path) -> list[dict[str, Any]]:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from e2e.conftest import Place
+from lorikeet import config
 from lorikeet.api import interrupting
 from lorikeet.base.errors import CheckFailed
 from lorikeet.train.metrics import Metrics
@@ -56,6 +58,32 @@ def test_bits_that_are_equal_as_numbers_differ_all_the_same() -> None:
     nan = torch.tensor([float("nan")])
     assert tensor_difference({"a": nan}, {"a": nan.clone()}) is None
     assert tensor_difference({"a": nan}, {}) == "1 tensors are in one only"
+
+
+@pytest.mark.parametrize("few", [64, 1])
+def test_what_would_end_the_run_early_or_answers_is_left_out(
+    place: Place, tiny_data: Path, few: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without evaluations early stopping is refused, without samples their steps are."""
+    monkeypatch.setattr(interrupting, "FEW", few)
+    best = {"early_stopping_patience": 1, "load_best_model_at_end": True, "metric_for_best_model": "ended"}
+    place.recipe(
+        train=LONG | best | {"eval_steps": 1},
+        evaluate={"samples": 1, "sample_steps": 2, "metrics": ["ended"], "prompts": 1},
+        limits={"tokens": 100, "time": "1s", "memory": "64GiB"},
+    )
+    short, steps = interrupting._shortened(config.load(Path("recipe.yaml")), 5)
+    config.check_effects(short)
+    assert steps == 5 and (short.train.eval_steps is None) == (few == 1)
+    assert short.train.early_stopping_patience is None and short.evaluate.metrics == []
+    assert (short.limits.time, short.limits.tokens, short.limits.memory) == (None, None, "64GiB")
+
+
+def test_kills_before_the_first_checkpoint_went_on_from_nothing() -> None:
+    """The record of a run that begins again has one beginning."""
+    killed: list[dict[str, Any]] = [{"behind_step": step, "from_step": None} for step in (1, 1, 3)]
+    interrupting._went_on(killed, [{"step": 0}, {"step": 2}])
+    assert [kill["from_step"] for kill in killed] == [0, 0, 2]
 
 
 def test_too_few_steps_to_be_interrupted_in(place: Place, tiny_data: Path) -> None:
