@@ -73,3 +73,13 @@ def test_a_plain_reply_that_the_server_ends_is_no_reply() -> None:
 
     with pytest.raises(ApiError, match="before the reply was whole"):
         asyncio.run(texts())
+
+
+@pytest.mark.parametrize("reason", ["cancelled", "stop", "length"])
+def test_an_echo_alone_ends_for_its_length_whoever_is_first(reason: Any) -> None:
+    one = Asked("cmpl-1", "tiny", [], [None], echo=True, first_only=True)
+    (choice,) = replying.choices(one)
+    choice.take(Event(0, "the prompt"))
+    choice.full = True
+    choice.take(Event(0, "", reason, 1))
+    assert (choice.finish, choice.tokens, "".join(choice.text)) == ("length", 0, "the prompt")
