@@ -9,7 +9,7 @@ import torch
 
 _SAID = re.compile(
     r"can't allocate memory|cannot allocate memory|not enough memory|bad_alloc|out of memory|ALLOC_FAILED"
-    r"|unable to mmap|could not create a memory",
+    r"|unable to mmap|could not create a memory|could not (create|execute) a primitive$",  # the last: oneDNN's
     re.IGNORECASE,
 )
 
