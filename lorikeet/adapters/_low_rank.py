@@ -49,12 +49,19 @@ SAME_FUNCTION = (True, False, None, "gaussian", "eva", "orthogonal")  # of init_
 STARTS = "true gaussian orthogonal pissa pissa_niter_4 olora"
 
 
+# beyond these are slips of the pen: such a rank has no matrix left to be lower than, and a product with such a factor
+# ends as infinity, which the loss of step 1 would only say in another way
+MOST_RANK, MOST_ALPHA = 1 << 16, 1e6
+
+
 class LowRankAdapter(SavesModules):
     """Options of an adapter that adds s B A to linears."""
 
-    r: int = Field(8, ge=1, description="Rank of the update.")
-    lora_alpha: float | None = Field(None, gt=0, description="Numerator of the scaling; by default 2 r.")
-    scaling: float | None = Field(None, gt=0, description="The update's factor, given directly instead of lora_alpha.")
+    r: int = Field(8, ge=1, le=MOST_RANK, description="Rank of the update.")
+    lora_alpha: float | None = Field(None, gt=0, le=MOST_ALPHA, description="Numerator of the scaling; by default 2 r.")
+    scaling: float | None = Field(
+        None, gt=0, le=MOST_ALPHA, description="The update's factor, given directly instead of lora_alpha."
+    )
     use_rslora: bool = Field(False, description="Divide lora_alpha by sqrt(r) instead of r.")
     rank_pattern: dict[str, int] = Field(
         {}, description="r of some linears: the end of their names, or a regex for it.", examples=[{"down_proj": 16}]
@@ -88,6 +95,9 @@ class LowRankAdapter(SavesModules):
                 raise ValueError(f"'{pattern}' is not a valid regular expression: {error}") from None
             if number <= 0:
                 raise ValueError(f"{pattern}: {number} is not above 0")
+            most = MOST_RANK if isinstance(number, int) else MOST_ALPHA
+            if number > most:
+                raise ValueError(f"{pattern}: {number} is above {most:g}")
         return value
 
     @field_validator("init_lora_weights")

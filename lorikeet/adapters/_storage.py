@@ -21,7 +21,7 @@ from lorikeet.base.errors import CheckpointError
 from lorikeet.base.kinds import is_named, kind_class, kind_field, kinds, own_kinds
 from lorikeet.base.log import note
 from lorikeet.base.options import Options
-from lorikeet.base.tensor_file import save_tensors
+from lorikeet.base.tensor_file import finite, save_tensors
 from lorikeet.checkpoints._contract import Checkpoint
 from lorikeet.data.templates._contract import TemplateOptions
 from lorikeet.models.causal_lm import CausalLM
@@ -232,6 +232,13 @@ def fill(model: CausalLM, adapter: Adapter, tensors: dict[str, Tensor], *, sourc
                 f"the adapter in {source} does not fit this model: {name}",
                 given=tuple(tensors[name].shape),
                 allowed=tuple(parameter.shape),
+            )
+        if not finite(tensors[name]):
+            raise CheckpointError(
+                f"the adapter in {source} has numbers that are NaN or infinite: {name}",
+                given=f"{int((~tensors[name].isfinite()).sum())} of {tensors[name].numel()}",
+                allowed="finite numbers",
+                try_="an earlier checkpoint of its run",
             )
     for name, parameter in parameters.items():  # only now: an adapter that does not fit leaves nothing half filled
         parameter.copy_(tensors[name])

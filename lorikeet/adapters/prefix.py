@@ -31,7 +31,7 @@ class PrefixTuning(VirtualTokens):
     kind: Literal["prefix"] = "prefix"
     prefix_projection: bool = Field(False, description="Learn the table through an MLP: linear, tanh, linear.")
     encoder_hidden_size: int | None = Field(
-        None, ge=1, description="Width between the MLP's two linears; by default that of a layer's keys."
+        None, ge=1, le=1 << 16, description="Width between the MLP's two linears; by default that of a layer's keys."
     )
     peft_type: ClassVar[str] = "PREFIX_TUNING"
     usual_rate: ClassVar[float] = 1e-2

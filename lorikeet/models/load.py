@@ -20,6 +20,7 @@ from lorikeet.base.errors import CheckpointError, ModelError
 from lorikeet.base.kinds import family_files, file_class
 from lorikeet.base.log import note
 from lorikeet.base.options import Options
+from lorikeet.base.tensor_file import finite
 from lorikeet.checkpoints._contract import Checkpoint
 from lorikeet.kernels import Kernels
 from lorikeet.models.build import Build
@@ -233,8 +234,31 @@ def fill(slots: Iterable[Slot], source: Source, *, dtype: torch.dtype, device: t
                 given=tuple(dense.shape),
                 allowed=slot.shape,
             )
-        slot.write(dense.to(device=device, dtype=dtype) if dense.is_floating_point() else dense.to(device))
-        del dense
+        ready = dense.to(device=device, dtype=dtype) if dense.is_floating_point() else dense.to(device)
+        if not finite(ready):
+            _refuse_numbers(slot.name, dense, dtype)
+        slot.write(ready)
+        del dense, ready
+
+
+def _refuse_numbers(name: str, dense: Tensor, dtype: torch.dtype) -> None:
+    """Raise CheckpointError about a tensor with numbers that are none, or become none in the model's dtype: every loss
+    would be NaN, and learning rates would be blamed."""
+    if finite(dense):
+        largest = dense.abs().max().item()
+        raise CheckpointError(
+            f"tensor '{name}' has numbers too large for the model's dtype",
+            given=f"{largest:.3g} in {str(dtype).removeprefix('torch.')}",
+            allowed=f"at most {torch.finfo(dtype).max:.3g}",
+            try_="model.dtype=bfloat16",
+        )
+    bad = int(dense.numel() - dense.isfinite().sum().item())
+    raise CheckpointError(
+        f"tensor '{name}' has {bad} numbers that are NaN or infinite",
+        given=f"{bad} of {dense.numel()}",
+        allowed="finite numbers",
+        try_="another copy of the model; a training that diverged leaves such weights",
+    )
 
 
 def _refuse_second_head(checkpoint: Checkpoint, family: Family, spec: Spec, model: CausalLM) -> None:

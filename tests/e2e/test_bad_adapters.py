@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from e2e.conftest import Place
 
@@ -37,6 +38,12 @@ CASES: list[tuple[dict[str, Any], str]] = [
     ({"kind": "full", "exclude_modules": "all"}, "adapter.exclude_modules"),
     ({"kind": "head", "embeddings": "both"}, "adapter.embeddings"),
     ({"kind": "bias", "norms": 2}, "adapter.norms"),
+    ({"kind": "lora", "lora_alpha": 1e308}, "adapter.lora_alpha: out of range"),
+    ({"kind": "lora", "scaling": 1e39}, "adapter.scaling: out of range"),
+    ({"kind": "dora", "r": 10**9}, "adapter.r: out of range"),
+    ({"kind": "lora", "rank_pattern": {"q_proj": 10**9}}, "q_proj: 1000000000 is above 65536"),
+    ({"kind": "lora", "alpha_pattern": {"q_proj": 1e308}}, "q_proj: 1e+308 is above 1e+06"),
+    ({"kind": "prefix", "prefix_projection": True, "encoder_hidden_size": 10**12}, "encoder_hidden_size: out of range"),
     ({"kind": "lora", "path": "nowhere"}, "no adapter_config.json in"),
     ({"kind": "lora", "path": ["runs/first"]}, "adapter.path"),
 ]
@@ -69,3 +76,13 @@ def test_code_that_an_adapter_names_is_not_run(
     assert not Path("ran").exists()
     place.run("predict", folder, "tiny.jsonl", "-o", "replies.jsonl", "model.allow_code=true")
     assert Path("ran").exists()
+
+
+def test_an_adapter_with_numbers_that_are_none(place: Place, copied_run: Path) -> None:
+    file = copied_run / "adapter" / "adapter_model.safetensors"
+    tensors = load_file(file)
+    next(iter(tensors.values()))[0, 0] = float("nan")
+    save_file(tensors, file)
+    place.refused(
+        ["predict", str(copied_run), "tiny.jsonl", "-o", "replies.jsonl"], "CheckpointError: the adapter in", "1 of"
+    )

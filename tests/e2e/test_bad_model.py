@@ -254,3 +254,26 @@ def test_merging_a_model_without_an_adapter(place: Place) -> None:
 
 def test_a_merged_dtype_that_does_not_exist(place: Place, adapter: Path) -> None:
     place.refused("merge adapter merged --dtype float17", "RecipeError: ", "float17", "float32 bfloat16 float16")
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+@pytest.mark.parametrize("quant", ["none", "nf4"])
+def test_weights_that_are_no_numbers(place: Place, number: float, quant: str) -> None:
+    """Else the loss of step 1 is NaN and the learning rate is blamed, or replies are noise."""
+    file, name = place.copy_model() / "model.safetensors", "model.layers.1.self_attn.q_proj.weight"
+    tensors = load_file(file)
+    tensors[name][3, 4] = number
+    save_file(tensors, file, metadata={"format": "pt"})
+    place.recipe(model={"path": "model"}, quant={"kind": quant})
+    found = place.run("train", "recipe.yaml")
+    assert found.code == 2 and f"tensor '{name}' has 1 numbers that are NaN or infinite" in found.err
+    assert not (place.folder / "run" / "recipe.yaml").exists()
+
+
+def test_weights_that_the_dtype_does_not_hold(place: Place) -> None:
+    file, name = place.copy_model() / "model.safetensors", "model.norm.weight"
+    tensors = load_file(file)
+    tensors[name][3] = 1e6
+    save_file(tensors, file, metadata={"format": "pt"})
+    words = ["predict", "model", "tiny.jsonl", "-o", "replies.jsonl", "model.dtype=float16"]
+    place.refused(words, f"CheckpointError: tensor '{name}' has numbers too large", "1e+06 in float16")
