@@ -14,8 +14,8 @@ from typing import Any
 import orjson
 
 from lorikeet.api.base import Base, open_base, prepare, within_context
-from lorikeet.base.errors import RecipeError
-from lorikeet.base.files import write_file
+from lorikeet.base.errors import OutputError, RecipeError
+from lorikeet.base.files import need_space, write_file
 from lorikeet.base.log import each_line_once, note
 from lorikeet.base.nouns import Example, Origin
 from lorikeet.config import Recipe
@@ -29,7 +29,9 @@ from lorikeet.data.pipeline import DataOptions, Prepared
 from lorikeet.data.sources import check_sources
 from lorikeet.data.templates._contract import Template
 from lorikeet.data.truncate import Encoder
-from lorikeet.data.walk import Walked, walk
+from lorikeet.data.walk import Walked, sides_of, walk
+
+SUMMARY = ".summary.json"  # of a ledger, beside it
 
 
 def _encoder(recipe: Recipe, base: Base, template: Template) -> Encoder:
@@ -70,6 +72,26 @@ def _print(shown: Iterator[Shown]) -> None:
     for one in shown:
         console.print(shows.panel(one, brackets=brackets))
     console.print(shows.legend(brackets=brackets))
+
+
+def _check_output(output: Path, data: DataOptions, usual: str, *endings: str) -> None:
+    """Raise OutputError, before anything is read for long, for a file that must not or cannot be written: a folder, one
+    of the data's own files, one with another ending than `endings`, where there are any."""
+    if output.is_dir() or (endings and output.suffix not in endings):
+        given = f"{output}, a folder" if output.is_dir() else str(output)
+        raise OutputError(
+            f"{output} is no name of such a file",
+            given=given,
+            allowed=f"a name ending in {' or '.join(endings)}" if endings else "a file",
+            try_=usual,
+        )
+    files = {Path(file).resolve() for _, sources in sides_of(data) for one in sources for file in one.files}
+    for path in (output, output.with_suffix(SUMMARY)):
+        if path.resolve() in files:
+            raise OutputError(
+                f"{path} is one of the data's own files", given=str(output), allowed="another file", try_=usual
+            )
+    need_space(output.parent, 1 << 20, "what was found")
 
 
 def _opened(recipe: Recipe) -> tuple[Recipe, Base, Template]:
@@ -120,6 +142,9 @@ def check(
     the histogram of lengths."""
     checks = checking.chosen(only, without)
     encoder, seed = None, 0
+    if picture is not None:
+        data = recipe.data if isinstance(recipe, Recipe) else recipe
+        _check_output(picture, data, "lengths.svg", ".svg")
     if isinstance(recipe, Recipe):
         recipe, base, template = _opened(recipe)
         encoder, seed = _encoder(recipe, base, template), recipe.train.seed
@@ -140,6 +165,7 @@ def ledger(recipe: Recipe, output: Path) -> dict[str, Any]:
     """Write the ledger of a recipe's data (a line for each row) and, beside it, its summary, which comes back.
 
     The data are prepared first, and every example of the ledger is compared with the one that was prepared."""
+    _check_output(output, recipe.data, "ledger.jsonl", ".jsonl")
     recipe, base, template, prepared = prepare(recipe)
     encoder = _encoder(recipe, base, template)
     totals = Totals()
@@ -157,7 +183,7 @@ def ledger(recipe: Recipe, output: Path) -> dict[str, Any]:
         Path(temporary).unlink(missing_ok=True)
         raise
     summary = {"ledger": str(output), "columns": list(COLUMNS), **totals.as_dict()}
-    path = output.with_suffix(".summary.json")
+    path = output.with_suffix(SUMMARY)
     write_file(path, orjson.dumps(summary, option=orjson.OPT_INDENT_2))
     return {**summary, "summary": str(path)}
 

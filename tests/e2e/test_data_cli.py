@@ -108,10 +108,17 @@ def test_check_of_two_files(place: Place, write: Write) -> None:
         ("show recipe.yaml --row 99", "RecipeError: --row: there is no such row", "0 to 23"),
         ("show recipe.yaml -o a.png", "OutputError: a.png: a picture of this kind", ".html .svg"),
         ("ledger none.yaml", "RecipeError: ", "none.yaml"),
+        ("ledger recipe.yaml -o tiny.jsonl", "OutputError: tiny.jsonl is one of the data's own files", "ledger.jsonl"),
+        ("ledger recipe.yaml -o recipe.yaml", "OutputError: recipe.yaml is no name of such a file", ".jsonl"),
+        ("ledger recipe.yaml -o run", "OutputError: run is no name of such a file", "ledger.jsonl"),
+        ("ledger recipe.yaml -o tiny.jsonl/a.jsonl", "OutputError: ", "tiny.jsonl is a file"),
+        ("check recipe.yaml --picture tiny.jsonl", "OutputError: tiny.jsonl is no name of such a file", ".svg"),
+        ("check tiny.jsonl --picture tiny.jsonl/a.svg", "OutputError: ", "tiny.jsonl is a file"),
     ],
 )
 def test_bad_requests(place: Place, words: str, error: str, fact: str) -> None:
     place.recipe()
+    (place.folder / "run").mkdir()
     place.refused(["data", *words.split()], error, fact)
 
 
