@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -63,7 +63,7 @@ def read_training(folder: Path) -> dict[str, Tensor]:
 def read_adapter(folder: Path) -> tuple[Adapter, dict[str, Tensor], dict[str, Any]]:
     """(options, tensors, identity) of an adapter folder, ours or PEFT's. Raises CheckpointError for a broken one."""
     _need_files(folder)
-    config, identity = read_json(folder / CONFIG), read_json(folder / IDENTITY)
+    config, identity = read_json(folder / CONFIG), read_identity(folder)
     return _options(config, identity, folder), _load(folder / WEIGHTS), identity
 
 
@@ -85,7 +85,7 @@ def _load(file: Path) -> dict[str, Tensor]:
 def read_options(folder: Path) -> Adapter:
     """What `read_adapter` says of the options, without the tensors. Raises CheckpointError."""
     _need_files(folder)
-    return _options(read_json(folder / CONFIG), read_json(folder / IDENTITY), folder)
+    return _options(read_json(folder / CONFIG), read_identity(folder), folder)
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -99,6 +99,18 @@ def read_json(file: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise damaged(file, f"a {type(content).__name__}, not an object")
     return content
+
+
+def read_identity(folder: Path) -> dict[str, Any]:
+    """lorikeet.json; {} where there is none. Raises CheckpointError for a file that ours never are."""
+    said = read_json(folder / IDENTITY)
+    for key in [one for one in said if one == "base" or one.endswith("_fingerprint")]:
+        if not isinstance(said[key], str | None):
+            raise damaged(folder / IDENTITY, f"{key} is {said[key]}, no text")
+    tokens = said.get("add_tokens", [])
+    if not isinstance(tokens, list) or not all(isinstance(token, str) for token in tokens):
+        raise damaged(folder / IDENTITY, f"add_tokens is {tokens}, no list of texts")
+    return said
 
 
 def damaged(file: Path, reason: object) -> CheckpointError:
@@ -119,7 +131,7 @@ def _options(config: dict[str, Any], identity: dict[str, Any], folder: Path) -> 
             try:
                 return around(cls.from_peft(config), tokens)
             except (KeyError, ValueError) as error:  # a setting is missing, or pydantic refuses it
-                raise damaged(folder / CONFIG, f"{type(error).__name__}: {error}") from error
+                raise damaged(folder / CONFIG, _in_a_line(error)) from error
     known = " ".join(cls.peft_type for cls in classes)
     raise CheckpointError(
         "an adapter of a kind that is not supported",
@@ -127,6 +139,13 @@ def _options(config: dict[str, Any], identity: dict[str, Any], folder: Path) -> 
         allowed=known,
         try_="where the kind is a file of your own: the run's folder, whose recipe names it",
     )
+
+
+def _in_a_line(error: Exception) -> str:
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        return f"{first['loc'][0] if first['loc'] else 'a setting'}: {first['msg']}"
+    return f"there is no {error}" if isinstance(error, KeyError) else str(error)
 
 
 def _readers(identity: dict[str, Any]) -> list[type[Adapter]]:
@@ -181,7 +200,7 @@ def read_quant(identity: dict[str, Any], folder: Path, *, allow_code: bool = Fal
 def read_template(folder: Path, *, allow_code: bool = False) -> TemplateOptions | None:
     """The template that lorikeet.json names; None where it names none. Raises CheckpointError; `allow_code`: see
     `refuse_code`."""
-    said = read_json(folder / IDENTITY).get("template")
+    said = read_identity(folder).get("template")
     package = "lorikeet.data.templates"
     return None if said is None else _kind_said("template", said, package, TemplateOptions, folder, allow_code)
 

@@ -90,7 +90,7 @@ class Located:
         """What the adapter was trained on, where that is not what it lies on here; else {}."""
         if self.adapter_folder is None:
             return {}
-        known = storage.read_json(self.adapter_folder / storage.IDENTITY)
+        known = storage.read_identity(self.adapter_folder)
         if not storage.differences(known, self.base.checkpoint, self.quant, self.adapter_folder):
             return {}
         return {name: known.get(name) for name in ("base", "base_fingerprint", "quant")}
@@ -107,7 +107,7 @@ def locate(path: str | Path, changed: Mapping[str, Any] | None = None, *, allow_
         options, quant, template = recipe.model, recipe.quant, recipe.data.template
         where = run_state.trained_adapter(folder)
     elif (folder / storage.CONFIG).is_file():
-        identity = storage.read_json(folder / storage.IDENTITY)
+        identity = storage.read_identity(folder)
         where = folder
         options = ModelOptions(path=_base_of(folder), add_tokens=identity.get("add_tokens", []))
         template = storage.read_template(folder, allow_code=allowed) or Jinja()

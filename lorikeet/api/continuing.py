@@ -46,7 +46,7 @@ class Parent:
     def check_base(self, recipe: Recipe, base: Base) -> None:
         """Raise CheckpointError where it was trained on another base, or on one that was kept in another way, and
         RecipeError where the recipe adds other tokens."""
-        identity = storage.read_json(self.folder / storage.IDENTITY)
+        identity = storage.read_identity(self.folder)
         if found := storage.differences(identity, base.checkpoint, recipe.quant, self.folder):
             raise CheckpointError(
                 f"adapter.path: the adapter in {self.folder} was trained on {' and '.join(found)}",

@@ -86,3 +86,22 @@ def test_an_adapter_with_numbers_that_are_none(place: Place, copied_run: Path) -
     place.refused(
         ["predict", str(copied_run), "tiny.jsonl", "-o", "replies.jsonl"], "CheckpointError: the adapter in", "1 of"
     )
+
+
+@pytest.mark.parametrize(
+    ("file", "key", "value", "said"),
+    [
+        ("lorikeet.json", "add_tokens", 5, "lorikeet.json: add_tokens is 5, no list of texts"),
+        ("lorikeet.json", "base_fingerprint", 5, "lorikeet.json: base_fingerprint is 5, no text"),
+        ("lorikeet.json", "template", 7, "lorikeet.json: template is 7"),
+        ("adapter_config.json", "r", "x", "adapter_config.json: r: Input should be a valid integer"),
+        ("adapter_config.json", "lora_alpha", 1e308, "adapter_config.json: lora_alpha: Input should be less than"),
+    ],
+)
+def test_settings_that_no_adapter_has(
+    place: Place, copied_run: Path, file: str, key: str, value: object, said: str
+) -> None:
+    path = copied_run / "adapter" / file
+    path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
+    words = ["predict", str(copied_run / "adapter"), "tiny.jsonl", "-o", "replies.jsonl"]
+    place.refused(words, "CheckpointError: the adapter in", said)
