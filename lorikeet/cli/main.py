@@ -131,6 +131,10 @@ def run_command(arguments: Sequence[str]) -> int:
         if _disk_is_full(error):
             _show(f"OutputError: the disk is full\n  given    {' '.join(str(error).split())[:300]}", debug)
             return 2
+        if ended := _memory_ended(error):
+            advice = "`lorikeet plan` shows what takes it; a smaller model, quant.kind=nf4, or other programs closed"
+            _show(f"OutOfMemory: memory ended outside a training step\n  given    {ended}\n  try      {advice}", debug)
+            return 1
         show = getattr(error, "show", None)
         if callable(show) and hasattr(error, "exit_code"):  # a usage error of the parser
             show()
@@ -139,6 +143,14 @@ def run_command(arguments: Sequence[str]) -> int:
         hint = "" if debug else "\n  this is a fault of Lorikeet or of your machine; --debug shows the traceback"
         _show(f"{type(error).__name__}: {said}{hint}", debug)
         return 1
+
+
+def _memory_ended(error: Exception) -> str | None:
+    if "torch" not in sys.modules:  # what knows its errors would import it
+        return str(error) or type(error).__name__ if isinstance(error, MemoryError) else None
+    from lorikeet.base.memory_errors import memory_ended
+
+    return memory_ended(error)
 
 
 def _disk_is_full(error: Exception) -> bool:

@@ -102,6 +102,7 @@ def test_evaluate_takes_a_run_or_a_recipe(api: dict[str, Any]) -> None:
         ),
         (KeyboardInterrupt(), 130, "stopped\n"),
         (ZeroDivisionError("a\nb"), 1, "ZeroDivisionError: a b\n  this is a fault of Lorikeet"),
+        (MemoryError("no room"), 1, "OutOfMemory: memory ended outside a training step\n  given    no room\n  try "),
     ],
 )
 def test_failures(
