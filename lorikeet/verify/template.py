@@ -124,10 +124,12 @@ def compare(
     if ids == expected:
         return Compared(name, "same ids", len(ids))
     bos = [tokenizer.control[tokenizer.bos_token]] if tokenizer.bos_token else []
-    if ids == bos + expected:
+    if expected[: len(bos)] == bos:
+        bos = []  # it is there: a second one is a difference
+    if bos and ids == bos + expected:
         return Compared(name, "same ids", len(ids), "and BOS, which the template leaves to the tokenizer")
     written = "".join(segment.text for segment in segments)
-    if written not in (text, (tokenizer.bos_token or "") + text):
+    if written not in (text, (tokenizer.bos_token or "" if bos else "") + text):
         if not reply and _follows_its_prompt(conversation, template, theirs, text, control):
             return Compared(name, "same ids", len(ids), "of its prompt; the template writes finished replies otherwise")
         return _different(name, tokenizer, text, written, expected, ids)

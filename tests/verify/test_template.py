@@ -6,6 +6,7 @@ import json
 import shutil
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -21,8 +22,10 @@ from lorikeet.cli.main import run_command
 from lorikeet.data.encode import encode_conversation
 from lorikeet.data.layout import lay_out, prompt_segments
 from lorikeet.data.loss import LossOptions
+from lorikeet.data.templates._contract import Segment
 from lorikeet.tokens._folder import Special
 from lorikeet.tokens.huggingface import HuggingFaceTokenizer
+from lorikeet.verify import template as proof
 from lorikeet.verify.conversations import adversarial
 from lorikeet.verify.template import TheirTemplate, _plain, compare_all, prompt_fault, table
 
@@ -191,6 +194,19 @@ def test_a_template_that_differs_is_found(tmp_path: Path) -> None:
     broken = [one for one in found if one.failed]
     assert broken and all(one.theirs != one.ours for one in broken)
     assert any("theirs" in line for line in table(found))
+
+
+@pytest.mark.parametrize("name", ["llama3", "llama2", "gemma2", "deepseek_llm"])
+def test_a_second_bos_is_a_difference(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    own, right = tokenizer(name), proof._segments
+    assert own.bos_token
+
+    def twice(conversation: Conversation, *asked: Any) -> list[Segment]:
+        return [Segment(own.bos_token or "", control=True), *right(conversation, *asked)]
+
+    monkeypatch.setattr(proof, "_segments", twice)
+    found = compare_all(bind("jinja", own), TheirTemplate(source(name), own))
+    assert not [one for one in found if one.verdict == "same ids"], "\n".join(table(found))
 
 
 @pytest.fixture
