@@ -25,7 +25,7 @@ class Divergence:
     """Of each of N predictions, on the CPU."""
 
     kl: Tensor  # [N] float64, nats: KL(first || second)
-    same_top: Tensor  # [N] bool: the same most likely token
+    same_top: Tensor  # [N] bool: the same most likely token; False where a logit is not a number
     losses: tuple[Tensor, Tensor]  # [N] float64 each, nats: of the target, under the first and the second
 
 
@@ -56,7 +56,8 @@ def divergence(
             gap = gap * shrunk + torch.where(p > 0, p * (x - y), 0.0).sum(-1)
         logsums = [side.logsum for side in sides]
         kl.append((gap / sides[0].total - logsums[0] + logsums[1]).cpu())
-        same.append((sides[0].top == sides[1].top).cpu())
+        known = ~torch.isnan(logsums[0] + logsums[1])
+        same.append(((sides[0].top == sides[1].top) & known).cpu())
         losses.append([(side.logsum - side.picked).cpu() for side in sides])
     return Divergence(
         torch.cat(kl), torch.cat(same), (torch.cat([a for a, _ in losses]), torch.cat([b for _, b in losses]))

@@ -95,8 +95,9 @@ def compare(trained: Said, merged: Said, asked: HeldOut, tokenizer: Tokenizer) -
     pairs = list(zip(trained.replies, merged.replies))
     apart = [_first_difference(tokenizer, *pair) for pair in pairs if pair[0] != pair[1]]
     return Measured(
-        mean_kl=max(0.0, (share * found.kl).sum().item()),  # equal models may come out at -1e-17
-        max_kl=max(0.0, found.kl.max().item()),
+        # equal models may come out at -1e-17; NaN stays NaN in this order, `max(0.0, nan)` would be 0
+        mean_kl=max((share * found.kl).sum().item(), 0.0),
+        max_kl=max(found.kl.max().item(), 0.0),
         top1_agreement=(share * found.same_top).sum().item(),
         loss_trained=losses[0],
         loss_merged=losses[1],
