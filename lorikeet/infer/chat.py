@@ -41,7 +41,11 @@ OTHER_NAMES = {
     **{"h": "help", "his": "history", "cl": "clear", "clh": "clear", "clear-his": "clear", "set": "params"},
     **{"conf": "params", "reset-conf": "reset", "quit": "exit", "q": "exit", "r": "retry"},
 }
-SAVED = {"temperature": "temperature", "top_p": "top_p", "max_new_tokens": "max_tokens", "seed": "seed", "stop": "stop"}
+SAMPLING = (
+    "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "seed",
+    "stop",
+)  # fmt: skip
+SAVED = {**{name: name for name in SAMPLING}, "max_new_tokens": "max_tokens"}  # ours: as the page calls them
 
 
 class Chat:
@@ -197,6 +201,8 @@ class Chat:
                 f"{path}: its messages do not take turns", given=" ".join(roles), allowed="user assistant user ..."
             )
         known = {ours: saved.options[theirs] for ours, theirs in SAVED.items() if theirs in saved.options}
+        if isinstance(known.get("stop"), str):  # OpenAI's API takes one text alone
+            known["stop"] = [known["stop"]]
         if known and not self._change(known):
             return
         self.system, self.messages, self.draws = system, list(rest), len(rest) // 2

@@ -73,7 +73,7 @@ def read_chat(path: Path) -> SavedChat:
 def _first_line(text: str) -> Any:
     """The first row of a .jsonl file, or None."""
     try:
-        return json.loads(next((line for line in text.splitlines() if line.strip()), ""))
+        return json.loads(next((line for line in text.split("\n") if line.strip()), ""))  # splitlines cuts inside texts
     except (ValueError, RecursionError):
         return None
 

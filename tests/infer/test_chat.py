@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from io import StringIO
 from pathlib import Path
 
 import pytest
 
+from lorikeet import serve
 from lorikeet.data.formats.auto import Auto
 from lorikeet.data.rows import conversations
 from lorikeet.infer.batch import Batch
@@ -194,6 +196,27 @@ def test_a_saved_chat_is_gone_on_with_and_trained_on(chat: Chat, echo: Engine, t
     assert row["model"] == "notes" and row["options"] == {"max_tokens": 9, "seed": 5}
     (learned,) = conversations([str(file)], Auto.model_validate({}))
     assert [message.content for message in learned.messages[1:]] == [message.content for message in chat.messages]
+
+
+def test_every_option_of_the_page_is_saved_and_loaded(chat: Chat, echo: Engine, tmp_path: Path) -> None:
+    page = (Path(serve.__file__).parent / "web/page.js").read_text("utf-8")
+    (more,) = re.findall(r"const MORE = (\[[^\]]*\])", page)
+    names = [*json.loads(more), "temperature", "top_p", "max_tokens", "seed", "stop"]
+    options = {name: "end" if name == "stop" else 1 + number for number, name in enumerate(sorted(names))}
+    options |= {"top_p": 0.5, "min_p": 0.25, "presence_penalty": 1.5, "frequency_penalty": -1.5}
+    messages = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]
+    (tmp_path / "page.json").write_text(json.dumps([{"messages": messages, "options": options}]))
+    chat.run(reader(f":load {tmp_path / 'page.json'}", f":save {tmp_path / 'chat.json'}"))
+    (row,) = json.loads((tmp_path / "chat.json").read_text())
+    assert row["options"] == options | {"stop": ["end"]}, said(chat)
+
+
+def test_the_first_row_of_a_jsonl_file_is_loaded_whatever_its_text_has(chat: Chat, tmp_path: Path) -> None:
+    messages = [{"role": "user", "content": "a\u2028b\x85c"}, {"role": "assistant", "content": "y"}]
+    line = json.dumps({"messages": messages}, ensure_ascii=False)
+    (tmp_path / "chats.jsonl").write_text(f"{line}\n{line}\n", "utf-8")
+    chat.run(reader(f":load {tmp_path / 'chats.jsonl'}"))
+    assert [message.content for message in chat.messages] == ["a\u2028b\x85c", "y"], said(chat)
 
 
 def test_a_chat_is_saved_for_reading(chat: Chat, tmp_path: Path) -> None:
