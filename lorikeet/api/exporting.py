@@ -140,7 +140,7 @@ def _write_model(
     metadata = {
         "general.architecture": layout.written_as,
         "general.type": "model",
-        "general.name": Path(path).stem,
+        "general.name": _name(path),
         "general.file_type": int(file_type),
         "general.quantization_version": 2,
         **settings,
@@ -279,7 +279,7 @@ def _write_adapter(located: Located, output: Path, kind: str, path: str | Path) 
     metadata = {
         "general.architecture": layout.written_as,
         "general.type": "adapter",
-        "general.name": Path(path).stem,
+        "general.name": _name(path),
         "general.file_type": int(TYPES[kind][1]),
         "adapter.type": "lora",
         "adapter.lora.alpha": float(alpha),
@@ -294,6 +294,11 @@ def _write_adapter(located: Located, output: Path, kind: str, path: str | Path) 
     finally:
         file.close()
     return {"architecture": layout.written_as, "linears": len(a), "alpha": float(alpha)}
+
+
+def _name(path: str | Path) -> str:
+    """A folder's own name, or a file's without .gguf. (`stem` would make Qwen2 of Qwen2.5.)"""
+    return os.path.basename(os.path.abspath(path)).removesuffix(".gguf")
 
 
 def _as_is(name: str, tensor: Tensor) -> Tensor:

@@ -72,6 +72,17 @@ def test_a_run_is_its_base_with_the_update_and_the_adapter_alone_is_a_and_b(fini
     assert modelfile.startswith("FROM ./run.gguf\nTEMPLATE") and 'PARAMETER stop "<|im_end|>"' in modelfile
 
 
+def test_a_model_keeps_its_name_points_and_all(tiny_model: Path, finished: Path, tmp_path: Path) -> None:
+    for kind, source in (("model", tiny_model), ("adapter", finished)):
+        named = tmp_path / f"Qwen2.5-0.5B-{kind}"
+        named.symlink_to(source)
+        export_gguf(named, tmp_path / f"{kind}.gguf", adapter_only=kind == "adapter")
+        reader = gguf.GGUFReader(tmp_path / f"{kind}.gguf")
+        assert reader.fields["general.name"].contents() == named.name
+    export_gguf(tmp_path / "model.gguf", tmp_path / "again.gguf")
+    assert gguf.GGUFReader(tmp_path / "again.gguf").fields["general.name"].contents() == "model"
+
+
 @pytest.mark.parametrize("name", TYPES)
 def test_every_type_is_the_package_s_own(name: str) -> None:
     kind, _ = TYPES[name]
