@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from e2e.conftest import Place, Result, settings
+from lorikeet.api import merging
 from lorikeet.base.yaml_lines import dump
 from lorikeet.cli.main import run_command
 
@@ -116,6 +117,25 @@ def test_gptq_is_calibrated_on_the_training_data(nf4: Path, place: Place) -> Non
         losses[count] = found["measured"]["mean_kl"]
         assert found["merged"]["how"]["calibrated_on"] == count
     assert losses[16] < losses[0]
+
+
+def test_a_calibrated_merge_computes_and_is_kept_as_was_asked(
+    nf4: Path, place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Any] = []
+    real = merging.quantize
+
+    def quantize(recipe: Any, *given: Any, **options: Any) -> Any:
+        seen.append(recipe.model)
+        return real(recipe, *given, **options)
+
+    monkeypatch.setattr(merging, "quantize", quantize)
+    words = ["--into", "gptq", "quant.group_size=32", "--calibrate", "2", "--no-verify"]
+    merged(place, nf4, *words, "--dtype", "bfloat16", "model.threads=1")
+    assert json.loads((place.folder / "merged/config.json").read_text())["dtype"] == "bfloat16"
+    assert {tensor.dtype for name, tensor in load_file(place.folder / "merged/model.safetensors").items()
+            if name.endswith("norm.weight")} == {torch.bfloat16}  # fmt: skip
+    assert [options.threads for options in seen] == [1]
 
 
 def test_rounding_to_the_nearest_again_loses_the_update(nf4: Path, place: Place) -> None:
