@@ -298,7 +298,7 @@ def _write_adapter(located: Located, output: Path, kind: str, path: str | Path) 
 
 def _name(path: str | Path) -> str:
     """A folder's own name, or a file's without .gguf. (`stem` would make Qwen2 of Qwen2.5.)"""
-    return os.path.basename(os.path.abspath(path)).removesuffix(".gguf")
+    return Path(path).absolute().name.removesuffix(".gguf")
 
 
 def _as_is(name: str, tensor: Tensor) -> Tensor:
