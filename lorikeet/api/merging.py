@@ -288,7 +288,8 @@ def _calibrated(work: _Work, folder: Path) -> None:
     write_file(dense / storage.IDENTITY, json.dumps({"template": work.identity.get("template")}) + "\n")
     work.model = work.model.to("meta")  # its room is needed now
     give_back()
-    options = recipe.model.model_copy(update={"path": str(dense), "add_tokens": []})
+    made_of = {"path": str(dense), "add_tokens": [], "dtype": str(work.dtype).removeprefix("torch.")}
+    options = work.located.base.options.model_copy(update=made_of)  # the run's, and what the command says beside them
     dense_recipe = recipe.model_copy(update={"model": options, "quant": NoQuant()})
     solver = SolverOptions(bits=into.bits, group_size=into.group_size, sym=into.sym)
     quantize(dense_recipe, made, solver, rows=work.how.conversations, max_shard_bytes=work.how.max_shard_bytes)
