@@ -27,6 +27,7 @@ from lorikeet.base.errors import CheckFailed, CheckpointError, OutputError, Reci
 from lorikeet.base.files import need_space, new_folder, sha256_file, write_file
 from lorikeet.base.heap import give_back
 from lorikeet.base.log import note
+from lorikeet.base.option_fields import as_yaml
 from lorikeet.checkpoints import hf
 from lorikeet.checkpoints.open import open_checkpoint
 from lorikeet.data.sources import validation_of
@@ -87,6 +88,22 @@ class How:
                 allowed="none, or a kind that a Hugging Face folder knows",
                 try_="--into none",
             )
+        self._check_calibrated()
+
+    def _check_calibrated(self) -> None:
+        """Raise RecipeError for options of --into that only rounding to the nearest has."""
+        if not self.conversations or not isinstance(self.into, Gptq):
+            return
+        written = {"target_modules": "all-linear", "checkpoint_format": "gptq" if self.into.sym else "gptq_v2"}
+        for name, value in written.items():
+            given = getattr(self.into, name)
+            if name in self.into.model_fields_set and given != value:
+                raise RecipeError(
+                    f"quant.{name}: has no effect where GPTQ rounds by the training data",
+                    given=as_yaml(given),
+                    allowed=value,
+                    try_="--calibrate 0, which rounds to the nearest",
+                )
 
     @property
     def calibrates(self) -> bool:
