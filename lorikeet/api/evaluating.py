@@ -30,6 +30,7 @@ from lorikeet.models.causal_lm import CausalLM
 from lorikeet.train.detail import PLACES, places, tally
 from lorikeet.train.evaluate import evaluate as evaluate_batches
 from lorikeet.train.metrics import peak_rss_bytes
+from lorikeet.train.state import trained_adapter
 
 USUAL = ("exact_match", "ended")  # of replies, where the recipe names no metrics
 FEW = 0.9  # below it, a share of replies that end by themselves is remarked on
@@ -56,8 +57,8 @@ def evaluate(
     if replies is not None:
         check_output(replies, [str(one) for one in recipe.data.train])
         check_installed(metrics)
-    if isinstance(target, Path) and adapter is None and not (recipe.output_dir / "adapter").exists():
-        adapter = target / "adapter"
+    if isinstance(target, Path) and adapter is None:
+        adapter = trained_adapter(target)  # its recipe may name a folder that it was copied from
     recipe, base, template, prepared = prepare(recipe)
     assert prepared.validation is not None
     model = base.load(recipe.quant)

@@ -120,10 +120,11 @@ def evaluate(
     with _command.loaded(path, overrides or []) as loaded:
         from lorikeet import api
         from lorikeet.api import evaluating
+        from lorikeet.train.state import trained_adapter
 
-        plain_run = recipe_or_run.is_dir() and not overrides
-        target = recipe_or_run if plain_run else loaded
-        found = api.evaluate(target, adapter=adapter, allow_other_base=allow_other_base, replies=replies, detail=detail)
+        if recipe_or_run.is_dir() and adapter is None:
+            adapter = trained_adapter(recipe_or_run)
+        found = api.evaluate(loaded, adapter=adapter, allow_other_base=allow_other_base, replies=replies, detail=detail)
     _command.print_values(found)
     for line in evaluating.table(found):
         typer.echo(line)

@@ -189,6 +189,19 @@ def test_evaluate(place: Place, finished: Path) -> None:
     assert given["eval_loss"] == found["eval_loss"]
 
 
+def test_evaluate_measures_the_run_that_it_is_given(place: Place, copied_run: Path) -> None:
+    """And not the one that its recipe names, whose folder it was copied from or is not seen from here."""
+    for words in ([], ["model.kernels=eager"]):
+        told = dict(line.split(None, 1) for line in place.ok("evaluate", copied_run, *words).out.splitlines())
+        assert told["adapter"] == str(copied_run / "adapter")
+    shutil.rmtree(copied_run / "adapter")
+    result = place.ok("evaluate", copied_run, "model.kernels=eager")
+    assert "the run is not finished" in result.err and str(copied_run / "checkpoint-") in result.out
+    for checkpoint in copied_run.glob("checkpoint-*"):
+        shutil.rmtree(checkpoint)
+    place.refused(["evaluate", str(copied_run), "model.kernels=eager"], "CheckpointError:", "has no adapter yet")
+
+
 def test_predict_puts_references_beside_replies(place: Place, finished: Path, rows: list[dict[str, Any]]) -> None:
     place.ok("predict", finished, "tiny.jsonl", "generate.max_new_tokens=4", "--output", "replies.jsonl")
     replies = json_lines(place.folder / "replies.jsonl")
