@@ -319,7 +319,7 @@ def _refuse_other_adapters(adapter: Adapter) -> None:
 def _write_modelfile(located: Located, template: Template, output: Path, adapter_only: bool) -> Path:
     """The Modelfile beside the weights."""
     file, base = output.with_name(MODELFILE), located.base
-    options = {} if located.recipe is None else {"temperature": located.recipe.generate.temperature}
+    options = None if located.recipe is None else located.recipe.generate
     weights, adapter = f"./{output.name}", None
     if adapter_only:
         whole = isinstance(base.checkpoint, GGUFCheckpoint)

@@ -12,6 +12,7 @@ import gguf
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from e2e.conftest import Place
 from lorikeet.adapters.lora import Lora
@@ -70,6 +71,19 @@ def test_a_run_is_its_base_with_the_update_and_the_adapter_alone_is_a_and_b(fini
         assert not torch.equal(whole[name], base[name])
     modelfile = (tmp_path / "Modelfile").read_text()
     assert modelfile.startswith("FROM ./run.gguf\nTEMPLATE") and 'PARAMETER stop "<|im_end|>"' in modelfile
+
+
+def test_a_modelfile_samples_as_the_run_does(copied_run: Path, tmp_path: Path) -> None:
+    """Ollama's own defaults are others: what the recipe says, and what it leaves out, is written."""
+    recipe = yaml.safe_load((copied_run / "recipe.yaml").read_text())
+    recipe["generate"] = {"temperature": 0.5, "top_p": 0.75, "presence_penalty": 0.25, "stop": ["Q:"]}
+    (copied_run / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    export_gguf(copied_run, tmp_path / "run.gguf", with_modelfile=True)
+    words = [line.split(None, 2) for line in (tmp_path / "Modelfile").read_text().splitlines()]
+    told = {name: value for word, name, value in (line for line in words if len(line) == 3) if word == "PARAMETER"}
+    assert told.pop("num_ctx") and told.pop("stop") == '"Q:"'
+    assert told == {"temperature": "0.5", "top_p": "0.75", "top_k": "0", "min_p": "0", "repeat_penalty": "1",
+                    "presence_penalty": "0.25"}  # fmt: skip
 
 
 def test_a_model_keeps_its_name_points_and_all(tiny_model: Path, finished: Path, tmp_path: Path) -> None:
