@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shutil
+import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -99,6 +102,30 @@ def test_numbers_are_those_that_the_api_takes() -> None:
         ChatRequest.model_validate(
             told | {name: value for name, value in whole.items() if (name, value) != ("top_p", 0)}
         )
+
+
+FAILED_SIDE = """
+const said = (text, reason) => ({ ...newReply("m"), text, reason });
+const talk = new Talk();
+talk.turns = [
+  { user: "one", replies: [said("", "error"), said("b1", "stop")] },
+  { user: "two", replies: [said("a2", "stop"), said("", "error")] },
+  { user: "three", replies: [said("", "error"), said("", "error")] },
+];
+const rows = talk.rows("", {});
+const told = rows.map((row) => row.messages.map((one) => one.content));
+const read = Talk.read(JSON.stringify(rows)).talk.turns.map((one) => one.user);
+console.log(JSON.stringify([told, read]));
+"""
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="needs node")
+def test_a_chat_in_which_one_side_failed_is_saved_and_read_again() -> None:
+    script = (page.WEB / "talk.js").read_text("utf-8") + FAILED_SIDE
+    done = subprocess.run(["node", "--input-type=module", "-e", script], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    rows, read = json.loads(done.stdout)
+    assert rows == [["one", "b1", "two", "a2"]] * 2 and read == ["one", "two"]
 
 
 def test_files_stay_short() -> None:

@@ -23,8 +23,8 @@ export class Talk {
   messages(lane, system, until = this.turns.length - 1) {
     const made = system ? [{ role: "system", content: system }] : [];
     this.turns.slice(0, until + 1).forEach((turn, at) => {
-      const said = turn.replies[lane] ?? turn.replies[1 - lane];
-      if (at < until && (!said || (said.reason === "error" && !said.text))) return; // a turn that failed was not said
+      const said = [turn.replies[lane], turn.replies[1 - lane]].find((one) => one && (one.reason !== "error" || one.text));
+      if (at < until && !said) return; // a turn that failed was not said
       made.push({ role: "user", content: turn.user });
       if (at < until) made.push({ role: "assistant", content: said.text });
     });
