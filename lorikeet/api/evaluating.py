@@ -20,7 +20,7 @@ from lorikeet.base.nouns import Batch, Example
 from lorikeet.config import Recipe
 from lorikeet.data import sources
 from lorikeet.data.pack import pack_row, plan_rows
-from lorikeet.data.roles import ROLES, roles_of
+from lorikeet.data.roles import ROLES, asked_of, roles_of
 from lorikeet.data.templates._contract import Template
 from lorikeet.infer.answers import answers_to_file, finish
 from lorikeet.infer.engine import Engine
@@ -84,7 +84,8 @@ def evaluate(
 def _answered(
     engine: Engine, recipe: Recipe, examples: Sequence[Example], output: Path, metrics: Sequence[str]
 ) -> dict[str, Any]:
-    asked = [examples[i] for i in range(min(recipe.evaluate.prompts, len(examples)))]
+    first = [examples[i] for i in range(min(recipe.evaluate.prompts, len(examples)))]
+    asked = asked_of(first, recipe.data, engine.tokenizer, engine.template)
     rows = answers_to_file(engine, asked, output, recipe.generate)
     found = score(rows, metrics)
     finish(output, rows)

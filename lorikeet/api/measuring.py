@@ -12,6 +12,7 @@ from lorikeet.base.log import note
 from lorikeet.base.nouns import Example
 from lorikeet.config import Recipe
 from lorikeet.data.pipeline import Prepared
+from lorikeet.data.roles import asked_of
 from lorikeet.infer.answers import answers
 from lorikeet.infer.engine import Engine
 from lorikeet.infer.samples import write_samples
@@ -35,8 +36,10 @@ class Replies:
         self.run, self.recipe, self.engine = run, recipe, engine
         options = recipe.evaluate
         held_out: Sequence[Example] = prepared.validation or []
-        self._shown = [held_out[i] for i in range(min(options.samples, len(held_out)))]
-        self._measured = [held_out[i] for i in range(min(options.prompts, len(held_out)))]
+        most = max(options.samples, options.prompts if options.metrics else 0)
+        first = [held_out[i] for i in range(min(most, len(held_out)))]
+        asked = asked_of(first, recipe.data, engine.tokenizer, engine.template) if first else []
+        self._shown, self._measured = asked[: options.samples], asked[: options.prompts]
         if options.metrics and self._measured:
             run.score = self._score
         if options.sample_steps and self._shown:

@@ -39,6 +39,22 @@ def roles_of(
         yield next((codes for tokens, codes in pieces if np.array_equal(tokens, one.tokens)), None)
 
 
+def asked_of(
+    examples: Sequence[Example], options: DataOptions, tokenizer: Tokenizer, template: Template
+) -> Sequence[Example]:
+    """The examples with the replies as all that is trained: what stands before the last one is a prompt to answer.
+    Where more than replies is learned, the trained tokens do not say where a reply begins. An example without one, or
+    whose conversation was cut otherwise, stays as it is."""
+    if options.loss in ("replies", "last_reply"):
+        return examples
+    said = ROLES.index("assistant")
+    made = []
+    for one, roles in zip(examples, roles_of(examples, options, tokenizer, template)):
+        weights = one.weights if roles is None else np.where(roles == said, one.weights, 0).astype(one.weights.dtype)
+        made.append(replace(one, weights=weights) if weights.any() else one)
+    return made
+
+
 Where = tuple[str, int]
 Coded = tuple[np.ndarray, np.ndarray]
 

@@ -163,6 +163,24 @@ def test_evaluate_writes_a_row_a_reply_and_goes_on_where_it_stopped(
     assert not list(place.folder.glob("*.part"))
 
 
+@pytest.mark.parametrize("loss", ["all", "replies+structure"])
+def test_a_prompt_ends_where_the_reply_begins_whatever_is_learned(place: Place, loss: str) -> None:
+    """With loss: all, a conversation is one run of trained tokens: what is asked was its first token alone."""
+    place.recipe(output_dir="fresh")
+    place.ok("evaluate", "recipe.yaml", "--replies", "replies.jsonl")
+    place.ok("evaluate", "recipe.yaml", f"data.loss={loss}", "--replies", "more.jsonl")
+    asked = [[(row["prompt"], row["reference"].strip()) for row in map(json.loads, (place.folder / name).open())]
+             for name in ("replies.jsonl", "more.jsonl")]  # fmt: skip
+    assert len(asked[0]) == 4 and asked[1] == asked[0]
+
+
+def test_the_samples_of_a_run_that_learns_everything_are_its_prompts(place: Place) -> None:
+    place.recipe(data={"loss": "all"}, train={"max_steps": 1}, evaluate={"samples": 2, "metrics": ["exact_match"]})
+    place.ok("train", "recipe.yaml")
+    rows = [json.loads(line) for line in (place.folder / "run/samples.jsonl").open()]
+    assert all(row["prompt"].endswith("assistant\n") and "assistant" not in row["reference"] for row in rows), rows
+
+
 def test_evaluate_by_role_and_by_place(place: Place, copied_run: Path) -> None:
     result = place.ok("evaluate", copied_run, "--detail")
     lines = [line.split() for line in result.out.splitlines()]
