@@ -24,6 +24,7 @@ from lorikeet.base.nouns import Example
 from lorikeet.data import pipeline
 from lorikeet.data.formats.auto import Auto
 from lorikeet.data.pipeline import DataOptions
+from lorikeet.data.roles import asked_of
 from lorikeet.data.sources import validation_of
 from lorikeet.data.templates._contract import Template
 from lorikeet.infer.engine import Engine
@@ -85,8 +86,8 @@ def verify_merge(
             allowed=said["weights"][:16],
         )
     template = trained.template.bind(trained.base.tokenizer)
-    examples, of_what = examples_of(trained, template, data, asked.conversations)
-    found = _measure(trained, other, template, examples, asked)
+    examples, questions, of_what = examples_of(trained, template, data, asked)
+    found = _measure(trained, other, template, examples, questions, asked)
     chosen = replace(default_limits(said or _unsaid(other)), **(limits or {}))
     made = _certificate(trained, run, other, merged, hashes, said, of_what, asked, found, chosen)
     write_file(output, json.dumps(made, indent=2) + "\n")
@@ -162,9 +163,10 @@ def _unsaid(other: Located) -> dict[str, Any]:
 
 
 def examples_of(
-    trained: Located, template: Template, data: Sequence[str | Path], count: int
-) -> tuple[list[Example], dict[str, Any]]:
-    """The first `count` held-out conversations, and what they are."""
+    trained: Located, template: Template, data: Sequence[str | Path], asked: Asked
+) -> tuple[list[Example], Sequence[Example], dict[str, Any]]:
+    """The first held-out conversations; those of them whose last replies are asked for, as `asked_of` has them; and
+    what they are."""
     base, recipe = trained.base, trained.recipe
     longest = min(recipe.data.max_length if recipe else 2048, base.shape.max_position)
     seed = 0 if recipe is None else recipe.train.seed
@@ -182,35 +184,43 @@ def examples_of(
     else:
         options = recipe.data.model_copy(update={"max_length": longest})
         chosen = pipeline.prepare(options, base.tokenizer, template, seed=seed).validation
-    examples = [chosen[i] for i in range(min(count, len(chosen)))]
+    examples = [chosen[i] for i in range(min(asked.conversations, len(chosen)))]
     if not examples:
         raise DataError("no held-out conversation is left to measure on", try_="--data FILE")
     where = [str(file) for file in data] or "the run's data.validation"
-    return examples, {"from": where, "conversations": len(examples), "sha256": chosen.fingerprint}
+    questions = asked_of(examples[: asked.prompts], options, base.tokenizer, template)
+    return examples, questions, {"from": where, "conversations": len(examples), "sha256": chosen.fingerprint}
 
 
-def _measure(trained: Located, other: Located, template: Template, examples: list[Example], asked: Asked) -> Measured:
+def _measure(
+    trained: Located,
+    other: Located,
+    template: Template,
+    examples: list[Example],
+    questions: Sequence[Example],
+    asked: Asked,
+) -> Measured:
     """One model after the other: the first is gone, but for its head, when the second is read."""
     note(f"the trained model on {len(examples)} held-out conversations")
-    said, held_out = listen(trained, template, None, examples, asked)
+    said, held_out = _listen(trained, template, trained, asked, (examples, questions))
     give_back()
     note("the merged model on the same")
-    again, _ = listen(other, template, held_out, examples, asked, trained)
+    again, _ = _listen(other, template, trained, asked, held_out)
     return check.compare(said, again, held_out, trained.base.tokenizer)
 
 
-def listen(
+def _listen(
     located: Located,
     template: Template,
-    held_out: HeldOut | None,
-    examples: list[Example],
+    voice: Located,
     asked: Asked,
-    voice: Located | None = None,
+    rows: HeldOut | tuple[list[Example], Sequence[Example]],
 ) -> tuple[Said, HeldOut]:
-    """Load a model and listen to it. Both speak with the trained one's template and tokenizer: `voice`."""
+    """Load a model and listen to it. Both speak with the trained one's template and tokenizer: `voice`. `rows` are laid
+    out for the first of them, from conversations and questions."""
     model, _, _ = located.load()
-    held_out = held_out or check.held_out(examples, model, prompts=asked.prompts)
-    engine = Engine(model, (voice or located).base.tokenizer, template)
+    held_out = rows if isinstance(rows, HeldOut) else check.held_out(*rows, model)
+    engine = Engine(model, voice.base.tokenizer, template)
     return check.listen(engine, held_out, asked.replies), held_out
 
 

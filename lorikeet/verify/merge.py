@@ -62,13 +62,13 @@ class Said:
     replies: list[str]
 
 
-def held_out(examples: Sequence[Example], model: CausalLM, *, prompts: int) -> HeldOut:
-    """`examples` laid out for `model`, and the last prompts of the first `prompts` of them."""
+def held_out(examples: Sequence[Example], questions: Sequence[Example], model: CausalLM) -> HeldOut:
+    """`examples` laid out for `model`, and the last prompts of `questions`, where replies alone are trained."""
     longest = max(len(example.tokens) for example in examples)
     share = model.shares_within is None or longest <= model.shares_within
     capacity = default_row_tokens(model.shape, model.dtype, model.device, gradient_checkpointing=True)
     rows = plan_rows(examples, row_tokens=capacity, share=share)
-    asked = [prompt_and_reply(example)[0] for example in examples[:prompts]]
+    asked = [prompt_and_reply(example)[0] for example in questions]
     return HeldOut([pack_row(row, share=share) for row in rows], asked, len(examples))
 
 

@@ -14,8 +14,11 @@ from safetensors.torch import load_file, save_file
 
 from e2e.conftest import Place, Result, settings
 from lorikeet.api import merging
+from lorikeet.api.answering import locate
+from lorikeet.api.verifying import Asked, examples_of
 from lorikeet.base.yaml_lines import dump
 from lorikeet.cli.main import run_command
+from lorikeet.infer.samples import prompt_and_reply
 
 EAGER = {"kernels": "eager"}  # the compiled kernels take longer to compile than all of this
 ALONE = ["model.dtype=float32", "model.kernels=eager"]  # what the folder of an adapter does not say
@@ -238,6 +241,18 @@ def test_an_unquantised_run(finished: Path, place: Place) -> None:
     assert certificate(place.folder / "again")["measured"]["mean_kl"] < 1e-9
     merged(place, finished, "--into", "int8", name="small")
     assert certificate(place.folder / "small")["measured"]["mean_kl"] > 1e-7
+
+
+def test_replies_are_asked_for_behind_whole_prompts_whatever_is_learned(place: Place) -> None:
+    place.recipe(data={"loss": "all"}, train={"max_steps": 1}, evaluate={"samples": 0}, model=EAGER)
+    place.ok("train", "recipe.yaml")
+    trained = locate(place.folder / "run")
+    template = trained.template.bind(trained.base.tokenizer)
+    examples, questions, _ = examples_of(trained, template, (), Asked(conversations=4, prompts=2))
+    assert len(examples) == 4 and len(questions) == 2
+    prompts = [trained.base.tokenizer.decode(prompt_and_reply(one)[0]) for one in questions]
+    assert all(prompt.endswith("assistant\n") for prompt in prompts), prompts
+    assert all((one.weights > 0).sum() == len(one.tokens) - 1 for one in examples), "the loss is of everything"
 
 
 def test_a_wrong_run_is_refused(nf4: Path, runs: Runs, place: Place) -> None:
