@@ -83,6 +83,21 @@ def each_line_once() -> Iterator[None]:
         _said.reset(before)
 
 
+class _Everything(set[str]):
+    def __contains__(self, line: object) -> bool:
+        return True
+
+
+@contextmanager
+def no_lines() -> Iterator[None]:
+    """Within it nothing is said: for what was read, and told, before."""
+    before = _said.set(_Everything())
+    try:
+        yield
+    finally:
+        _said.reset(before)
+
+
 def progress(*figures: TextColumn) -> Progress:
     """A progress bar: description, bar, count, time. With `figures` of the caller's own it fits 80 columns with them:
     a short bar and only the time that remains."""

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from lorikeet.base.log import no_lines
 from lorikeet.base.nouns import Conversation, Example
 from lorikeet.data.loss import LossOptions
 from lorikeet.data.pipeline import DataOptions
@@ -49,7 +50,9 @@ def asked_of(
         return examples
     said = ROLES.index("assistant")
     made = []
-    for one, roles in zip(examples, roles_of(examples, options, tokenizer, template)):
+    with no_lines():
+        known = list(roles_of(examples, options, tokenizer, template))
+    for one, roles in zip(examples, known):
         weights = one.weights if roles is None else np.where(roles == said, one.weights, 0).astype(one.weights.dtype)
         made.append(replace(one, weights=weights) if weights.any() else one)
     return made
@@ -60,7 +63,7 @@ Coded = tuple[np.ndarray, np.ndarray]
 
 
 def _rendered(options: DataOptions, wanted: set[Where], encoder: Encoder) -> Iterator[tuple[Where, list[Coded]]]:
-    held_out = validation_of(options)
+    held_out, left = validation_of(options), set(wanted)
     for source in open_all(held_out if isinstance(held_out, list) else options.train):
         files = [file for file in source.files if any(Path(file) == Path(name) for name, _ in wanted)]
         format = source.options.format or options.format
@@ -73,6 +76,9 @@ def _rendered(options: DataOptions, wanted: set[Where], encoder: Encoder) -> Ite
             bare = replace(one, messages=tuple(replace(said, trained=None, weight=None) for said in one.messages))
             pieces, _ = encoder.usable(bare)
             yield where, [(piece.tokens, _codes(piece.weights)) for piece in pieces if piece.dropped is None]
+            left.discard(where)
+            if not left:  # the rest of a large file is not read for nothing
+                return
 
 
 def _codes(weights: np.ndarray) -> np.ndarray:
