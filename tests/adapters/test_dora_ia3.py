@@ -44,9 +44,10 @@ def attached(adapter: Adapter, *, seed: int = 0, random: bool = True, **network:
 
 @BOTH
 def test_it_starts_as_the_base(adapter: Adapter) -> None:
-    for dtype in (torch.float64, torch.bfloat16):
+    # members that scale their inputs are multiplied one by one, which some processors' libraries round otherwise
+    for dtype, rounding in ((torch.float64, 1e-13), (torch.bfloat16, 2**-7)):
         model = attached(adapter, random=False, dtype=dtype)
-        assert compare(model, tiny.decoder(bias=True, dtype=dtype), PROBES, 0).max_difference == 0
+        assert compare(model, tiny.decoder(bias=True, dtype=dtype), PROBES, 0).max_difference <= rounding
         parameters = adapter.parameters(model)
         assert {id(one) for one in model.parameters() if one.requires_grad} == {id(one) for one in parameters.values()}
         assert all(one.dtype == torch.promote_types(dtype, torch.float32) for one in parameters.values())
