@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lorikeet import config
-from lorikeet.base.errors import DataError
 from lorikeet.base.log import each_line_once, note
 from lorikeet.base.nouns import Conversation
 from lorikeet.config import Recipe
@@ -41,7 +40,7 @@ def _fitting(file: str, named: Format | None) -> Format:
         return named
     try:
         named.settle([row], file).read(row, origin, reply=False)
-    except DataError:
+    except Exception:  # a format of someone's own fails in its own way at a row of another shape
         if not detect([row]):
             return named  # whose error says what the run's rows have
         note(f"{file}: not in the run's data.format ({named.model_dump()['kind']}), so its rows are looked at")
