@@ -7,6 +7,7 @@ the tokenizer drops a space there. What is compiled is kept, so a guide costs on
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
@@ -23,6 +24,8 @@ from lorikeet.tokens._contract import Tokenizer
 SPECIAL = b"\xff"  # begins the names of control tokens to llguidance; no text has this byte
 # else, where only one text may follow, only its usual tokens are allowed: not those that a space is dropped from
 UNFORCED = '%llguidance {"no_forcing": true}\n'
+EXACT = 1 << 53
+_TEXT, _LONG_INTEGER = re.compile(r'"(?:[^"\\]|\\.)*"'), re.compile(r"(?<![\d.])-?\d{16,}(?![\d.eE])")
 SILENT = 0  # llguidance's own log level: what it has to say comes as an error
 
 
@@ -33,7 +36,14 @@ def llguidance() -> Any:
 
 @lru_cache(maxsize=256)
 def complaint(grammar: str) -> str:
-    """What is wrong with a grammar, in one line; "" when nothing is."""
+    """What is wrong with a grammar, in one line; "" when nothing is.
+
+    llguidance reads a schema's numbers as doubles, so it would write another integer than a large one that is asked
+    for; at -2^63 it ends the process (1.9)."""
+    if "%json" in grammar:
+        for number in _LONG_INTEGER.findall(_TEXT.sub('""', grammar)):
+            if len(number) > 20 or abs(int(number)) > EXACT:
+                return f"{number[:40]} is beyond the integers that a double holds: ask for it as a string"
     return _line(llguidance().LLMatcher.validate_grammar(UNFORCED + grammar))
 
 
