@@ -95,6 +95,13 @@ class ModelList(BaseModel):
     data: list[Model]
 
 
+EVENT = {  # one of a stream
+    "type": "object",
+    "properties": {"data": {"type": "string", "description": "A chunk in JSON, or [DONE]"}},
+    "required": ["data"],
+}
+
+
 class Health(BaseModel):
     status: Literal["ok"]
 
@@ -106,7 +113,7 @@ class Done(BaseModel):
 def of(model: Any, *, stream: bool = False, text: bool = False) -> dict[str, Any]:
     """What a route's decorator says of its responses: `model` at 200 (also as events, where it can stream; or plain
     text), and errors in their shape."""
-    content: dict[str, Any] = {"text/event-stream": {"schema": {"type": "string"}}} if stream else {}
+    content: dict[str, Any] = {"text/event-stream": {"itemSchema": EVENT}} if stream else {}
     if text:
         content["text/plain"] = {"schema": {"type": "string"}}
     good: dict[str, Any] = {"description": "Done"} | ({"content": content} if content else {})

@@ -279,7 +279,7 @@ def harmless(case: Any) -> None:
         case.body.setdefault("max_tokens", 1)
 
 
-def answered(one: Running, examples: int) -> None:
+def answered(one: Running, examples: int, stream: bool | None = None) -> None:
     document = schemathesis.openapi.from_url(one.url + "/openapi.json")
     operations = [found.ok() for found in document.get_all_operations()]
     assert len(operations) >= 8
@@ -289,6 +289,8 @@ def answered(one: Running, examples: int) -> None:
         @given(operation.as_strategy())
         def is_answered(case: Any) -> None:
             harmless(case)
+            if stream is not None and isinstance(case.body, dict) and case.operation.path.endswith("completions"):
+                case.body["stream"] = stream
             case.call_and_validate(checks=CHECKS, timeout=60)  # of a machine that does other things too
 
         is_answered()
@@ -296,6 +298,10 @@ def answered(one: Running, examples: int) -> None:
 
 def test_whatever_the_document_allows_is_answered(served: Running) -> None:
     answered(served, 5)
+
+
+def test_streams_are_what_the_document_says(served: Running) -> None:
+    answered(served, 12, stream=True)
 
 
 @pytest.mark.slow
