@@ -145,6 +145,7 @@ static inline void transpose_words(const __m512i* in, __m512i* out) {
         out[i + 12] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0xdd);
     }
 }
+
 // the pairs of a matrix whose transpose is stored: 16 stored rows of 32 values, `stride` values apart
 static inline void pairs_of_transposed(const bf16* from, i64 stride, void* to) {
     __m512i r[16];

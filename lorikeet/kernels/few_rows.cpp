@@ -57,6 +57,7 @@ static void product(const Factor* parts, int count, i64 rows, i64 width, bf16* y
             if (TILES > 1) _tile_stored(1, sums + 256, 64);
             if (TILES > 2) _tile_stored(2, sums + 512, 64);
             if (TILES > 3) _tile_stored(3, sums + 768, 64);
+            written();
             for (int tile = 0; tile < TILES; tile++)
                 write(sums + tile * 256, rows - tile * 16, y + tile * 16 * y_stride + b * 16, y_stride);
         });
