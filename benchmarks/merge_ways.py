@@ -20,7 +20,6 @@ from lorikeet.quant.fp4 import FP4
 from lorikeet.quant.gptq import Gptq
 from lorikeet.quant.int8 import Int8
 from lorikeet.quant.nf4 import NF4
-from lorikeet.verify import merge as check
 
 GPTQ = Gptq(group_size=64)
 WAYS: list[tuple[str, dict[str, Any]]] = [
@@ -47,20 +46,14 @@ def main() -> None:
     asked = verifying.Asked(given.conversations, given.prompts, given.tokens)
     trained = verifying.settled(locate(given.run))
     template = trained.template.bind(trained.base.tokenizer)
-    examples, _ = verifying.examples_of(trained, template, [], asked.conversations)
-    said, held_out = verifying.listen(trained, template, None, examples, asked)
+    examples, questions, _ = verifying.examples_of(trained, template, [], asked)
     print("| way | mean KL | largest KL | same top token | loss | increase | same replies | MB |")
     print("|---|---:|---:|---:|---:|---:|---:|---:|", flush=True)
     for name, way in [(name, way) for name, way in WAYS if any(part in name for part in given.ways)]:
         folder = given.run.with_name(f"{given.run.name}-merged")
         made = api.merge(given.run, folder, verify=False, **way)
         other = locate(folder, verifying.as_trained(trained))
-        found = check.compare(
-            said,
-            verifying.listen(other, template, held_out, examples, asked, trained)[0],
-            held_out,
-            trained.base.tokenizer,
-        )
+        found = verifying.measure(trained, other, template, examples, questions, asked)
         shutil.rmtree(folder)
         replies = "-" if found.same_replies is None else f"{found.same_replies:.0%}"
         divergence = f"{found.mean_kl:.2g} | {found.max_kl:.2g} | {found.top1_agreement:.1%}"

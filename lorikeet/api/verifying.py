@@ -87,7 +87,7 @@ def verify_merge(
         )
     template = trained.template.bind(trained.base.tokenizer)
     examples, questions, of_what = examples_of(trained, template, data, asked)
-    found = _measure(trained, other, template, examples, questions, asked)
+    found = measure(trained, other, template, examples, questions, asked)
     chosen = replace(default_limits(said or _unsaid(other)), **(limits or {}))
     made = _certificate(trained, run, other, merged, hashes, said, of_what, asked, found, chosen)
     write_file(output, json.dumps(made, indent=2) + "\n")
@@ -192,7 +192,7 @@ def examples_of(
     return examples, questions, {"from": where, "conversations": len(examples), "sha256": chosen.fingerprint}
 
 
-def _measure(
+def measure(
     trained: Located,
     other: Located,
     template: Template,

@@ -84,10 +84,12 @@ def test_evaluate_takes_a_run_or_a_recipe(api: dict[str, Any]) -> None:
     folder = Path("runs/x")
     folder.mkdir(parents=True)
     (folder / "recipe.yaml").write_text(RECIPE)
+    assert run_command(["evaluate", "runs/x"]) == 2, "a run that has trained nothing yet"
+    (folder / "adapter").mkdir()
     assert run_command(["evaluate", "runs/x"]) == 0
     assert run_command(["evaluate", "recipe.yaml"]) == 0
-    assert api["calls"][0][1] == (folder,)
-    assert api["calls"][1][1][0].model.path == "m"
+    assert api["calls"][0][2]["adapter"] == folder / "adapter"
+    assert api["calls"][1][1][0].model.path == "m" and api["calls"][1][2]["adapter"] is None
 
 
 @pytest.mark.parametrize(
