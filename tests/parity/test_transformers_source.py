@@ -95,7 +95,8 @@ def test_loss_and_lora_gradients_equal_transformers_and_peft(case: str, checkpoi
         if parameter.requires_grad
     }
     assert found.keys() == gradients.keys()
-    tiny.assert_same((loss, gradients), (expected.item(), found), rtol=1e-4)
+    # padding makes a state's scan sum in other pieces: on a Zen 4 that alone is 1.4e-4 of Zamba 2's largest gradient
+    tiny.assert_same((loss, gradients), (expected.item(), found), rtol=3e-4 if case in RECURRENT else 1e-4)
 
 
 @pytest.mark.parametrize("case", ALL)
