@@ -180,8 +180,7 @@ def test_two_runs_in_one_folder(recipe: Path, tmp_path: Path) -> None:
     until(lambda: steps_done(run) >= 1, first)
     second = start(recipe, run)
     _, said = second.communicate(timeout=600)
-    assert first.poll() is None or "is finished" in said, "the first ended too soon to tell"
     assert second.returncode == 2 and "OutputError: " in said
-    assert f"process {first.pid}" in said or "is finished" in said
+    assert f"process {first.pid}" in said or "is finished" in said  # the first may end before the second looks
     first.kill()
     first.communicate()
