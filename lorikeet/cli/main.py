@@ -101,7 +101,7 @@ def how_threads_wait(arguments: Sequence[str]) -> None:
     """It changes no result, and must be said before torch starts its threads.
 
     Threads that wait by spinning cost fifteen times the time as soon as another process is busy, so they wait asleep.
-    But to wake one takes some 60 us, and a reply's token has hundreds of small products: a command that answers lets
+    But to wake one takes a while, and a reply's token has hundreds of small products: a command that answers lets
     them spin for a fraction of a millisecond, if the machine has nothing else to do when it starts."""
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if arguments and arguments[0] in ANSWER and os.getloadavg()[0] < QUIET * (os.cpu_count() or 1):
