@@ -81,6 +81,12 @@ class TrainingError(LorikeetError):
     exit_code = 1
 
 
+class OutOfMemory(LorikeetError):
+    """Memory was not given, outside a training step (`train/out_of_memory.py` has the one inside)."""
+
+    exit_code = 1
+
+
 class CheckFailed(LorikeetError):
     """A check ran and found the thing wrong."""
 

@@ -7,7 +7,6 @@ Nothing heavy is imported here or in the groups until a command runs, so `--help
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import sys
 import traceback
@@ -17,6 +16,7 @@ from typing import Annotated
 import typer
 
 from lorikeet.base.errors import LorikeetError
+from lorikeet.base.system_errors import as_ours
 from lorikeet.cli import (
     _command,
     adapters,
@@ -124,17 +124,9 @@ def run_command(arguments: Sequence[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
-        if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:  # whichever option it stands in
-            name = str(error.filename)
-            _show(f"LorikeetError: a name that is too long for a file\n  given    {name[:80]}... ({len(name)})", debug)
-            return 2
-        if _disk_is_full(error):
-            _show(f"OutputError: the disk is full\n  given    {' '.join(str(error).split())[:300]}", debug)
-            return 2
-        if ended := _memory_ended(error):
-            advice = "`lorikeet plan` shows what takes it; a smaller model, quant.kind=nf4, or other programs closed"
-            _show(f"OutOfMemory: memory ended outside a training step\n  given    {ended}\n  try      {advice}", debug)
-            return 1
+        if (known := as_ours(error)) is not None:
+            _show(str(known), debug)
+            return known.exit_code
         show = getattr(error, "show", None)
         if callable(show) and hasattr(error, "exit_code"):  # a usage error of the parser
             show()
@@ -143,20 +135,6 @@ def run_command(arguments: Sequence[str]) -> int:
         hint = "" if debug else "\n  this is a fault of Lorikeet or of your machine; --debug shows the traceback"
         _show(f"{type(error).__name__}: {said}{hint}", debug)
         return 1
-
-
-def _memory_ended(error: Exception) -> str | None:
-    if "torch" not in sys.modules:  # what knows its errors would import it
-        return str(error) or type(error).__name__ if isinstance(error, MemoryError) else None
-    from lorikeet.base.memory_errors import memory_ended
-
-    return memory_ended(error)
-
-
-def _disk_is_full(error: Exception) -> bool:
-    from lorikeet.base.files import disk_is_full
-
-    return disk_is_full(error)
 
 
 def _show(message: str, debug: bool) -> None:
