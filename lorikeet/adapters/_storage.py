@@ -17,6 +17,7 @@ from torch import Tensor
 
 from lorikeet.adapters._contract import Adapter
 from lorikeet.adapters._new_tokens import around, from_config
+from lorikeet.base import known_code
 from lorikeet.base.errors import CheckpointError
 from lorikeet.base.kinds import is_named, kind_class, kind_field, kinds, own_kinds
 from lorikeet.base.log import note
@@ -43,8 +44,8 @@ def save_adapter(
     config = adapter.peft_config(model) | {"base_model_name_or_path": identity.get("base", "")}
     identity = identity | {"kind": _kind(adapter)}
     save_tensors(tensors, folder / WEIGHTS, metadata={"format": "pt"})
-    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
-    (folder / IDENTITY).write_text(json.dumps(identity, indent=2) + "\n")
+    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    (folder / IDENTITY).write_text(json.dumps(identity, indent=2) + "\n", encoding="utf-8")
 
 
 def _copies(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -218,15 +219,15 @@ def _kind_said(
 
 
 def refuse_code(key: str, said: object, package: str, folder: Path) -> None:
-    """Raise CheckpointError where what lorikeet.json says of a kind is a .py file that no recipe has named in this
-    process: who gets a folder from elsewhere has not asked for code to be run, wherever it lies."""
+    """Raise CheckpointError where what lorikeet.json says of a kind is a .py file that no recipe has named here: who
+    gets a folder from elsewhere has not asked for code to be run, wherever it lies."""
     kind = str(said.get("kind", "")) if isinstance(said, dict) else str(said)
-    if kind.endswith(".py") and not is_named(package, kind):
+    if kind.endswith(".py") and not is_named(package, kind) and not known_code.known(Path(kind)):
         raise CheckpointError(
             f"{folder / IDENTITY} names code as its {key}, which would run with your rights",
             given=kind,
-            allowed="a kind of Lorikeet's, or a file that the recipe of a run names",
-            try_="the run's own folder; or read the file, and say model.allow_code=true",
+            allowed="a kind of Lorikeet's, or a file that a recipe of yours has named on this machine",
+            try_="read the file, and say model.allow_code=true",
         )
 
 

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lorikeet import config
 from lorikeet.adapters import _storage as storage
 from lorikeet.adapters._contract import Adapter
 from lorikeet.api.base import Base, attach, open_base
 from lorikeet.api.prompts import read_prompts
+from lorikeet.api.run_recipe import load_run
 from lorikeet.base.errors import CheckpointError
 from lorikeet.base.files import sha256_file
 from lorikeet.config import Recipe
@@ -52,7 +52,7 @@ def predict(
     `allow_other_base`: see `engine`."""
     generate = GenerateOptions(**options)
     check_output(output, inputs)
-    read = read_prompts(inputs, path)
+    read = read_prompts(inputs, path, model)
     start = time.perf_counter()
     rows = predict_file(engine(path, model, allow_other_base=allow_other_base), read, output, generate)
     seconds = time.perf_counter() - start
@@ -103,7 +103,7 @@ def locate(path: str | Path, changed: Mapping[str, Any] | None = None, *, allow_
     where, recipe = None, None
     allowed = bool((changed or {}).get("allow_code"))
     if (folder / "recipe.yaml").is_file():
-        recipe = config.load(folder / "recipe.yaml")
+        recipe = load_run(folder, model=changed)
         options, quant, template = recipe.model, recipe.quant, recipe.data.template
         where = run_state.trained_adapter(folder)
     elif (folder / storage.CONFIG).is_file():

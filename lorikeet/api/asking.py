@@ -49,7 +49,7 @@ def predict_api(
     template = None if render is None else _template(render, model)
     if template is not None and server.speaks in (COMPLETIONS, TGI):
         generate = generate.model_copy(update={"stop": [*generate.stop, *_ends(template)]})
-    read = read_prompts(inputs, render)
+    read = read_prompts(inputs, render, model)
     figures = predict_remote(server, read, output, generate, template=template, concurrency=concurrency)
     return {**figures, "output": str(output)}
 

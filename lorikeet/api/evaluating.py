@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from lorikeet import config
 from lorikeet.adapters import _storage as storage
 from lorikeet.api.base import Base, attach, prepare
 from lorikeet.api.rows import validation_rows, with_row_tokens
+from lorikeet.api.run_recipe import load_run
 from lorikeet.base.errors import RecipeError
 from lorikeet.base.files import sha256_file
 from lorikeet.base.log import note
@@ -50,7 +50,7 @@ def evaluate(
     was stopped) and measure evaluate.metrics on them. `detail`: also loss and accuracy by role and by place in the
     reply. An adapter of another base or quantisation is refused unless `allow_other_base` (its shapes must fit all the
     same). A bare recipe is evaluated with its run's adapter where there is one, else the base alone."""
-    recipe = config.load(target / "recipe.yaml") if isinstance(target, Path) else target
+    recipe = load_run(target) if isinstance(target, Path) else target
     if sources.validation_of(recipe.data) is None:
         raise RecipeError("data.validation: not set, so there is nothing to evaluate on", try_="data.validation=0.1")
     metrics = recipe.evaluate.metrics or USUAL

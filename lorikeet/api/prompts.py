@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from lorikeet import config
+from lorikeet.api.run_recipe import load_run
 from lorikeet.base.log import each_line_once, note
 from lorikeet.base.nouns import Conversation
 from lorikeet.config import Recipe
@@ -15,11 +16,13 @@ from lorikeet.data.rows import conversations
 from lorikeet.data.sources import options_of
 
 
-def read_prompts(inputs: Sequence[Path | str], asked: str | Path | None) -> list[Conversation]:
+def read_prompts(
+    inputs: Sequence[Path | str], asked: str | Path | None, model: Mapping[str, Any] | None = None
+) -> list[Conversation]:
     """The conversations of the input files, which may lack their last reply. `asked`: the run, if it is one, whose
-    recipe names how rows read. Raises DataError."""
-    recipe = None if asked is None else Path(asked) / "recipe.yaml"
-    named = _named(config.load(recipe)) if recipe is not None and recipe.is_file() else None
+    recipe names how rows read; `model`: see `load_run`. Raises DataError."""
+    run = None if asked is None else Path(asked)
+    named = _named(load_run(run, model=model)) if run is not None and (run / "recipe.yaml").is_file() else None
     with each_line_once():  # a format looks at the first row here, too
         return [one for file in inputs for one in conversations([str(file)], _fitting(str(file), named), reply=False)]
 

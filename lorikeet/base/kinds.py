@@ -21,6 +21,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BeforeValidator, SerializeAsAny, create_model
 from pydantic_core import PydanticCustomError
 
+from lorikeet.base import known_code
 from lorikeet.base.errors import RecipeError, nearest
 from lorikeet.base.files import sha256_file
 from lorikeet.base.options import Options
@@ -76,6 +77,8 @@ def kind_field(package: str, contract: type[OptionsType], shorthand: bool = True
         name = str(value["kind"])
         if name == without:
             raise ValueError(f"cannot be '{name}' again (one of: {' '.join(known)})")
+        if name.endswith(".py"):
+            known_code.check(name)
         try:
             chosen = kind_class(package, contract, name)
         except RecipeError as error:  # as one of pydantic's, so that it gets the key and the line
@@ -147,6 +150,7 @@ def _module_at(path: Path) -> ModuleType:
     except (Exception, SystemExit) as error:  # someone's own code can fail in any way
         del sys.modules[spec.name]
         raise RecipeError(f"{path} cannot be run", given=f"{type(error).__name__}: {error}"[:200]) from error
+    known_code.remember(path)
     return module
 
 

@@ -82,14 +82,24 @@ def quantisation(kind: str | None, overrides: Sequence[str]) -> Quant | None:
     return None
 
 
+def recipe_file(asked: Path) -> Path:
+    """The recipe that RECIPE|RUN stands for: of a run, the one in its folder."""
+    return asked / "recipe.yaml" if asked.is_dir() else asked
+
+
 @contextmanager
-def loaded(path: Path, overrides: Sequence[str], *, makes_run: bool = True) -> Iterator[Recipe]:
-    """The recipe, as `config.load` gives it; an error about one of its options that is only found later gets the
-    option's line too."""
+def loaded(path: Path, overrides: Sequence[str], *, makes_run: bool = True, or_run: bool = False) -> Iterator[Recipe]:
+    """The recipe, as `config.load` gives it, or where it may be one (`or_run`) the recipe in a run's folder; an error
+    about one of its options that is only found later gets the option's line too."""
     from lorikeet import config
     from lorikeet.base.errors import LorikeetError
 
-    recipe = config.load(path, overrides, makes_run=makes_run)
+    if or_run and path.is_dir():
+        from lorikeet.api import run_recipe
+
+        recipe, path = run_recipe.load_run(path, overrides), recipe_file(path)
+    else:
+        recipe = config.load(path, overrides, makes_run=makes_run)
     try:
         yield recipe
     except LorikeetError as error:

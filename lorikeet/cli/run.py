@@ -116,8 +116,7 @@ def evaluate(
     allow_other_base: _command.AllowOtherBase = False,
 ) -> None:
     """Measure a model on held-out conversations: loss, perplexity, token accuracy, and scores of its replies."""
-    path = recipe_or_run / "recipe.yaml" if recipe_or_run.is_dir() else recipe_or_run
-    with _command.loaded(path, overrides or []) as loaded:
+    with _command.loaded(recipe_or_run, overrides or [], or_run=True) as loaded:
         from lorikeet import api
         from lorikeet.api import evaluating
         from lorikeet.train.state import trained_adapter

@@ -78,8 +78,9 @@ class ModelOptions(Options):
     )
     allow_code: bool = Field(
         False,
-        description="For commands that take a model or an adapter: run a .py file that its lorikeet.json names as "
-        "template or quantisation. What a recipe names itself runs anyway.",
+        description="For commands that open a run, an adapter or a model: run code that its recipe.yaml or "
+        "lorikeet.json names, where no training here has run it before. What a recipe names runs anyway when it is "
+        "trained by.",
     )
     threads: int | None = Field(
         None, ge=1, le=1024, description="CPU threads; by default as many as there are cores this process may use."

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from lorikeet import config
 from lorikeet.base.errors import CheckFailed, Interrupted, RecipeError
 from lorikeet.cli.main import how_threads_wait, run_command
 
@@ -37,6 +38,9 @@ def api(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
     for name in ("train", "evaluate", "predict", "chat", "merge", "show"):
         setattr(stand_in, name, verb(name))
     stand_in.asking = types.SimpleNamespace(check_metrics=list, measure=lambda *measured: {})  # type: ignore[attr-defined]
+    stand_in.run_recipe = types.SimpleNamespace(  # type: ignore[attr-defined]
+        load_run=lambda folder, overrides: config.load(folder / "recipe.yaml", overrides)
+    )
     stand_in.evaluating = types.SimpleNamespace(table=lambda found: [])  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "lorikeet.api", stand_in)
     import lorikeet

@@ -7,9 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from safetensors.torch import load_file, save_file
 
 from e2e.conftest import Place
+from lorikeet.base.kinds import kind_class
+from lorikeet.base.yaml_lines import dump
 
 CASES: list[tuple[dict[str, Any], str]] = [
     ({"kind": "lora", "rank_pattern": {"q_prj": 4}}, "rank_pattern: 'q_prj' names no linear that trains"),
@@ -67,7 +70,7 @@ def test_code_that_an_adapter_names_is_not_run(
     """Wherever the file lies: a second download may have brought it."""
     folder = copied_run / "adapter"
     code = (folder if inside else place.folder) / "mine.py"
-    code.write_text("from pathlib import Path\nPath('ran').touch()\n")
+    code.write_text(RAN)
     identity = json.loads((folder / "lorikeet.json").read_text())
     said: object = str(code) if short else {"kind": str(code)}
     (folder / "lorikeet.json").write_text(json.dumps(identity | {section: said}))
@@ -76,6 +79,43 @@ def test_code_that_an_adapter_names_is_not_run(
     assert not Path("ran").exists()
     place.run("predict", folder, "tiny.jsonl", "-o", "replies.jsonl", "model.allow_code=true")
     assert Path("ran").exists()
+
+
+RAN = "from pathlib import Path\nPath('ran').touch()\n"
+OPENED = ["predict RUN tiny.jsonl -o replies.jsonl", "evaluate RUN", "merge RUN merged", "export gguf RUN -o a.gguf"]
+
+
+@pytest.mark.parametrize("words", OPENED, ids=[words.split()[0] for words in OPENED])
+@pytest.mark.parametrize("option", ["adapter.kind", "data.format", "model.family"])
+def test_code_that_a_copied_run_names_is_not_run(place: Place, copied_run: Path, option: str, words: str) -> None:
+    """Neither where it says itself that it may."""
+    (place.folder / "mine.py").write_text(RAN)
+    recipe = copied_run / "recipe.yaml"
+    values = yaml.safe_load(recipe.read_text())
+    section, key = option.split(".")
+    values[section][key] = "./mine.py"
+    values["model"]["allow_code"] = True
+    recipe.write_text(dump(values))
+    asked = words.replace("RUN", str(copied_run)).split()
+    error = "RecipeError: the recipe in this folder names code that never ran here"
+    assert f"./mine.py   ({recipe}:" in place.refused(asked, error, "model.allow_code=true")
+    assert not Path("ran").exists()
+    place.run(*asked, "model.allow_code=true")
+    assert Path("ran").exists()
+
+
+def test_a_run_of_one_s_own_opens_as_ever_and_changed_code_does_not(place: Place) -> None:
+    own = place.folder / "mine.py"
+    code = "from lorikeet.data.formats.messages import Messages\nclass Mine(Messages):\n    kind: str = 'mine'\n"
+    own.write_text(code)
+    place.ok("train", place.recipe(data={"format": "./mine.py"}))
+    words = ["predict", "run", "tiny.jsonl", "-o", "replies.jsonl"]
+    place.ok(*words)
+    own.write_text(code + "# another\n")
+    kind_class.cache_clear()  # as in a new process
+    place.refused(words, "RecipeError: the recipe in this folder names code that never ran here", "mine.py")
+    place.ok("train", "recipe.yaml", "--overwrite")
+    place.ok(*words)
 
 
 def test_an_adapter_with_numbers_that_are_none(place: Place, copied_run: Path) -> None:
