@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from lorikeet.cli import _command
+
+RecipeOrRun = Annotated[
+    Path, typer.Argument(metavar="RECIPE|RUN", help="A recipe file, or a run's folder.", show_default=False)
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="KEY=VALUE", help="Overrides, e.g. model.dtype=float32", show_default=False),
+]
+Certificate = Annotated[
+    Path | None, typer.Option("--output", "-o", help="The certificate; by default beside the recipe.")
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -37,10 +49,8 @@ def template(
     from lorikeet.api import proving
 
     certificate = proving.verify_template(model, kind=kind, against=against, output=output)
-    for line in certificate["table"]:
-        typer.echo(line)
     counts = ", ".join(f"{count} {verdict}" for verdict, count in certificate["counts"].items())
-    _command.print_values({"counts": counts, "certificate": certificate["certificate"]})
+    _show(certificate, counts=counts)
     proving.refuse_different(certificate)
 
 
@@ -97,65 +107,50 @@ def merge(
 
 
 def invariance(
-    recipe: Annotated[
-        Path, typer.Argument(metavar="RECIPE|RUN", help="A recipe file, or a run's folder.", show_default=False)
-    ],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="KEY=VALUE", help="Overrides, e.g. model.dtype=float32", show_default=False),
-    ] = None,
+    recipe: RecipeOrRun,
+    overrides: Overrides = None,
     *,
     conversations: Annotated[int, typer.Option(min=1, help="Of the training data, so many.")] = 6,
     tokens: Annotated[int, typer.Option(min=32, help="Most tokens that they have together.")] = 384,
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="The certificate; by default beside the recipe.")
-    ] = None,
+    output: Certificate = None,
 ) -> None:
     """Prove that how a step is computed does not change what it computes. Exit code 1 where it does.
 
     Accumulated or not, padded, packed, prefixes shared, layers computed twice, loss in chunks, compiled kernels, one
     or two threads: loss and gradients of a few of the recipe's own rows, each way against another."""
-    path = recipe / "recipe.yaml" if recipe.is_dir() else recipe
-    with _command.loaded(path, overrides or []) as loaded:
+    with _command.loaded(recipe, overrides or [], or_run=True) as loaded:
         from lorikeet.api import computing
 
-        certificate = computing.verify_invariance(
-            loaded, output=output or path.parent / computing.CERTIFICATE, conversations=conversations, tokens=tokens
-        )
-    for line in certificate["table"]:
-        typer.echo(line)
-    _command.print_values({"certificate": certificate["certificate"]})
+        file = output or _command.recipe_file(recipe).parent / computing.CERTIFICATE
+        certificate = computing.verify_invariance(loaded, output=file, conversations=conversations, tokens=tokens)
+    _show(certificate)
     computing.refuse_broken(certificate)
 
 
 def resume(
-    recipe: Annotated[
-        Path, typer.Argument(metavar="RECIPE|RUN", help="A recipe file, or a run's folder.", show_default=False)
-    ],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="KEY=VALUE", help="Overrides, e.g. train.examples_per_step=4", show_default=False),
-    ] = None,
+    recipe: RecipeOrRun,
+    overrides: Overrides = None,
     *,
     steps: Annotated[int, typer.Option(min=4, help="The first so many of the recipe.")] = 5,
     kills: Annotated[int, typer.Option(min=1, help="How often it is killed.")] = 1,
     seed: Annotated[int | None, typer.Option(min=0, help="Of the moments it is killed at; by default another.")] = None,
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="The certificate; by default beside the recipe.")
-    ] = None,
+    output: Certificate = None,
 ) -> None:
     """Prove that a run that is killed and gone on with comes to the same. Exit code 1 where it does not.
 
     The recipe's first steps in one go, and again killed (SIGKILL) at random moments, in a temporary folder: adapter,
     optimizer, losses and what was seen, bit for bit."""
-    path = recipe / "recipe.yaml" if recipe.is_dir() else recipe
-    with _command.loaded(path, overrides or []) as loaded:
+    with _command.loaded(recipe, overrides or [], or_run=True) as loaded:
         from lorikeet.api import interrupting
 
-        certificate = interrupting.verify_resume(
-            loaded, output=output or path.parent / interrupting.CERTIFICATE, steps=steps, kills=kills, seed=seed
-        )
+        file = output or _command.recipe_file(recipe).parent / interrupting.CERTIFICATE
+        certificate = interrupting.verify_resume(loaded, output=file, steps=steps, kills=kills, seed=seed)
+    _show(certificate)
+    interrupting.refuse_differing(certificate)
+
+
+def _show(certificate: Mapping[str, Any], **values: str) -> None:
+    """A certificate's table, and where it lies."""
     for line in certificate["table"]:
         typer.echo(line)
-    _command.print_values({"certificate": certificate["certificate"]})
-    interrupting.refuse_differing(certificate)
+    _command.print_values({**values, "certificate": certificate["certificate"]})
