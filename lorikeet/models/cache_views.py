@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -50,27 +51,15 @@ class Prefill:
         """See `View.lengths`."""
         return self._packed.lengths()[self._new.cpu()]
 
-    def attend(
-        self,
-        layer: int,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        *,
-        scale: float,
-        window: int | None = None,
-        softcap: float | None = None,
-        prefix: Prefix | None = None,
-    ) -> Tensor:
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Tensor:
         """See `View.attend`."""
         cache, source = self.cache, self._source
         cache.write(layer, *self._into, *((k, v) if source is None else (k[source], v[source])))
         if self._from is None:
-            return self._packed.attend(layer, q, k, v, scale=scale, window=window, softcap=softcap, prefix=prefix)
+            return self._packed.attend(layer, q, k, v, **options)
         k, v = (self._woven(old, new) for old, new in zip(cache.tokens(layer, *self._from), (k, v)))
         q = q.new_zeros(len(k), *q.shape[1:]).index_copy_(0, self._new, q)
-        out = self._packed.attend(layer, q, k, v, scale=scale, window=window, softcap=softcap, prefix=prefix)
-        return out[self._new]
+        return self._packed.attend(layer, q, k, v, **options)[self._new]
 
     def _woven(self, old: Tensor, new: Tensor) -> Tensor:
         """What was there and what is read, in the order of the row."""

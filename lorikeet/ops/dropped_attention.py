@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -62,16 +64,7 @@ class DroppedView(PackedView):
         self.texts, self.p, self.asked = texts, p, False
 
     def attend(
-        self,
-        layer: int,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        *,
-        scale: float,
-        window: int | None = None,
-        softcap: float | None = None,
-        prefix: Prefix | None = None,
+        self, layer: int, q: Tensor, k: Tensor, v: Tensor, *, prefix: Prefix | None = None, **options: Any
     ) -> Tensor:
         """See `View.attend`."""
         self.asked = True
@@ -86,28 +79,13 @@ class DroppedView(PackedView):
                 keys, values = k[part, head], v[part, head]
                 if prefix is not None:
                     keys, values = (torch.cat([one[:, head], own]) for one, own in zip(prefix, (keys, values)))
-                heads.append(
-                    checkpoint(
-                        self._one, text, layer, head, mine, keys, values, scale, window, softcap,
-                        use_reentrant=False, preserve_rng_state=False,
-                    )
-                )  # fmt: skip
+                one_head = partial(self._one, text, layer, head, **options)
+                heads.append(checkpoint(one_head, mine, keys, values, use_reentrant=False, preserve_rng_state=False))
             whole.append(torch.cat(heads, dim=1))
         return torch.cat(whole)
 
-    def _one(
-        self,
-        text: Text,
-        layer: int,
-        head: int,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        scale: float,
-        window: int | None,
-        softcap: float | None,
-    ) -> Tensor:
+    def _one(self, text: Text, layer: int, head: int, q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Tensor:
         generator = torch_rng(text.seed, "attention", layer, head, device=q.device)
         drawn = torch.rand(q.shape[1], len(q), len(k), generator=generator, device=q.device)
         keep = (drawn >= self.p) / (1 - self.p)
-        return reference_dropped_attention(q, k, v, keep, scale=scale, window=window, softcap=softcap)
+        return reference_dropped_attention(q, k, v, keep, **options)

@@ -61,26 +61,16 @@ class DefinedView(PackedView):
     """A row whose attention is computed by the definition."""
 
     def attend(
-        self,
-        layer: int,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        *,
-        scale: float,
-        window: int | None = None,
-        softcap: float | None = None,
-        prefix: Prefix | None = None,
+        self, layer: int, q: Tensor, k: Tensor, v: Tensor, *, prefix: Prefix | None = None, **options: Any
     ) -> Tensor:
         """See `View.attend`."""
         if prefix is None:
             until, positions = self.visible_until.to(q.device), self.positions.to(q.device)
-            return reference_attention(q, k, v, until, positions, scale=scale, window=window, softcap=softcap)
+            return reference_attention(q, k, v, until, positions, **options)
         size = len(prefix[0])
         q, k, v = F.pad(q, (0, 0, 0, 0, size, 0)), torch.cat([prefix[0], k]), torch.cat([prefix[1], v])
         row = self.behind(size)
-        whole = DefinedView(row.visible_until, row.positions)
-        return whole.attend(layer, q, k, v, scale=scale, window=window, softcap=softcap)[size:]
+        return DefinedView(row.visible_until, row.positions).attend(layer, q, k, v, **options)[size:]
 
 
 def whole_logits(head: Head, states: Tensor, row: Batch) -> Tensor:
