@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from lorikeet.base.errors import TokenizerError
+from lorikeet.base.log import note
 from lorikeet.checkpoints.gguf import GGUFCheckpoint
 from lorikeet.tokens._gguf_pre import PRE
 from lorikeet.tokens._gguf_pre_of import EVERYDAY, RARE, pre_of
@@ -179,7 +180,11 @@ def _tokens(description: dict[str, Any], vocab: Any, unknown: int | None = None)
 
 
 def _fill(found: dict[str, Any], rows: int) -> None:
-    """A name for every row of the embedding: rows without a token are many models' padding."""
+    """A name for every row of the embedding, and no more. Rows without a token are many models' padding; a token
+    without a row (Gemma 3's image token in its text models) is no id of this network."""
+    for key in ("tokens", "token_type", "scores"):
+        if key in found:
+            found[key] = found[key][:rows]
     tokens, missing = found["tokens"], rows - len(found["tokens"])
     tokens += [None] * missing
     found["token_type"] += [UNUSED] * missing
@@ -193,13 +198,18 @@ def _fill(found: dict[str, Any], rows: int) -> None:
 
 
 def _special(tokenizer: HuggingFaceTokenizer, stop_ids: Sequence[int], rows: int) -> dict[str, Any]:
-    ids = {role: tokenizer.token_id(tokenizer.names[name]) for name, role in ROLES.items() if name in tokenizer.names}
-    others = [id for id in dict.fromkeys((*tokenizer.eos_ids, *stop_ids)) if id < rows]  # configs name any id
-    if ids.get("eos") is None and others:
+    named = {role: tokenizer.token_id(tokenizer.names[name]) for name, role in ROLES.items() if name in tokenizer.names}
+    ids = {role: id for role, id in named.items() if id is not None and id < rows}  # configs name any id
+    others = [id for id in dict.fromkeys((*tokenizer.eos_ids, *stop_ids)) if id < rows]
+    if "eos" not in ids and others:
         ids["eos"] = others[0]
     ends = [id for id in others if id != ids.get("eos")]
     ids |= dict(zip(("eot", "eom"), ends))
-    found: dict[str, Any] = {f"{role}_token_id": id for role, id in ids.items() if id is not None}
+    if ends[2:]:
+        names = {id: name for name, id in tokenizer.control.items()}
+        left = " ".join(names.get(id, str(id)) for id in ends[2:])
+        note(f"a GGUF file names three tokens that end a reply; left out: {left}")
+    found: dict[str, Any] = {f"{role}_token_id": id for role, id in ids.items()}
     found |= {"add_bos_token": tokenizer.add_bos, "add_eos_token": False}
     return found
 

@@ -82,6 +82,28 @@ def test_read_again_the_ids_are_the_same(kind: str) -> None:
     assert again.bos_token == "<s>" and again.eos_ids[0] == tokenizer.eos_ids[0] and 7 in again.eos_ids
 
 
+def test_a_token_without_a_row_is_left_out() -> None:
+    """Gemma 3's text models have an image token behind all others and no row for it; llama.cpp wants as many names as
+    rows."""
+    backend = bytewise()
+    backend.add_special_tokens(["</s>", "<image>"])
+    tokenizer = HuggingFaceTokenizer(backend, Special({"eos_token": "</s>", "pad_token": "<image>"}))
+    metadata = tokenizer_metadata(tokenizer, tokenizer.vocab_size - 1)
+    assert len(metadata[PREFIX + "tokens"]) == len(metadata[PREFIX + "token_type"]) == tokenizer.vocab_size - 1
+    assert metadata[PREFIX + "tokens"][-1] == "</s>" and PREFIX + "padding_token_id" not in metadata
+    differences(tokenizer, metadata)
+
+
+def test_more_ends_than_a_file_has_keys_for_are_said(capsys: pytest.CaptureFixture[str]) -> None:
+    backend = bytewise()
+    backend.add_special_tokens(["<end>", "<turn>", "<call>", "<out>"])
+    ids = tuple(backend.token_to_id(name) for name in ("<turn>", "<call>", "<out>"))
+    tokenizer = HuggingFaceTokenizer(backend, Special({"eos_token": "<end>"}, end_ids=ids))
+    metadata = tokenizer_metadata(tokenizer, tokenizer.vocab_size)
+    assert [metadata[f"{PREFIX}{role}_token_id"] for role in ("eot", "eom")] == list(ids[:2])
+    assert "left out: <out>" in capsys.readouterr().err
+
+
 def test_kinds_that_llama_cpp_does_not_have_are_refused() -> None:
     words = Tokenizer(models.WordLevel({"<unk>": 0, "a": 1}, unk_token="<unk>"))
     with pytest.raises(TokenizerError, match="no tokenizer of this kind"):
