@@ -94,15 +94,16 @@ def _scaling(rope: Rope) -> dict[str, Any]:
     """rope.scaling.*; llama3 and longrope are tensors, and dynamic acts beyond the context only."""
     if rope.kind not in ("linear", "yarn"):
         return {}
-    found: dict[str, Any] = {"rope.scaling.type": rope.kind, "rope.scaling.factor": float(rope.scaling["factor"])}
+    original = rope.scaling.get("original_max_position_embeddings") or rope.max_position
+    factor = float(rope.scaling.get("factor") or rope.max_position / original)  # as ops/rope.py has it
+    found: dict[str, Any] = {"rope.scaling.type": rope.kind, "rope.scaling.factor": factor}
     if rope.kind == "yarn":
         odd = {key: rope.scaling[key] for key, usual in YARN.items() if rope.scaling.get(key) not in (None, usual)}
         odd |= {key: rope.scaling[key] for key in ("mscale", "mscale_all_dim") if rope.scaling.get(key)}
         amplitude = rope.scaling.get("attention_factor")
-        usual = 0.1 * math.log(rope.scaling["factor"]) + 1
+        usual = 0.1 * math.log(factor) + 1
         if odd or rope.scaling.get("truncate") is False or (amplitude and not math.isclose(amplitude, usual)):
             raise not_the_same("yarn with settings of its own", rope.scaling, "factor and the original context")
-        original = rope.scaling.get("original_max_position_embeddings") or rope.max_position
         found["rope.scaling.original_context_length"] = int(original)
     return found
 

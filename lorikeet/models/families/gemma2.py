@@ -70,10 +70,11 @@ class Gemma2(Gemma):
         check_scale(spec, big=46)
         if spec.softcap is None or spec.final_softcap is None:
             raise not_the_same("it always caps scores and logits", "a cap of none", "a number")
-        if spec.windows != tuple(None if i % 2 else spec.windows[0] for i in range(spec.shape.layers)):
+        window = next((width for width in spec.windows if width is not None), None)
+        if window is None or spec.windows != tuple(None if i % 2 else window for i in range(spec.shape.layers)):
             raise not_the_same("every other layer has the window, the first one too", spec.windows)
         return super().gguf_metadata(spec) | {
-            "gemma2.attention.sliding_window": spec.windows[0],
+            "gemma2.attention.sliding_window": window,
             "gemma2.attn_logit_softcapping": spec.softcap,
             "gemma2.final_logit_softcapping": spec.final_softcap,
         }

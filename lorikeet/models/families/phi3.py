@@ -58,10 +58,11 @@ class Phi3(Family):
         return super().gguf_metadata(spec) | found | {"phi3.attention.sliding_window": window}
 
     def gguf_notes(self, spec: DecoderSpec) -> list[str]:
+        found = super().gguf_notes(spec)  # it reads the window, and switches it off
         if spec.rope.kind != "longrope":
-            return []  # its windows are known
-        original = spec.rope.unchanged_within()
-        return [f"llama.cpp takes longrope's factors by its context: open it with -c {original} for texts up to that"]
+            return found
+        how = f"open it with -c {spec.rope.unchanged_within()} for texts up to that"
+        return [*found, f"llama.cpp takes longrope's factors by its context: {how}"]
 
 
 def _longrope(config: dict[str, Any]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from lorikeet.models.families import _config
 from lorikeet.models.families._contract import DecoderSpec
 from lorikeet.models.families._experts import MixtureFamily, dense_layers, gguf_expert_width, gguf_experts
 from lorikeet.models.families.qwen2 import Qwen2
+from lorikeet.models.gguf_layouts._contract import not_the_same
 
 
 class Qwen2Moe(MixtureFamily, Qwen2):
@@ -68,4 +69,6 @@ class Qwen2Moe(MixtureFamily, Qwen2):
         return tensor.reshape(-1) if name.endswith("shared_expert_gate.weight") else tensor
 
     def gguf_metadata(self, spec: DecoderSpec) -> dict[str, Any]:
+        if spec.tied:
+            raise not_the_same("the head is a tensor of its own", "tie_word_embeddings true", "false")
         return super().gguf_metadata(spec) | self.gguf_expert_settings(spec, normalised=False)

@@ -83,3 +83,11 @@ def whole(spec: Spec, key: str, default: int | None = None) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ModelError(f"config.json: '{key}' is no size", given=repr(value), allowed="a whole number >= 1")
     return value
+
+
+def check_activation(name: object) -> None:
+    """Raise ModelError for an activation of the feed-forward that is no GELU; llama.cpp computes the tanh form of it,
+    which is within 5e-4 of the exact one."""
+    known = ("gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh")
+    if name not in known:
+        raise not_the_same("another activation", name, " ".join(known))

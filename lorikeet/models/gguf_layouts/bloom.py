@@ -1,17 +1,16 @@
-"""Bloom (BigScience 2022) in a GGUF file: q, k and v of all heads one after the other, positions by ALiBi."""
+"""Bloom (BigScience 2022) in a GGUF file."""
 
 from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from torch import Tensor
-
-from lorikeet.models.gguf_layouts._contract import GGUFLayout, not_the_same, whole
+from lorikeet.models.gguf_layouts._contract import not_the_same, whole
+from lorikeet.models.gguf_layouts._fused_heads import FusedHeads
 from lorikeet.models.spec import Spec
 
 
-class Bloom(GGUFLayout):
-    """Checkpoints have q, k and v of one head together, then those of the next."""
+class Bloom(FusedHeads):
+    """Positions by ALiBi, a norm behind the embedding."""
 
     model_type: ClassVar[str] = "bloom"
     gguf_architecture: ClassVar[str | None] = "bloom"
@@ -22,17 +21,7 @@ class Bloom(GGUFLayout):
         "ln_f": "output_norm",
         "lm_head": "output",
     }
-    gguf_layer: ClassVar[dict[str, str]] = {
-        "input_layernorm": "attn_norm",
-        "self_attention.query_key_value": "attn_qkv",
-        "self_attention.dense": "attn_output",
-        "post_attention_layernorm": "ffn_norm",
-        "mlp.dense_h_to_4h": "ffn_up",
-        "mlp.dense_4h_to_h": "ffn_down",
-    }
-
-    def to_gguf(self, name: str, tensor: Tensor, spec: Spec) -> Tensor:
-        return heads_apart(tensor, spec.shape.heads) if ".query_key_value." in name else tensor
+    gguf_attention: ClassVar[str] = "self_attention"
 
     def gguf_metadata(self, spec: Spec) -> dict[str, Any]:
         shape, config = spec.shape, spec.shape.config
@@ -48,8 +37,3 @@ class Bloom(GGUFLayout):
             "bloom.attention.layer_norm_epsilon": float(config.get("layer_norm_epsilon") or 1e-5),
             "bloom.vocab_size": shape.vocab_size,
         }
-
-
-def heads_apart(tensor: Tensor, heads: int) -> Tensor:
-    """Rows as (head, one of q, k, v) to rows as (one of q, k, v, head)."""
-    return tensor.reshape(heads, 3, -1, *tensor.shape[1:]).transpose(0, 1).reshape(tensor.shape)

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from lorikeet.models.gguf_layouts._contract import GGUFLayout, not_the_same, whole
+from lorikeet.models.gguf_layouts._contract import GGUFLayout, check_activation, not_the_same, whole
 from lorikeet.models.spec import Spec
 
 
@@ -41,6 +41,7 @@ class GPT2(GGUFLayout):
         shape, config = spec.shape, spec.shape.config
         if config.get("scale_attn_by_inverse_layer_idx") or config.get("scale_attn_weights") is False:
             raise not_the_same("attention scores are scaled in another way", "scale_attn_by_inverse_layer_idx")
+        check_activation(config.get("activation_function", "gelu_new"))
         return {
             "gpt2.context_length": whole(spec, "n_positions", 1024),
             "gpt2.embedding_length": shape.width,

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from torch import Tensor
-
-from lorikeet.models.gguf_layouts._contract import GGUFLayout, not_the_same, whole
-from lorikeet.models.gguf_layouts.bloom import heads_apart
+from lorikeet.models.gguf_layouts._contract import check_activation, not_the_same, whole
+from lorikeet.models.gguf_layouts._fused_heads import FusedHeads
 from lorikeet.models.spec import Spec
 
 
-class GPTNeoX(GGUFLayout):
+class GPTNeoX(FusedHeads):
     """A part of each head rotated, attention and feed-forward side by side."""
 
     model_type: ClassVar[str] = "gpt_neox"
@@ -22,22 +20,14 @@ class GPTNeoX(GGUFLayout):
         "final_layer_norm": "output_norm",
         "embed_out": "output",
     }
-    gguf_layer: ClassVar[dict[str, str]] = {
-        "input_layernorm": "attn_norm",
-        "attention.query_key_value": "attn_qkv",
-        "attention.dense": "attn_output",
-        "post_attention_layernorm": "ffn_norm",
-        "mlp.dense_h_to_4h": "ffn_up",
-        "mlp.dense_4h_to_h": "ffn_down",
-    }
-
-    def to_gguf(self, name: str, tensor: Tensor, spec: Spec) -> Tensor:
-        return heads_apart(tensor, spec.shape.heads) if ".query_key_value." in name else tensor
+    gguf_attention: ClassVar[str] = "attention"
 
     def gguf_metadata(self, spec: Spec) -> dict[str, Any]:
         shape, config = spec.shape, spec.shape.config
-        if config.get("hidden_act", "gelu") != "gelu" or config.get("attention_bias") is False:
-            raise not_the_same("another activation, or no biases", config.get("hidden_act"), "gelu, with biases")
+        check_activation(config.get("hidden_act", "gelu"))
+        if config.get("attention_bias") is False or config.get("tie_word_embeddings"):
+            given = "attention_bias false" if config.get("attention_bias") is False else "tie_word_embeddings true"
+            raise not_the_same("its linears have biases, and the head is a tensor of its own", given)
         rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
         kind = rope.get("rope_type") or rope.get("type") or "default"
         if kind != "default":
