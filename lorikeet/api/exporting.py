@@ -8,6 +8,7 @@ there is no adapter no network is loaded at all.
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -77,7 +78,7 @@ def export_gguf(
     --lora. with_modelfile: a Modelfile for Ollama beside it. pre: the name of the tokenizer's split, where it is not
     found. model, allow_other_base: see `engine`. Raises RecipeError, ModelError, TokenizerError or CheckpointError for
     what such a file cannot hold, MissingExtra for a type that needs llama.cpp's quantizer."""
-    kind = type or ("f32" if adapter_only else "f16")
+    kind = (type or ("f32" if adapter_only else "f16")).lower()
     check_type(kind)
     _check_output(output, with_modelfile)
     if adapter_only and (kind not in ("f32", "f16", "bf16") or pre is not None):
@@ -140,7 +141,7 @@ def _write_model(
     metadata = {
         "general.architecture": layout.written_as,
         "general.type": "model",
-        "general.name": _name(path),
+        "general.name": _name(path, layout.written_as),
         "general.file_type": int(file_type),
         "general.quantization_version": 2,
         **settings,
@@ -150,6 +151,8 @@ def _write_model(
     for line in layout.gguf_notes(spec):
         note(line)
     size = size_bytes(tensors.values())
+    if kind not in TYPES:
+        size += size // 2  # the file of f16, and at most q6_k beside it
     need_space(output.parent, size + GIB // 16, "the GGUF file")
     if kind in TYPES:
         _write(output, metadata, tensors, plan, network, others)
@@ -247,6 +250,9 @@ def _write_adapter(located: Located, output: Path, kind: str, path: str | Path) 
     if located.adapter_folder is None:
         raise CheckpointError(f"{path} has no adapter", given=str(path), allowed="a run or an adapter folder")
     _refuse_other_adapters(storage.read_options(located.adapter_folder))
+    if not isinstance(located.quant, NoQuant):
+        kept = located.quant.model_dump()["kind"]
+        note(f"this adapter was trained over a base in {kept}: over the same base in another type, replies may differ")
     family, spec = identify(located.base.checkpoint, located.base.options.choice)
     layout = family.gguf_layout(spec)
     layout.gguf_metadata(spec)  # refuses what llama.cpp computes otherwise
@@ -279,7 +285,7 @@ def _write_adapter(located: Located, output: Path, kind: str, path: str | Path) 
     metadata = {
         "general.architecture": layout.written_as,
         "general.type": "adapter",
-        "general.name": _name(path),
+        "general.name": _name(path, layout.written_as),
         "general.file_type": int(TYPES[kind][1]),
         "adapter.type": "lora",
         "adapter.lora.alpha": float(alpha),
@@ -296,9 +302,12 @@ def _write_adapter(located: Located, output: Path, kind: str, path: str | Path) 
     return {"architecture": layout.written_as, "linears": len(a), "alpha": float(alpha)}
 
 
-def _name(path: str | Path) -> str:
-    """A folder's own name, or a file's without .gguf. (`stem` would make Qwen2 of Qwen2.5.)"""
-    return Path(path).absolute().name.removesuffix(".gguf")
+def _name(path: str | Path, architecture: str | None) -> str:
+    """A folder's own name, or a file's without .gguf. (`stem` would make Qwen2 of Qwen2.5.)
+
+    Of a model that is called phi3 or phi-3, whatever it is, llama.cpp drops the space behind every control token."""
+    name = Path(path).absolute().name.removesuffix(".gguf")
+    return name if architecture == "phi3" else re.sub("(?i)(phi)-?3", r"\1_3", name)
 
 
 def _as_is(name: str, tensor: Tensor) -> Tensor:

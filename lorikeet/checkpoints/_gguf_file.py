@@ -50,11 +50,11 @@ class Stored(NamedTuple):
 
 
 def kept_as(name: str, shape: tuple[int, ...], kind: Kind) -> Kind:
-    """The type of one tensor in a file whose matrices are `kind`: vectors and routers stay in float32, embedding and
-    head have at least 8 bits, and rows that are no whole blocks stay in float16."""
-    if len(shape) < 2 or "ffn_gate_inp" in name or name.startswith("rope_"):
+    """The type of one tensor in a file whose matrices are `kind`: vectors, routers and learned positions stay in
+    float32, embedding and head have at least 8 bits, and rows that are no whole blocks stay in float16."""
+    if len(shape) < 2 or "ffn_gate_inp" in name or name.startswith(("rope_", "position_embd")):
         return Kind.F32
-    if name in ("token_embd.weight", "output.weight", "position_embd.weight") and kind not in _WHOLE:
+    if name in ("token_embd.weight", "output.weight") and kind not in _WHOLE:
         kind = Kind.Q8_0
     return kind if shape[-1] % GGML_QUANT_SIZES[kind][0] == 0 else Kind.F16
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+import logging
 from pathlib import Path
 from typing import Any
 
+import torch
 from gguf.constants import LlamaFileType
 
 from lorikeet.base.errors import CheckpointError, RecipeError, nearest
@@ -13,7 +15,7 @@ from lorikeet.base.extras import require
 from lorikeet.checkpoints._gguf_file import TYPES
 
 _PREFIX = "MOSTLY_"
-_NEED_MORE = ("IQ1", "IQ2", "IQ3_XXS")  # made with measured activations only
+_NEED_MORE = ("IQ1", "IQ2", "IQ3_XXS", "IQ3_XS", "Q2_K_S")  # made with measured activations only
 _OTHERS = {
     kind.name.removeprefix(_PREFIX).lower(): int(kind)
     for kind in LlamaFileType
@@ -43,7 +45,8 @@ def quantize_file(source: Path, target: Path, name: str) -> None:
     library = _library(name)
     parameters = library.llama_model_quantize_default_params()
     parameters.ftype = QUANTIZED[name]
-    parameters.allow_requantize = True
+    parameters.nthread = torch.get_num_threads()
+    logging.getLogger("llama-cpp-python").setLevel(logging.ERROR)  # it says several lines of each tensor otherwise
     code = library.llama_model_quantize(str(source).encode(), str(target).encode(), ctypes.byref(parameters))
     if code != 0:
         raise CheckpointError(

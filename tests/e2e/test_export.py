@@ -97,6 +97,18 @@ def test_a_model_keeps_its_name_points_and_all(tiny_model: Path, finished: Path,
     assert gguf.GGUFReader(tmp_path / "again.gguf").fields["general.name"].contents() == "model"
 
 
+def test_a_name_is_not_taken_for_phi_3(tiny_model: Path, tmp_path: Path) -> None:
+    """llama.cpp drops the space behind control tokens of any model whose name has phi3 or phi-3 in it."""
+    for name, written in (("not-phi3-at-all", "not-phi_3-at-all"), ("Phi-3ish", "Phi_3ish")):
+        (tmp_path / name).symlink_to(tiny_model)
+        export_gguf(tmp_path / name, tmp_path / f"{name}.gguf")
+        assert gguf.GGUFReader(tmp_path / f"{name}.gguf").fields["general.name"].contents() == written
+
+
+def test_types_are_known_in_capitals_too(tiny_model: Path, tmp_path: Path) -> None:
+    assert export_gguf(tiny_model, tmp_path / "a.gguf", type="Q8_0")["type"] == "q8_0"
+
+
 @pytest.mark.parametrize("name", TYPES)
 def test_every_type_is_the_package_s_own(name: str) -> None:
     kind, _ = TYPES[name]
@@ -134,6 +146,7 @@ def test_templates_are_said_in_jinja_and_in_go(kind: str, tiny_model: Path) -> N
 
 BAD: dict[str, tuple[list[str], str]] = {
     "type": (["-o", "a.gguf", "--type", "q9_9"], "RecipeError: --type: there is no 'q9_9'"),
+    "type that needs activations": (["-o", "a.gguf", "--type", "iq3_xs"], "RecipeError: --type: there is no 'iq3_xs'"),
     "k-quant": (["-o", "a.gguf", "--type", "q4_k_m"], "MissingExtra: --type q4_k_m needs"),
     "name": (["-o", "a.bin"], "OutputError: --output: needs the name of a .gguf file"),
     "there": (["-o", "there.gguf"], "OutputError: there.gguf exists already"),
