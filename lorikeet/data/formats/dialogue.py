@@ -19,7 +19,7 @@ from lorikeet.data.formats import _row
 from lorikeet.data.formats._contract import Format
 from lorikeet.data.formats.dolly import refuse
 
-_LOOSE = re.compile(r"\s+([.,!?;:'])")
+_LOOSE = re.compile(r"(?<!\s)\s+([.,!?;:'])")  # from the first space of a run, or a long run is looked at n² times
 
 
 class Dialogue(Format):

@@ -9,7 +9,7 @@ import re
 
 COPY = re.compile(r"(?:Copy code)+")
 _HEADED = re.compile(r"\s*([A-Za-z0-9_+#.\-/]{0,20}) ?(?:Copy code)+[ \t]*\n?")
-_BROKEN = re.compile(r"```[ \t]*\n?([^\n`]{0,20}?) ?(?:Copy code)+[ \t]*\n?(.*?)\s*```", re.DOTALL)
+_BROKEN = re.compile(r"```[ \t]*\n?([^\n`]{0,20}?) ?(?:Copy code)+[ \t]*\n?(.*?)```", re.DOTALL)
 _SIZE = re.compile(r"Copy\d+ chars / \d+ words")
 _COUNTER_LINE = re.compile(r"\s*\d{1,3} / \d{1,3}[ \t]*\n+(?=\S)")
 
@@ -42,4 +42,5 @@ def repaired(text: str) -> str:
 
 
 def _block(match: re.Match[str]) -> str:
-    return fence(match[1].strip().lower(), match[2].strip("\n")) if match[2].strip() else ""
+    code = match[2].rstrip()  # not in the pattern, which would look at every space of a run again and again
+    return fence(match[1].strip().lower(), code.strip("\n")) if code else ""

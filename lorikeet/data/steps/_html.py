@@ -13,10 +13,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
+from functools import cached_property
 
 from lorikeet.data.steps import _html_reading, _html_written
 from lorikeet.data.steps._fences import COPY, fence, language_and_code
-from lorikeet.data.steps._html_reading import Tag, Token
+from lorikeet.data.steps._html_reading import Tag, Token, first, shown, text_of
 from lorikeet.data.steps._html_tags import CONTAINERS, FURNITURE, INLINE
 
 COUNTER = re.compile(r"\s*\d{1,3} / \d{1,3}\s*")
@@ -25,11 +26,12 @@ DEEPEST = 150  # levels of elements; a page a person copied has a tenth of that
 _AROUND = {"strong": "**", "b": "**", "em": "*", "i": "*", "del": "~~", "s": "~~", "strike": "~~"}
 _SPACES = re.compile(r"[ \t\r\f]+")
 _SPACED_LINE = re.compile(r" *\n\s*")
-_BLANK_END = re.compile(r"[ \t]+\n")
 _BLANK_START = re.compile(r"\n (?=\S)")
 _COUNTER_LINE = re.compile(r"\d{1,3} / \d{1,3}\n")
 _TICKS = re.compile("`+")
 _MARK = re.compile(r"\0(\d+)\0")
+_END_TAG = re.compile(r"</([a-zA-Z][^\s/>]*)\s*>")
+_SAID = frozenset(("p", "li", "td", "th", "blockquote"))  # what stands in one of them is no page's counter
 
 
 class TooDeep(Exception):
@@ -51,6 +53,7 @@ class _Page:
         self.open: list[str] = []  # the elements being written, outermost first
         self.aside: list[str] = []  # code blocks and display math, until the text around them is tidy
         self.begun = False  # whether any text was seen: a counter stands before all of it
+        self.at = 0  # behind the last tag of the author's own, in the source
 
     def whole(self) -> str:
         before, *rest = _tidy(self.children(_html_reading.BODY)).split("\0")
@@ -112,7 +115,7 @@ class _Page:
 
     def text(self, text: str) -> str:
         if not self.begun and text and not text.isspace():
-            if COUNTER.fullmatch(text):
+            if COUNTER.fullmatch(text) and _SAID.isdisjoint(self.open):
                 return ""
             self.begun = True
         if "\n" in text:
@@ -134,10 +137,29 @@ class _Page:
         return self.math(tag, "display" in kinds) if "katex" in kinds else self.children(tag)
 
     def written(self, tag: Tag) -> str:
-        """No tag of HTML's: what the author wrote."""
-        inside, end = self.children(tag), f"</{tag.name}>"
+        """No tag of HTML's: what the author wrote, capitals and all."""
+        begins = self._source_of(tag)
+        return f"{begins}{self.children(tag)}{self._ends.get(tag.name, '')}"
+
+    def _source_of(self, tag: Tag) -> str:
+        start = self._lower.find(f"<{tag.name}", self.at)
+        stop = self.source.find(">", start) if start >= 0 else -1
+        self.at = stop if stop >= 0 else len(self.source)
+        said = self.source[start : stop + 1]
+        if stop >= 0 and said.count('"') % 2 == 0:
+            return said
         named = "".join(f' {key}="{value}"' if value else f" {key}" for key, value in tag.attributes.items())
-        return f"<{tag.name}{named}>{inside}{end if end in self.source.lower() else ''}"
+        return f"<{tag.name}{named}>"
+
+    @cached_property
+    def _lower(self) -> str:
+        lower = self.source.lower()
+        return lower if len(lower) == len(self.source) else ""  # İ becomes two characters
+
+    @cached_property
+    def _ends(self) -> dict[str, str]:
+        """Tags that end an element somewhere in the source: whether the author wrote one, and how."""
+        return {match[1].lower(): f"</{match[1]}>" for match in _END_TAG.finditer(self.source)}
 
     def kept_lines(self, tag: Tag) -> str:
         """A question as its author typed it: lines and indents count."""
@@ -167,7 +189,7 @@ class _Page:
         return f"{lead}{sign}{bare}{sign}{trail}"
 
     def code(self, tag: Tag) -> str:
-        text = _text(self.inside())
+        text = text_of(self.inside())
         if "\n" in text and "\n" in text.strip("\n") and self.open[-1] in ("div", "body"):
             return self.set_aside(fence(*language_and_code(text, _language_of(tag))))
         self.begun = self.begun or bool(text.strip())
@@ -179,13 +201,14 @@ class _Page:
 
     def pre(self, tag: Tag) -> str:
         inside = self.inside()
-        inner = _first(inside, "code")
+        inner = first(inside, "code")
         if inner is None:
-            language, code = language_and_code(_text(inside), _language_of(tag))
+            language, code = language_and_code(text_of(inside), _language_of(tag))
         else:
             start, end = inner
-            language = _language_of(inside[start][1]) or _title(_text(inside[: start + 1]))
-            language, code = language_and_code(_text(inside[start + 1 : end]), language)
+            language = _language_of(inside[start][1]) or _title(text_of(shown(inside[: start + 1])))
+            behind = COPY.sub("", text_of(shown(inside[end:])))  # of lines that are each a <code>, all but the first
+            language, code = language_and_code(text_of(inside[start + 1 : end]) + behind, language)
         return self.set_aside(fence(language, code)) if code.strip() else ""
 
     def link(self, tag: Tag) -> str:
@@ -198,12 +221,6 @@ class _Page:
     def image(self, tag: Tag) -> str:
         source, words = tag.attribute("src"), " ".join(tag.attribute("alt").split())
         return words if not source or source.startswith("data:") else f"![{words}]({source})"
-
-    def line_break(self, tag: Tag) -> str:
-        return "\n"
-
-    def rule(self, tag: Tag) -> str:
-        return "\n\n---\n\n"
 
     def checkbox(self, tag: Tag) -> str:
         if tag.attribute("type") != "checkbox":
@@ -228,7 +245,9 @@ class _Page:
             raise TooDeep
         number = _integer(tag.attributes.get("start"), 1) if tag.name == "ol" else None
         items: list[str] = []
-        for _, child in self.tokens:
+        for text, child in self.tokens:
+            if text and not text.isspace():  # in the list and in no item
+                items.append(self.text(text).strip())
             if child.ends:
                 break
             if child.name in ("ul", "ol") and items:  # a list straight in a list belongs to the item before it
@@ -238,7 +257,8 @@ class _Page:
                 self.inside()
             elif child.begins:
                 marker = "-" if number is None else f"{number}."
-                items.append(_item(marker, _tidy(self.children(child))))
+                rule = _Page.children if child.name == "li" else _RULES.get(child.name) or _Page.written
+                items.append(_item(marker, _tidy(rule(self, child))))
                 number = None if number is None else number + 1
         self.open.pop()
         between = "\n\n" if any("\n\n" in one for one in items) else "\n"
@@ -247,6 +267,7 @@ class _Page:
     def table(self, tag: Tag) -> str:
         lines: list[list[str]] = [[]]
         sides: list[str] = []
+        caption = ""
         depth = 1
         for _, child in self.tokens:
             if child.ends:
@@ -256,6 +277,8 @@ class _Page:
             elif child.name in ("td", "th"):
                 lines[-1].append(self.cell(child))
                 sides += [_side(child)] if not any(lines[:-1]) else []
+            elif child.name == "caption":
+                caption = _tidy(self.children(child))
             elif child.name in FURNITURE:
                 self.inside()
             elif child.begins:
@@ -263,11 +286,11 @@ class _Page:
                 lines += [[]] if child.name == "tr" else []
         rows = [line for line in lines if any(line)]
         if not rows:
-            return "\n\n"
+            return f"\n\n{caption}\n\n"
         width = max(map(len, rows))
         rule = (sides + ["---"] * width)[:width]
         full = [row + [""] * (width - len(row)) for row in (rows[0], rule, *rows[1:])]
-        return "\n\n" + "\n".join(f"| {' | '.join(row)} |" for row in full) + "\n\n"
+        return f"\n\n{caption}\n\n" + "\n".join(f"| {' | '.join(row)} |" for row in full) + "\n\n"
 
     def cell(self, tag: Tag) -> str:
         inside = _tidy(self.children(tag))
@@ -278,11 +301,11 @@ class _Page:
     def math(self, tag: Tag, display: bool) -> str:
         inside = self.inside()
         source = tag.attribute("alttext")
-        if (annotation := _first(inside, "annotation", encoding="application/x-tex")) is not None:
-            source = _text(inside[annotation[0] + 1 : annotation[1]])
+        if (annotation := first(inside, "annotation", encoding="application/x-tex")) is not None:
+            source = text_of(inside[annotation[0] + 1 : annotation[1]])
         if not source.strip():
-            return _text(inside) if tag.name == "math" else self.children_of(tag, inside)
-        inner = _first(inside, "math")
+            return text_of(inside) if tag.name == "math" else self.children_of(tag, inside)
+        inner = first(inside, "math")
         of = tag if tag.name == "math" else inside[inner[0]][1] if inner is not None else None
         display = display or (of is not None and of.attribute("display") == "block")
         self.begun = True
@@ -290,7 +313,7 @@ class _Page:
 
     def script(self, tag: Tag) -> str:
         kind = tag.attribute("type")
-        source = _text(self.inside()).strip()
+        source = text_of(self.inside()).strip()
         if not kind.startswith("math/tex") or not source:
             return ""
         return self.set_aside(f"$$\n{source}\n$$") if "display" in kind else f"${source}$"
@@ -309,8 +332,8 @@ _RULES: dict[str, Callable[[_Page, Tag], str]] = {
     **dict.fromkeys(("code", "samp", "kbd", "tt"), _Page.code),
     "a": _Page.link,
     "img": _Page.image,
-    "br": _Page.line_break,
-    "hr": _Page.rule,
+    "br": lambda page, tag: "\n",
+    "hr": lambda page, tag: "\n\n---\n\n",
     "input": _Page.checkbox,
     "blockquote": _Page.quote,
     "table": _Page.table,
@@ -322,31 +345,13 @@ _RULES: dict[str, Callable[[_Page, Tag], str]] = {
 }
 
 
-def _text(tokens: Iterable[Token]) -> str:
-    return "".join([text for text, _ in tokens])
-
-
-def _first(tokens: list[Token], name: str, **attributes: str) -> tuple[int, int] | None:
-    """The first element of that name: where it begins, and the end of the tokens behind that (its end the last)."""
-    for start, (_, tag) in enumerate(tokens):
-        if tag.name == name and tag.begins and all(tag.attribute(key) == said for key, said in attributes.items()):
-            depth = 0
-            for place in range(start, len(tokens)):
-                depth += -1 if tokens[place][1].ends else tokens[place][1].begins
-                if not depth:
-                    return start, place + 1
-    return None
-
-
 def _tidy(text: str) -> str:
     """Lines without spaces at their ends, and at most one empty line between two."""
     text = text.strip()
     if "\n" not in text:
         return text
-    if "\t" in text:
-        text = _BLANK_END.sub("\n", text)
-    while " \n" in text:  # without a regular expression, which would look at every space
-        text = text.replace(" \n", "\n")
+    if " \n" in text or "\t" in text:  # without a regular expression, which would look at every space
+        text = "\n".join([line.rstrip(" \t") for line in text.split("\n")])
     if "\n " in text:
         text = _BLANK_START.sub("\n", text)
     while "\n\n\n" in text:

@@ -6,12 +6,16 @@ was written by a browser, though, and such text says its tree outright: `_html_w
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 from lorikeet.base.extras import require
+from lorikeet.data.steps._html_tags import FURNITURE
 
 EMPTY = frozenset(("br", "hr", "img", "input", "wbr"))  # elements that are one tag, and have nothing inside
+_LINES = frozenset(("div", "p", "li", "tr"))  # elements that are a line of their own, in code too
+_BREAKS = _LINES | {"br"}
 
 
 @dataclass(slots=True)
@@ -61,3 +65,44 @@ def parsed(html: str) -> list[Token]:
                 continue
         node = node.next
     return [*found, (text, END)]
+
+
+def text_of(tokens: Iterable[Token]) -> str:
+    """The text of tokens with all its spaces, as code has them; a break and the end of a block end a line."""
+    tokens = list(tokens)
+    if _BREAKS.isdisjoint([tag.name for _, tag in tokens]):
+        return "".join([text for text, _ in tokens])
+    found = ""
+    parts: list[str] = []
+    for text, tag in tokens:
+        found = text or found  # the last text there was
+        parts.append(text)
+        if tag.name == "br" or (tag.ends and tag.name in _LINES and found and found[-1] != "\n"):
+            parts.append("\n")
+            found = "\n"
+    return "".join(parts)
+
+
+def shown(tokens: Iterable[Token]) -> list[Token]:
+    """The tokens without the text of the page's furniture."""
+    found: list[Token] = []
+    depth = 0
+    for text, tag in tokens:
+        found.append(("" if depth else text, tag))
+        if tag.begins and (depth or tag.name in FURNITURE):
+            depth += 1
+        elif tag.ends and depth:
+            depth -= 1
+    return found
+
+
+def first(tokens: list[Token], name: str, **attributes: str) -> tuple[int, int] | None:
+    """The first element of that name: where it begins, and the end of the tokens behind that (its end the last)."""
+    for start, (_, tag) in enumerate(tokens):
+        if tag.name == name and tag.begins and all(tag.attribute(key) == said for key, said in attributes.items()):
+            depth = 0
+            for place in range(start, len(tokens)):
+                depth += -1 if tokens[place][1].ends else tokens[place][1].begins
+                if not depth:
+                    return start, place + 1
+    return None

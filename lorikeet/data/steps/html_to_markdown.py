@@ -9,6 +9,7 @@ from __future__ import annotations
 import html
 import re
 from collections.abc import Iterable
+from html.entities import html5
 from typing import Literal
 
 from pydantic import Field
@@ -23,7 +24,8 @@ _ENDS = re.compile(r"(?:</([a-zA-Z][a-zA-Z0-9]*)\s*>|<(?:br|hr|img|input)\b[^<>]
 _ANY = re.compile(r"<(?:p|div|ul|ol|li|pre|table|h[1-6]|blockquote|br|strong|em|code|span)\b[^<>]*>", re.IGNORECASE)
 _PAGE = ("html", "head", "body", "script", "style", "title", "meta", "link", "svg", "template")
 _MARKS = ('<div class="markdown', "Copy code</button>", '<code class="hljs', '<code class="!whitespace')
-_ENTITY = re.compile(r"&(?:lt|gt|amp|quot|nbsp|apos|#\d{1,6}|#x[0-9a-fA-F]{1,5});")
+_ESCAPED = re.compile(r"&(?:lt|gt|amp|quot|nbsp|apos|#\d{1,6}|#x[0-9a-fA-F]{1,5});")
+_ENTITY = re.compile(r"&(?:[a-zA-Z][a-zA-Z0-9]*|#\d{1,7}|#[xX][0-9a-fA-F]{1,6});")
 
 
 class HtmlToMarkdown(Step):
@@ -86,6 +88,12 @@ def _is_content(tag: str) -> bool:
 
 def _unescaped(text: str) -> str:
     """Text without entities, if it is escaped: then it has no bare angle bracket."""
-    if "&" not in text or "<" in text or ">" in text or not _ENTITY.search(text):
+    if "&" not in text or "<" in text or ">" in text or not _ESCAPED.search(text):
         return text
-    return html.unescape(text)
+    return _ENTITY.sub(_character, text)
+
+
+def _character(entity: re.Match[str]) -> str:
+    """What an entity stands for; `&copy=1` in an address is none, nor is `&notit;`."""
+    name = entity[0][1:]
+    return html.unescape(entity[0]) if name[0] == "#" else html5.get(name, entity[0])

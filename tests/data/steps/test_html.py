@@ -77,6 +77,21 @@ CONVERTED = {
         "```python\npython x.py\n```",
     ),
     "broken": ("<p>a<b>c</p><ul><li>d", "a**c**\n\n- **d**"),
+    "lines that are each a code": ("<pre><code>a\n</code><code>b</code>\n<code>c</code></pre>", "```\na\nb\nc\n```"),
+    "a button behind the code": ("<pre><code>a</code><div><button>Copy code</button></div></pre>", "```\na\n```"),
+    "breaks in code": ("<pre>a<br>  b<br><br>c</pre>", "```\na\n  b\n\nc\n```"),
+    "code of lines that are blocks": ("<pre><div>a</div><div>  b</div></pre>", "```\na\n  b\n```"),
+    "code straight in a list": ("<ul><li>a</li><pre><code>x\n  y</code></pre></ul>", "- a\n- ```\n  x\n    y\n  ```"),
+    "words straight in a list": ("<ul>Fruit:<li>a</li>and<li>b</li>more</ul>", "Fruit:\n- a\nand\n- b\nmore"),
+    "a table's caption": (
+        "<table><caption>Sums of <b>x</b></caption><tbody><tr><td>a</td></tr></tbody></table>",
+        "Sums of **x**\n\n| a |\n| --- |",
+    ),
+    "author's capitals": (
+        "<p>Map<String, List<Integer>> and <T> or <MyPart key='A' On>x</MyPart></p>",
+        "Map<String, List<Integer>> and <T> or <MyPart key='A' On>x</MyPart>",
+    ),
+    "a fraction that is all": ("<p>3 / 4</p>", "3 / 4"),
 }  # fmt: skip
 
 
@@ -235,3 +250,9 @@ def pages(draw: st.DrawFn, levels: int = 4) -> str:
 def test_reading_in_one_pass_is_reading_as_browsers_do(html: str) -> None:
     read = _html_written.tokens(html)
     assert read is None or read == _html_reading.parsed(html)
+
+
+def test_an_address_keeps_its_ampersands() -> None:
+    asked = "Is &lt;b&gt; in http://a/?x=1&section=2&copy=3 &eacute; &notit; &#233;?"
+    ((kept,), _) = run("html_to_markdown", record(asked, "<p>So.</p>"))
+    assert kept.texts()[0] == "Is <b> in http://a/?x=1&section=2&copy=3 é &notit; é?"
