@@ -116,6 +116,12 @@ def _call(value: object, where: str, origin: Origin) -> tuple[str, tuple[dict[st
     return thought, calls
 
 
+def is_thought(text: str) -> bool:
+    """Whether `text` may stand in front of a call: a thought, or nothing."""
+    match = _THOUGHT.match(text)
+    return match.end() == len(text) if match else not text.strip()
+
+
 def _in_turn(messages: list[Message], origin: Origin) -> None:
     """ShareGPT scrapes with a lost turn look like this; training on them would teach answers to nothing."""
     spoken = [message.role for message in messages if message.role != "system"]

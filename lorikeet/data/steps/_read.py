@@ -22,7 +22,7 @@ from lorikeet.data.formats.preference import Preference
 from lorikeet.data.formats.sharegpt import ShareGPT
 from lorikeet.data.formats.text import Text
 from lorikeet.data.steps._contract import Log
-from lorikeet.data.steps._record import Record, Turn
+from lorikeet.data.steps._record import CALL, CALLS, Record, Turn
 
 _FIRST_ROWS = 8  # that a format is detected from
 STEP = "read"  # the name that reading has in reports
@@ -77,6 +77,8 @@ def _record(row: dict[str, Any], format: Format, origin: Origin) -> Record:
         return Record(origin, _turns(conversation), rest, "text", format.text, ("role", "content"))
     taken = set(_texts(format.model_dump()))
     rest = {name: value for name, value in row.items() if name not in taken and name != "messages"}
+    if conversation.tools:
+        rest["tools"] = list(conversation.tools)
     made = Record(origin, _turns(conversation), rest, "messages", "messages", ("role", "content"))
     if isinstance(format, Preference):
         swapped = format.model_copy(update={"chosen": format.rejected, "rejected": format.chosen})
@@ -96,6 +98,7 @@ def _of_list(row: dict[str, Any], format: ShareGPT | Messages, origin: Origin) -
         raise DataError(f"{origin}: '{column}' is not a list of turns", given=type(turns).__name__)
     sharegpt = isinstance(format, ShareGPT)
     keys = ("role", "content")
+    tags = _tags(format) if isinstance(format, ShareGPT) else {}
     found: list[Turn] = []
     for number, turn in enumerate(turns):
         if not isinstance(turn, dict):
@@ -104,6 +107,8 @@ def _of_list(row: dict[str, Any], format: ShareGPT | Messages, origin: Origin) -
             usual = ("from", "value") if "from" in turn or "value" in turn else ("role", "content")
             keys = (format.role_tag or usual[0], format.content_tag or usual[1])  # type: ignore[union-attr]
         found.append(_turn(turn, number, keys, origin))
+        if sharegpt:
+            found[-1].speaker = tags.get(found[-1].speaker.lower(), found[-1].speaker)
     if not found:
         keys = ("from", "value") if sharegpt else keys
     rest = {name: value for name, value in row.items() if name != column}
@@ -116,6 +121,13 @@ def _of_list(row: dict[str, Any], format: ShareGPT | Messages, origin: Origin) -
     return Record(origin, found, rest, "sharegpt" if sharegpt else "messages", column, keys)
 
 
+def _tags(format: ShareGPT) -> dict[str, str]:
+    """A file's own names of speakers to those that steps know."""
+    named = {"human": format.user_tag, "gpt": format.assistant_tag, CALL: format.function_tag}
+    named |= {"observation": format.observation_tag, "system": format.system_tag}
+    return {tag.lower(): speaker for speaker, tag in named.items() if tag is not None}
+
+
 def _turn(turn: dict[str, Any], number: int, keys: tuple[str, str], origin: Origin) -> Turn:
     speaker, words = turn.get(keys[0]), turn.get(keys[1])
     if not isinstance(speaker, str):
@@ -123,7 +135,7 @@ def _turn(turn: dict[str, Any], number: int, keys: tuple[str, str], origin: Orig
     rest = {name: value for name, value in turn.items() if name not in keys}
     if isinstance(words, list) and all(isinstance(one, dict) and isinstance(one.get("text"), str) for one in words):
         words = "".join(one["text"] for one in words)  # OpenAI's parts
-    if words is None and rest.get("tool_calls"):
+    if words is None and any(rest.get(key) for key in CALLS):
         words = ""
     if not isinstance(words, str):
         raise DataError(f"{origin}: turn {number} has no text in '{keys[1]}'", given=repr(words)[:80])

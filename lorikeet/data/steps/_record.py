@@ -17,10 +17,12 @@ from typing import Any, Literal
 from lorikeet.base.nouns import Origin
 from lorikeet.data.formats import messages as messages_format
 from lorikeet.data.formats import sharegpt as sharegpt_format
+from lorikeet.data.steps._values import to_line
 
 Layout = Literal["sharegpt", "messages", "alpaca", "text"]
 
 CALL = sharegpt_format.CALL
+CALLS = ("tool_calls", "function_call")  # a message's keys for calls, OpenAI's older one last
 ROLES = {**messages_format.ROLES, **sharegpt_format.ROLES, "text": "text"}
 _SHAREGPT = {"user": "human", "assistant": "gpt", "tool": "observation"}
 _MESSAGES = {"human": "user", "gpt": "assistant", "observation": "tool"}
@@ -44,7 +46,7 @@ class Turn:
     @property
     def calls(self) -> bool:
         """Whether the assistant calls a tool here, so that a tool speaks next."""
-        return ROLES.get(self.speaker.lower()) == CALL or bool(self.rest.get("tool_calls"))
+        return ROLES.get(self.speaker.lower()) == CALL or any(self.rest.get(key) for key in CALLS)
 
     @property
     def text(self) -> str:
@@ -112,7 +114,16 @@ class Record:
         speaker, words = self.keys
         turns = [{speaker: turn.speaker, words: turn.text, **turn.rest} for turn in self.turns]
         before = {"id": self.rest["id"]} if "id" in self.rest else {}
-        return {**before, self.column: turns, **self.rest}
+        return self._beside({**before, self.column: turns})
+
+    def _beside(self, row: dict[str, Any]) -> dict[str, Any]:
+        """`row` with the other columns; none of them takes the place of what steps have worked on."""
+        return row | {name: value for name, value in self.rest.items() if name not in row}
+
+    def make_room(self, *columns: str) -> list[str]:
+        """Take out other columns of these names, where the turns will stand; as JSON, those that said anything."""
+        taken = {name: self.rest.pop(name) for name in columns if self.rest.get(name) not in (None, "", [])}
+        return [to_line({name: value}).decode().strip() for name, value in taken.items()]
 
     def _pair(self) -> dict[str, Any]:
         """The prompt as any row has it, and both replies: as texts where the prompt is columns of text, or as turns."""
@@ -133,7 +144,8 @@ class Record:
 
     def _alpaca(self) -> dict[str, Any]:
         """system, history, instruction, input, output; a row of turns that are no pairs keeps them as a list."""
-        turns = list(self.turns)
+        lost = bool(self.turns) and self.turns[-1].role == "user"  # the answer, which may have been empty all along
+        turns = [*self.turns, Turn("assistant", "")] if lost else list(self.turns)
         system = [turns.pop(0)] if turns and turns[0].role == "system" else []
         roles = [turn.role for turn in turns]
         if not turns or roles != ["user", "assistant"] * (len(turns) // 2) or any(turn.calls for turn in turns):
@@ -142,7 +154,7 @@ class Record:
         pairs = [[left.text, right.text] for left, right in zip(turns[:-2:2], turns[1:-2:2])]
         row = {"instruction": question.content, "input": question.input, "output": answer.content}
         row |= {"system": system[0].text} if system else {}
-        return {**row, **({"history": pairs} if pairs else {}), **self.rest}
+        return self._beside({**row, **({"history": pairs} if pairs else {})})
 
     def to_layout(self, layout: Literal["sharegpt", "messages"]) -> None:
         """Write it as a list of turns from now on, with that layout's names of roles."""

@@ -114,4 +114,4 @@ def _is_blank(turn: Turn) -> bool:
 
 
 def _is_reply(turn: Turn) -> bool:
-    return turn.role == "assistant" and not turn.calls
+    return turn.role == "assistant"  # a call too: rows of tools often end with it, and it is what they teach

@@ -15,6 +15,8 @@ from lorikeet.data.steps._contract import Log, Step, split
 from lorikeet.data.steps._exchanges import exchanges
 from lorikeet.data.steps._record import Record, Turn
 
+_COLUMNS = ("instruction", "input", "output", "system", "history")
+
 
 class ToAlpaca(Step):
     """Write rows with instruction, input and output."""
@@ -36,8 +38,18 @@ class ToAlpaca(Step):
         if len(system) > 1:
             log.drop(record, "several system prompts")
             return []
+        if not all(map(_is_learned_as_usual, record.turns)):
+            log.drop(record, "a turn says how it is learned, which columns cannot")
+            return []
+        if record.layout != "alpaca" and (other := record.make_room(*_COLUMNS)):
+            log.cut(record, other, "another column of a name that Alpaca's have")
         record.layout = "alpaca"
         log.change(record, "to Alpaca's columns")
         if self.history == "column" or len(found) == 1:
             return [record]
         return split(record, [[Turn(one.speaker, one.content) for one in system] + pair for pair in found], log)
+
+
+def _is_learned_as_usual(turn: Turn) -> bool:
+    usual = turn.role == "assistant"
+    return all(turn.rest.get(key) in (None, usual) for key in ("trained", "train", "weight"))

@@ -29,6 +29,8 @@ class ToMessages(Step):
                 turn.content, turn.rest["tool_calls"], turn.speaker = thought, list(calls), "assistant"
         if record.rest.get("tools"):
             record.rest["tools"] = list(_tools.tools(record.rest["tools"], "column 'tools'", record.origin))
+        if other := record.make_room("messages"):
+            log.cut(record, other, "another column of the name 'messages'")
         record.to_layout("messages")
         log.change(record, "to messages")
         return [record]
