@@ -39,6 +39,8 @@ class Blocklist(Step):
                 re.compile(pattern)
             except (re.error, OverflowError, RecursionError) as error:
                 raise ValueError(f"is no regular expression: {pattern!r}: {error}") from None
+            if not pattern:
+                raise ValueError("an empty pattern is in every text")
         return value
 
     @model_validator(mode="after")
@@ -53,27 +55,29 @@ class Blocklist(Step):
         return [self.file] if self.file is not None else []
 
     def start(self) -> None:
-        assert self._search
+        assert self._searches
 
     @cached_property
-    def _search(self) -> re.Pattern[str]:
-        listed = [re.escape(phrase) for phrase in self.phrases]
+    def _searches(self) -> list[re.Pattern[str]]:
+        """One search for all phrases, and one for each pattern: joined, the groups and flags of one were another's."""
+        listed = list(self.phrases)
         if self.file is not None:
             try:
                 lines = self.file.read_text(encoding="utf-8-sig").splitlines()
             except (OSError, UnicodeDecodeError) as error:
                 raise DataError(f"blocklist.file: cannot read '{self.file}'", given=error, allowed="UTF-8") from None
-            listed += [re.escape(line.strip()) for line in lines if line.strip()]
-            if not listed:
+            own = [line.strip() for line in lines if line.strip()]
+            if not own:
                 raise DataError(f"blocklist.file: '{self.file}' has no phrases", allowed="a phrase on each line")
-        listed += [f"(?:{pattern})" for pattern in self.patterns]
-        return re.compile("|".join(listed), re.IGNORECASE if self.ignore_case else 0)
+            listed += own
+        phrases = ["|".join(map(re.escape, listed))] if listed else []
+        return [re.compile(one, re.IGNORECASE if self.ignore_case else 0) for one in (*phrases, *self.patterns)]
 
     def each(self, record: Record, log: Log) -> Iterable[Record]:
         found = [turn for turn in record.turns if self._finds(turn)]
         if not found:
             return [record]
-        what = self._search.search(found[0].text)
+        what = next((match for search in self._searches if (match := search.search(found[0].text))), None)
         detail = repr(what[0][:80]) if what else None
         system, parts = exchanges(record.turns)
         kept = [part for part in parts if not any(turn in found for turn in part)]
@@ -95,6 +99,6 @@ class Blocklist(Step):
         if self.roles and turn.role not in self.roles:
             return False
         if not self._plain:
-            return self._search.search(turn.text) is not None
+            return any(search.search(turn.text) for search in self._searches)
         text = turn.text.lower() if self.ignore_case else turn.text
         return any(phrase in text for phrase in self._plain)

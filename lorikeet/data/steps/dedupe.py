@@ -97,7 +97,7 @@ class _Alike:
     def find_or_add(self, record: Record, place: str) -> str | None:
         """The place of a row like this one; or None, and from now on this one is there to be found."""
         made = self.rensa.RMinHash(_PERMUTATIONS, _SEED)
-        made.update(_phrases(" ".join(record.texts())))
+        made.update(_phrases(" ".join([*record.texts(), *(turn.text for turn in record.rejected)])))
         for number in self.index.query(made):
             other, where = self.kept[number]
             if made.jaccard(other) >= self.threshold:
@@ -108,7 +108,7 @@ class _Alike:
 
 
 def _phrases(text: str) -> list[str]:
-    words = _WORD.findall(text.lower())
+    words = _WORD.findall(text.lower()) or text.split()  # of signs alone: two texts of other signs are not alike
     return [" ".join(three) for three in zip(words, words[1:], words[2:])] or [" ".join(words)]
 
 

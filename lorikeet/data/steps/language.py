@@ -15,11 +15,14 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from lorikeet.base.errors import RecipeError, nearest
 from lorikeet.base.extras import require
 from lorikeet.data.steps._contract import Log, Step
 from lorikeet.data.steps._record import Record
 
 UNKNOWN = "unknown"
+_RENAMED = {"iw": "he", "jw": "jv"}  # codes of before 1989, and ISO's
+_MEANT = {"jp": "ja", "cn": "zh", "kr": "ko", "ua": "uk", "gr": "el", "cz": "cs", "nb": "no", **_RENAMED}
 _NO_WORDS = re.compile(r"```.*?(?:```|\Z)|`[^`\n]*`|https?://\S+|<[^<>\n]{1,200}>", re.DOTALL)
 _WORDS = re.compile(r"[^\W\d_]+")
 _ENOUGH = 4_000  # characters that decide; more of them say the same
@@ -59,7 +62,16 @@ class Language(Step):
         return self
 
     def start(self) -> None:
-        require("pycld2", extra="data", needed_by="the step language")
+        cld = require("pycld2", extra="data", needed_by="the step language")
+        known = {_iso(code) for name, code in cld.LANGUAGES if name in cld.DETECTED_LANGUAGES} - {"xx"}
+        for code in (*self.keep, *self.skip):
+            if code not in known:
+                raise RecipeError(
+                    f"language.{'keep' if self.keep else 'skip'}: '{code}' is no language that is told apart",
+                    given=" ".join((*self.keep, *self.skip)),
+                    allowed=" ".join(sorted(known, key=lambda one: (len(one), one))),
+                    try_=_MEANT.get(code) or nearest(code, known),
+                )
 
     def each(self, record: Record, log: Log) -> Iterable[Record]:
         code, confidence = self._found(_decisive(record.texts()))
@@ -130,4 +142,10 @@ def _detected(text: str) -> tuple[str, float]:
             raise
         return UNKNOWN, 0.0
     _, code, percent, _ = found[0]
-    return (code.split("-")[0] if reliable and code != "un" else UNKNOWN), percent / 100
+    return (_iso(code) if reliable and code != "un" else UNKNOWN), percent / 100
+
+
+def _iso(code: str) -> str:
+    """The ISO code of a language that CLD2 names, with its script perhaps: zh-Hant is zh."""
+    code = code.split("-")[0]
+    return _RENAMED.get(code, code)

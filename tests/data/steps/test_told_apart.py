@@ -1,0 +1,47 @@
+"""What steps must tell apart: patterns of one list, languages by their codes, texts without words, replies of pairs."""
+
+from __future__ import annotations
+
+import pytest
+
+from data.steps.conftest import record, run, step_of
+from data.steps.test_kinds import pair
+from lorikeet.base.errors import RecipeError
+
+
+def test_patterns_have_groups_and_flags_of_their_own() -> None:
+    patterns = [r"(foo)bar", r"(\w)\1{5}", "(?i)SECRET", r"(?P<a>x)y", r"(?P<a>z)y", "(?x) n o # not a word"]
+    options = {"patterns": patterns, "ignore_case": False}
+    for text in ("foobar", "zzzzzz", "a Secret", "xy", "zy", "no"):
+        assert not run("blocklist", record("q", text), **options)[0], text
+    assert run("blocklist", record("q", "foofoofoofoofoofoo fine"), **options)[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        ("שלום לכולם, מה שלומכם היום? אני שמח מאוד לראות אתכם כאן.", "he"),
+        ("Hei, hvordan har du det i dag? Jeg vet ikke hva jeg skal gjøre.", "no"),
+    ],
+)
+def test_languages_have_their_iso_codes(text: str, code: str) -> None:
+    kept, log = run("language", record(text, text), keep=[code])
+    assert kept and log.seen == {code: 1}
+
+
+def test_a_code_of_no_language_is_refused() -> None:
+    for options in ({"keep": ["jp"]}, {"skip": ["cn"]}, {"keep": ["eng"]}):
+        with pytest.raises(RecipeError, match="language"):
+            step_of("language", **options)
+
+
+def test_texts_without_words_are_not_alike() -> None:
+    rows = [record("😀", "👍", row=0), record("🎉 !", "?", row=1), record("😀", "👍", row=2)]
+    kept, _ = run("dedupe", *rows, by=[], near=0.8)
+    assert [one.origin.row for one in kept] == [0, 1]
+
+
+def test_pairs_with_other_rejected_replies_are_not_alike() -> None:
+    words = " ".join(f"word{number}" for number in range(60))
+    other = pair(rejected={"from": "gpt", "value": words})
+    assert len(run("dedupe", pair(), other, pair(), by=[], near=0.9)[0]) == 2
