@@ -1,6 +1,7 @@
 """How many rows are how long, in memory that does not grow with them; as lines of text and as a picture.
 
-Lengths from 4,096 on are kept to three digits, so a few thousand counts hold any number of rows.
+Lengths from 4,096 on are kept to three digits, so a few thousand counts hold any number of rows; which are longer than
+the limit, and the longest, is exact all the same.
 """
 
 from __future__ import annotations
@@ -22,11 +23,22 @@ class Histogram:
     """Counts of lengths."""
 
     counts: Counter[int] = field(default_factory=Counter)
+    limit: int | None = None  # which no rounding crosses: rows cut to just fit it are many, and do
+    longest: int = 0
 
     def add(self, length: int) -> None:
         """Count a row of `length`; 0 is a row without one, and is left aside."""
         if length > 0:
-            self.counts[length if length < _EXACT else int(float(f"{length:.3g}"))] += 1
+            self.counts[self._rounded(length)] += 1
+            self.longest = max(self.longest, length)
+
+    def _rounded(self, length: int) -> int:
+        if length < _EXACT:
+            return length
+        near = int(float(f"{length:.3g}"))
+        if self.limit is None:
+            return near
+        return min(near, self.limit) if length <= self.limit else max(near, self.limit + 1)
 
     @property
     def rows(self) -> int:
@@ -50,12 +62,13 @@ class Histogram:
         """Figures, and the bars as [from, to, rows]."""
         rows = self.rows
         total = sum(length * count for length, count in self.counts.items())
-        quantiles = {"median": 0.5, "p90": 0.9, "p99": 0.99, "longest": 1.0}
+        quantiles = {"median": 0.5, "p90": 0.9, "p99": 0.99}
         return {
             "rows": rows,
             "shortest": min(self.counts, default=0),
             "mean": round(total / rows, 1) if rows else 0,
             **{name: self.quantile(share) for name, share in quantiles.items()},
+            "longest": self.longest,
             "beyond_max_length": self.beyond(limit),
             "bars": [list(bar) for bar in self.bars(limit)],
         }
@@ -65,7 +78,7 @@ class Histogram:
         narrower for it. The last takes all that is longer than 99.5 % of the rows and `limit`."""
         if not self.counts:
             return []
-        longest = max(self.counts)
+        longest = max(*self.counts, self.longest)
         beyond = limit if limit is not None and self.beyond(limit) else 0
         shown = max(self.quantile(0.995), beyond + 1)
         width = _round_up(shown / _BARS)

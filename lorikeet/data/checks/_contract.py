@@ -52,6 +52,11 @@ class Row:
         """Of its conversation; none where the row could not be read."""
         return self.walked.conversation.messages if self.walked.conversation is not None else ()
 
+    @property
+    def tools(self) -> tuple[dict[str, Any], ...]:
+        """What its conversation offers: the same question with other tools is another one."""
+        return self.walked.conversation.tools if self.walked.conversation is not None else ()
+
     @cached_property
     def kept(self) -> list[Piece]:
         """The examples that are trained on."""

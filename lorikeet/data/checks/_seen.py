@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -64,14 +65,14 @@ def hashed(texts: Iterable[str]) -> int:
     return int.from_bytes(digest.digest(), "little")
 
 
-def question_and_answer(messages: tuple[Message, ...]) -> tuple[int, int] | None:
+def question_and_answer(messages: tuple[Message, ...], tools: Sequence[Any] = ()) -> tuple[int, int] | None:
     """Hashes of everything before the last reply, and of that reply; None where there is no question."""
     last = max((index for index, message in enumerate(messages) if message.role == "assistant"), default=0)
     if last == 0:
         return None
     calls = [str(call) for call in messages[last].tool_calls]
     before = (text for message in messages[:last] for text in (message.role, message.content, str(message.tool_calls)))
-    return hashed(before), hashed((messages[last].content, *calls))
+    return hashed((*before, *map(str, tools))), hashed((messages[last].content, *calls))
 
 
 def named(origin: Origin, beside: Origin) -> str:

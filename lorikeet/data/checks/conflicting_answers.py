@@ -20,7 +20,7 @@ class ConflictingAnswers(Check):
         self._seen = Seen()
 
     def row(self, row: Row) -> Iterator[Finding]:
-        hashes = question_and_answer(row.messages)
+        hashes = question_and_answer(row.messages, row.tools)
         if hashes is not None and row.side == "train":
             self._seen.add(*hashes, row.origin)
         return iter(())

@@ -10,6 +10,9 @@ from lorikeet.data.checks.unusable import level_of, reason_of, says_empty
 _NOTHING = frozenset(("nan", "NaN", "null", "NULL", "undefined", "<NA>"))  # what exports write for a missing value
 
 
+_SPOKEN = {"assistant": "reply", "user": "question"}
+
+
 class EmptyText(Check):
     """A reply or a question is empty, white space, or the word an export writes for nothing."""
 
@@ -20,6 +23,9 @@ class EmptyText(Check):
     def row(self, row: Row) -> Iterator[Finding]:
         if row.error is not None and says_empty(row.error):
             yield row.found(reason_of(row.error, row), level=level_of(self.setting, row))
-        for index, reply in row.replies():
-            if reply.content.strip() in _NOTHING:
-                yield row.found(f"the reply is '{reply.content.strip()}'", index, "warning")
+        for index, message in enumerate(row.messages):
+            what, said = _SPOKEN.get(message.role), message.content.strip()
+            if what is not None and said in _NOTHING:
+                yield row.found(f"the {what} is '{said}'", index, "warning")
+            elif message.role == "user" and not said:  # which the format `messages` lets through
+                yield row.found("the question is empty", index, "warning")

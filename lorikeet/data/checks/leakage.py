@@ -30,7 +30,7 @@ class Leakage(Check):
         self._hashes = array("Q")
 
     def row(self, row: Row) -> Iterator[Finding]:
-        hashes = question_and_answer(row.messages)
+        hashes = question_and_answer(row.messages, row.tools)
         if hashes is None and row.messages:  # a document, or a reply to nothing
             hashes = hashed(message.content for message in row.messages), 0
         if hashes is None or (self._wanted is not None and not row.kept):

@@ -17,7 +17,7 @@ class Lengths(Check):
 
     def __init__(self, setting: Setting):
         super().__init__(setting)
-        self.histogram = Histogram()
+        self.histogram = Histogram(limit=setting.options.max_length if setting.encoder is not None else None)
 
     def row(self, row: Row) -> Iterator[Finding]:
         if self.setting.encoder is None:

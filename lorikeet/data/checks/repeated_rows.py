@@ -21,7 +21,7 @@ class RepeatedRows(Check):
     def row(self, row: Row) -> Iterator[Finding]:
         if row.messages and row.side == "train":
             texts = (text for one in row.messages for text in (one.role, one.content, str(one.tool_calls)))
-            self._seen.add(hashed(texts), 0, row.origin)
+            self._seen.add(hashed((*texts, *map(str, row.tools))), 0, row.origin)
         return iter(())
 
     def end(self) -> Iterator[Finding]:
