@@ -3,9 +3,9 @@
     python benchmarks/decode.py                    needs lorikeet's extra `test` (transformers, accelerate)
 
 In bfloat16 on all cores: decoding of one reply (its time less that of its first token), 16 prompts at once against
-transformers' continuous batching, its padded batch, and one after the other, and reading one long prompt. Nobody stops
-early, so both make equally many tokens. A share of the machine's read bandwidth stands beside the first: a token of one
-reply needs every weight once.
+transformers' continuous batching, its padded batch, and one after the other; reading one long prompt, and 16 prompts of
+1 to 16 notes. Nobody stops early, so both make equally many tokens. A share of the machine's read bandwidth stands
+beside the first: a token of one reply needs every weight once.
 """
 
 from __future__ import annotations
@@ -32,13 +32,14 @@ from lorikeet.infer.sampling import GenerateOptions
 from lorikeet.train.metrics import peak_rss_bytes
 
 WORK, AT_ONCE = workloads.WORKLOADS["W1"], 16
+WHAT = ("one", "many", "prefill", "prompts")
 Generate = Callable[[Sequence[Sequence[int]], int], int]  # prompts, tokens of each reply -> tokens of all
 Job = Callable[[], float]  # does its work; tokens per second
 
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="*", choices=["one", "many", "prefill"], default=["one", "many", "prefill"])
+    parser.add_argument("--only", nargs="*", choices=WHAT, default=WHAT)
     parser.add_argument("--tokens", type=int, default=32, help="of each reply")
     parser.add_argument("--prompt", type=int, default=512, help="tokens of the long prompt")
     parser.add_argument("--sequential", type=int, default=3, help="how many of the 16 prompts are asked one by one")
@@ -155,9 +156,18 @@ def answering(generate: Generate, prompts: Sequence[list[int]], tokens: int) -> 
     return lambda: len(prompts) * tokens / seconds(lambda: generate(prompts, tokens))
 
 
-def reading(generate: Generate, prompt: list[int]) -> Job:
-    """The pass over a prompt, with its one token."""
-    return lambda: len(prompt) / seconds(lambda: generate([prompt], 1))
+def reading(generate: Generate, prompts: Sequence[list[int]]) -> Job:
+    """The passes over prompts that are there at once, with one token of each."""
+    return lambda: sum(map(len, prompts)) / seconds(lambda: generate(prompts, 1))
+
+
+def uneven(engine: Engine, asks: Sequence[Conversation]) -> list[list[int]]:
+    """A prompt of one note, one of two others, and so on: AT_ONCE of them."""
+    texts, found = iter(ask.messages[-1].content for ask in asks), []
+    for notes in range(1, AT_ONCE + 1):
+        text = "\n".join(str(next(texts)) for _ in range(notes))
+        found.append(engine.prompt(Conversation((Message("user", text),))))
+    return found
 
 
 def main() -> None:
@@ -165,10 +175,10 @@ def main() -> None:
     if asked.threads:
         torch.set_num_threads(asked.threads)
     torch.set_grad_enabled(False)
-    _, notes = write_task(asked.folder, 1, AT_ONCE, 0)
+    _, notes = write_task(asked.folder, 1, AT_ONCE * (AT_ONCE + 1) // 2, 0)
     ours, theirs = Ours(), Theirs(workloads.model_folder(WORK, asked.folder, Path()))
     asks = [row.prompt() for row in conversations([str(notes)], Auto.model_validate({}), reply=False)]
-    prompts = [ours.engine.prompt(ask) for ask in asks]
+    prompts = [ours.engine.prompt(ask) for ask in asks[:AT_ONCE]]
     text = Conversation((Message("user", " ".join(str(n) for n in range(asked.prompt))),))
     long = ours.engine.prompt(text)[: asked.prompt]
 
@@ -194,9 +204,18 @@ def main() -> None:
             )  # fmt: skip
         if "prefill" in asked.only:
             found["prefill"] = in_turns(
-                {"lorikeet": reading(ours.generate, long), "transformers generate": reading(theirs.generate, long)},
+                {"lorikeet": reading(ours.generate, [long]), "transformers generate": reading(theirs.generate, [long])},
                 asked.rounds,
             )
+        if "prompts" in asked.only:
+            some = uneven(ours.engine, asks)
+            found["prompts"] = in_turns(
+                {"lorikeet": reading(ours.generate, some),
+                 "continuous batching": reading(theirs.continuous, some),
+                 "padded batch": reading(theirs.generate, some),
+                 "one after the other": reading(one_by_one, some)},
+                asked.rounds,
+            )  # fmt: skip
     weights = sum(p.numel() * p.element_size() for p in theirs.model.parameters())
     report(found, weights)
     print(f"transformers {theirs.version}, torch {torch.__version__}, {torch.get_num_threads()} threads, "
@@ -208,7 +227,7 @@ def main() -> None:
 
 def report(found: dict[str, Any], weights: int) -> None:
     """Medians, all rounds, and the ratio of ours to each of theirs."""
-    for what in ("one", "many", "prefill"):
+    for what in WHAT:
         rates = found.get(what, {})
         ours = statistics.median(rates["lorikeet"]) if "lorikeet" in rates else 0.0
         for name, each in rates.items():

@@ -1,16 +1,16 @@
 // Attention in bfloat16: the entry points of attention_passes.h.
 #include "attention_passes.h"
 
-#ifdef LORIKEET_AMX
-using G = Amx;
+#if HAS_PAIRS
+using G = Pairs;
 #else
 using G = Plain<bf16>;
 #endif
 
 // whether this process may compute with it
 extern "C" i64 attention_allowed() {
-#ifdef LORIKEET_AMX
-    return amx_allowed();
+#if HAS_PAIRS
+    return tiles_allowed();
 #else
     return 1;
 #endif

@@ -1,16 +1,11 @@
 // Tiles of 1 KiB for attention.cpp: how rows become operands, and the product of two arrays of tiles.
 //
 // Every operand is an array of tiles. A result tile is 16 x 16 float. An A tile is 16 rows x DEPTH, a B tile DEPTH x 16
-// columns: DEPTH 32 in bfloat16 (AMX, whose B holds pairs of rows interleaved), 16 in float. `Amx` and `Plain` offer
+// columns: DEPTH 32 in bfloat16 (whose B holds pairs of rows interleaved), 16 in float. `Pairs` and `Plain` offer
 // the same functions, so that the algorithm is written once.
 #pragma once
-#include "common.h"
+#include "tiles.h"
 #include <climits>
-#if defined(__AMX_BF16__) && defined(__AVX512BF16__) && defined(__linux__)
-#define LORIKEET_AMX
-#include <sys/syscall.h>
-#include <unistd.h>
-#endif
 
 typedef int32_t vi __attribute__((vector_size(64)));
 
@@ -178,30 +173,17 @@ struct Plain {
     }
 };
 
-#ifdef LORIKEET_AMX
-// Linux gives the tile registers to a process that asks.
-static bool amx_allowed() {
-    static const bool allowed = syscall(SYS_arch_prctl, 0x1023, 18) == 0;
-    return allowed;
-}
-
-struct TileShape {
-    uint8_t palette = 1, start = 0, reserved[14] = {};
-    uint16_t bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-    uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
-} __attribute__((packed));
-
-struct Amx {
+#if HAS_PAIRS
+struct Pairs {
     using Source = bf16;
     static constexpr int DEPTH = 32, DEGREE = 4;
     static constexpr bool SHARED = false;
 
     static void begin() {
-        static const TileShape shape;
-        amx_allowed();
-        asm volatile("ldtilecfg %0" ::"m"(shape) : "memory");
+        tiles_allowed();
+        configure_tiles();
     }
-    static void end() { asm volatile("tilerelease" ::: "memory"); }
+    static void end() { release_tiles(); }
 
     static vi words(const bf16* from) {
         vi out;
@@ -264,6 +246,7 @@ struct Amx {
         for (int i = 0; i < real; i++) std::memcpy(to + i * stride, &out[i], 64);
     }
 
+#if HAS_AMX
     static void multiply(Operand c, Operand a, Operand b, int m, int n, int k, bool add) {
         asm volatile("" ::: "memory");  // gcc takes tile loads to read nothing, and would store later
         for (int i = 0; i < m; i += 2)
@@ -296,6 +279,19 @@ struct Amx {
             }
         asm volatile("" ::: "memory");
     }
+#else
+    static void multiply(Operand c, Operand a, Operand b, int m, int n, int k, bool add) {
+        for (int j = 0; j < n; j += 2)
+            for (int i = 0; i < m; i++)
+                for (int r = 0; r < 16; r += 8) {
+                    float *left = (float*)c.at(i, j) + r * 16, *right = (float*)c.at(i, j + 1) + r * 16;
+                    Sums8 sums{};
+                    if (add) sums.load(left, right);
+                    for (int d = 0; d < k; d++) sums.add(a.at(i, d) + r * 64, 64, b.at(d, j), b.at(d, j + 1));
+                    sums.store(left, right);
+                }
+    }
+#endif
 };
 
 #endif

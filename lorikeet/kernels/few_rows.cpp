@@ -3,7 +3,7 @@
 // Such a product takes as long as its weights take to be read, so they are read once, as they lie. On matrix tiles the
 // lines of the next rows are already asked for meanwhile, and what is turned into pairs is x: the sums are y's transpose,
 // 16 outputs by 16 rows.
-#include "amx.h"
+#include "tiles.h"
 #include "few_rows_vectors.h"
 
 static const i64 MOST = 64;  // rows of x at once: four tiles of sums

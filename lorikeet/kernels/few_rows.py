@@ -8,7 +8,7 @@ from torch import Tensor
 from lorikeet import kernels
 from lorikeet.kernels import Kernel
 from lorikeet.kernels.counting import count
-from lorikeet.kernels.linear import has_tiles
+from lorikeet.kernels.linear import computes_with
 
 # with more rows the matmuls of linear.cpp are as fast, and without tiles PyTorch's
 MOST_ROWS, MOST_ROWS_ON_VECTORS = 96, 64
@@ -20,7 +20,7 @@ def serves(x: Tensor, weight: Tensor) -> bool:
     return (
         x.dtype == torch.bfloat16
         and kernels.serves(x, weight)
-        and len(x) <= (MOST_ROWS if has_tiles() else MOST_ROWS_ON_VECTORS)
+        and len(x) <= (MOST_ROWS if computes_with() == "tiles" else MOST_ROWS_ON_VECTORS)
         and x.stride(1) == 1
         and weight.stride(1) == 1
         and weight.shape[0] % 16 == 0

@@ -1,7 +1,7 @@
-// The linears' passes with LoRA's low-rank updates, on matrix tiles: y, dx, and the factors' gradients.
+// The linears' passes with LoRA's low-rank updates, on tiles or pairs: y, dx, and the factors' gradients.
 #include "product.h"
 
-#if HAS_AMX
+#if HAS_PAIRS
 // one row of the sums of two woven tiles to 32 values in order
 static inline void unwoven(const float* from, float* to) {
     __m512 first = _mm512_load_ps(from), second = _mm512_load_ps(from + 256);
@@ -42,18 +42,8 @@ static void thin_product(i64 rows, i64 width, i64 wanted, const bf16* a, i64 a_s
                         pairs_of_rows(from, stride, pairs + s * 1024);
                     }
                     float* sum = sums + (column - n) * 32;
-                    written();
                     start_sums(sum, i == 0);
-                    for (i64 s = 0; s < steps; s++) {
-                        _tile_loadd(6, pairs + s * 1024, 64);
-                        _tile_loadd(7, pairs + s * 1024 + 512, 64);
-                        _tile_loadd(4, turned + (i + s) * 1024, 64);
-                        _tile_loadd(5, turned + (i + s) * 1024 + 512, 64);
-                        _tile_dpbf16ps(0, 4, 6);
-                        _tile_dpbf16ps(3, 5, 7);
-                        _tile_dpbf16ps(1, 4, 7);
-                        _tile_dpbf16ps(2, 5, 6);
-                    }
+                    add_products<false>(sum, turned + i * 1024, 64, 2048, pairs, steps);
                     store_sums(sum);
                 }
             }
@@ -61,16 +51,16 @@ static void thin_product(i64 rows, i64 width, i64 wanted, const bf16* a, i64 a_s
                 for (i64 s = 0; s < wanted; s++)
                     unwoven(sums + (column - n) * 32 + (s >> 4) * 512 + (s & 15) * 16, out + s * width + column);
         });
-        _tile_release();
+        release_tiles();
     });
     std::free(turned);
 }
 #endif
 
-// whether this processor and system have tiles: *answer = 1
+// what these are computed with: *answer = 2 for matrix tiles, 1 for dot products of pairs, 0 for nothing
 extern "C" void linear_available(void* answer) {
-#if HAS_AMX
-    *(i64*)answer = tiles_allowed();  // the code is of this processor: see build.py
+#if HAS_PAIRS
+    *(i64*)answer = tiles_allowed() ? 1 + HAS_AMX : 0;  // the code is of this processor: see build.py
 #else
     *(i64*)answer = 0;
 #endif
@@ -79,7 +69,7 @@ extern "C" void linear_available(void* answer) {
 // y [T, N] = x [T, K] W: W is [K, N], or [N, K] if transposed. K and N are multiples of 32.
 extern "C" void linear_matmul(i64 rows, i64 depth, i64 width, i64 transposed, const bf16* x, i64 x_stride,
                               const bf16* weight, i64 weight_stride, bf16* y) {
-#if HAS_AMX
+#if HAS_PAIRS
     const Product p = {rows, depth, width, x, x_stride, {weight, weight_stride, transposed}, y, 0};
     matmul(p);
 #endif
@@ -132,7 +122,7 @@ static void scatter(i64 count, const Member* members, const float* scalings, i64
 extern "C" void linear_low_rank_forward(i64 rows, i64 depth, i64 width, i64 rank, i64 count, const Member* members,
                                         const float* scalings, const bf16* x, i64 x_stride, const bf16* weight,
                                         i64 weight_stride, bf16* kept, bf16* y) {
-#if HAS_AMX
+#if HAS_PAIRS
     Kept to(kept, depth, width, rank);
     stack(count, members, scalings, depth, width, rank, to);
     matmul({rows, depth, width, x, x_stride, {weight, weight_stride, 1}, y, rank, {to.a, depth, 1}, {to.b, rank, 1}, to.z});
@@ -142,7 +132,7 @@ extern "C" void linear_low_rank_forward(i64 rows, i64 depth, i64 width, i64 rank
 // dz [T, S] = s dy B and, where it is wanted, dx [T, K] = dy W + dz A
 extern "C" void linear_low_rank_backward(i64 rows, i64 depth, i64 width, i64 rank, bf16* kept, const bf16* dy,
                                          const bf16* weight, i64 weight_stride, bf16* dz, bf16* dx) {
-#if HAS_AMX
+#if HAS_PAIRS
     Kept from(kept, depth, width, rank);
     const Weight thin = {from.b, rank, 0};
     if (dx)
@@ -156,7 +146,7 @@ extern "C" void linear_low_rank_backward(i64 rows, i64 depth, i64 width, i64 ran
 extern "C" void linear_factor_gradients(i64 rows, i64 depth, i64 width, i64 rank, i64 count, const Member* members,
                                         const float* scalings, bf16* kept, const bf16* dy, const bf16* dz,
                                         const bf16* x, i64 x_stride, float* da) {
-#if HAS_AMX
+#if HAS_PAIRS
     Kept from(kept, depth, width, rank);
     i64 used = 0;
     for (i64 m = 0; m < count; m++) used += members[m].rank;

@@ -1,4 +1,4 @@
-"""The face of linear.cpp: matmuls on matrix tiles (AMX, bfloat16), with low-rank updates in the same sums.
+"""The face of linear.cpp: matmuls in bfloat16 (AMX or AVX-512), with low-rank updates in the same sums.
 
 The factors of a group's members are laid side by side, each at its own columns of z and rows of y, padded with zeros
 to a rank that is a multiple of 32: then one product serves all members. A pass of a group is one call or two: what
@@ -11,6 +11,7 @@ import ctypes
 from collections.abc import Sequence
 from functools import cache
 from itertools import chain
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -27,13 +28,14 @@ _backward, _gradients = Kernel("linear", "linear_low_rank_backward"), Kernel("li
 
 
 @cache
-def has_tiles() -> bool:
-    """Whether this processor has matrix tiles and the system has lent them to this process, which it asks once."""
+def computes_with() -> Literal["tiles", "pairs", None]:
+    """Matrix tiles, if this processor has them and the system has lent them to this process, which it asks once; dot
+    products of pairs (AVX-512's); or nothing."""
     library, answer = build.load("linear"), ctypes.c_int64(0)
     if library is None:
-        return False
+        return None
     library.linear_available(ctypes.byref(answer))
-    return bool(answer.value)
+    return (None, "pairs", "tiles")[answer.value]
 
 
 def serves(x: Tensor, out_features: int, in_features: int) -> bool:
@@ -42,7 +44,7 @@ def serves(x: Tensor, out_features: int, in_features: int) -> bool:
         x.dtype == torch.bfloat16
         and len(x) >= LEAST_ROWS
         and kernels.serves(x)
-        and has_tiles()
+        and computes_with() is not None
         and x.stride(1) == 1
         and out_features % MULTIPLE == 0
         and in_features % MULTIPLE == 0

@@ -1,4 +1,4 @@
-// A matmul of the training step on matrix tiles, with a low-rank update in the same sums: y = x W + z B with z = x A.
+// A matmul of the training step on tiles or pairs, with a low-rank update in the same sums: y = x W + z B with z = x A.
 //
 // W is cut into stages, some columns and a piece of K, that lie packed in a level-2 cache. All threads pack a stage, each
 // a few columns, and then share out the rows: 32 at a time, whose piece of x stays in the level-1 cache, against all
@@ -6,13 +6,15 @@
 // What is done next is handed out by one counter, packing of the next stage included, so that nobody waits while
 // anything is left: of two threads on a busy machine one is often late.
 #pragma once
-#include "amx.h"
+#include "tiles.h"
 #include <sched.h>
 
-#if HAS_AMX
-static const i64 PIECE = 576;              // the deepest piece of K: 32 rows of it are 36 KB of the level-1 cache
-static const i64 STAGE = 672 << 10;        // bytes of packed weights: level-2 caches have 1 or 2 MB, and neighbours
-static const i64 PACKED = 96, ROWS = 128;  // columns and rows of a task
+#if HAS_PAIRS
+// The deepest piece of K: of x, 32 rows stay in the level-1 cache on tiles (36 KB), and 8 without them, which take an
+// eighth of the speed and more so that sums need not wait for the next piece.
+static const i64 PIECE = HAS_AMX ? 576 : 2048;
+static const i64 STAGE = 672 << 10;  // bytes of packed weights: level-2 caches have 1 or 2 MB, and neighbours
+static const i64 PACKED = 96, ROWS = HAS_AMX ? 128 : 32;  // columns and rows of a task
 static const i64 MOST_ROWS = 4096;         // of a call: sums of all of them wait for the next piece of K
 
 // weights [K, N], or [N, K] if transposed
@@ -46,42 +48,9 @@ static void pack(const Weight& w, i64 from, i64 depth, i64 n, i64 columns, char*
             for (i64 c = 0; c < columns; c += 32) pairs_of_rows(w.at + k * w.stride + n + c, w.stride, to + c * depth * 2);
 }
 
-// four tiles of 16 x 16 sums, 4 KB side by side
-static inline void start_sums(const float* s, bool zero) {
-    if (zero) {
-        _tile_zero(0);
-        _tile_zero(1);
-        _tile_zero(2);
-        _tile_zero(3);
-        return;
-    }
-    written();
-    _tile_loadd(0, s, 64);
-    _tile_loadd(1, s + 256, 64);
-    _tile_loadd(2, s + 512, 64);
-    _tile_loadd(3, s + 768, 64);
-}
-
-static inline void store_sums(float* s) {
-    _tile_stored(0, s, 64);
-    _tile_stored(1, s + 256, 64);
-    _tile_stored(2, s + 512, 64);
-    _tile_stored(3, s + 768, 64);
-}
-
-// 32 rows x 32 columns: add `depth` products to the four sums
-static inline void multiply(const bf16* x, i64 stride, i64 depth, const char* pairs) {
-    written();
-    for (i64 k = 0; k < depth; k += 32, pairs += 2048) {
-        _tile_stream_loadd(6, pairs, 64);  // past the level-1 cache, where x stays
-        _tile_stream_loadd(7, pairs + 1024, 64);
-        _tile_loadd(4, x + k, stride * 2);
-        _tile_loadd(5, x + 16 * stride + k, stride * 2);
-        _tile_dpbf16ps(0, 4, 6);
-        _tile_dpbf16ps(3, 5, 7);
-        _tile_dpbf16ps(1, 4, 7);
-        _tile_dpbf16ps(2, 5, 6);
-    }
+// 32 rows x 32 columns: add `depth` products to the sums that were started
+static inline void multiply(float* sums, const bf16* x, i64 stride, i64 depth, const char* pairs) {
+    add_products<true>(sums, x, stride * 2, 64, pairs, depth / 32);
 }
 
 // Tiles read 32 whole rows: x itself, or its `rows` real ones copied to `spare` [32, depth] above zeros. Rows that are
@@ -135,10 +104,18 @@ struct Stage {
     }
 };
 
+// Reads `columns` stored rows in the order in which they lie: memory then gives them twice as fast as to `pack`, which
+// goes down 32 rows at once.
+static void bring(const Weight& w, i64 from, i64 depth, i64 n, i64 columns) {
+    for (i64 c = n; c < n + columns; c++)
+        for (i64 k = from; k < from + depth; k += 32) (void)*(const volatile uint16_t*)(w.at + c * w.stride + k);
+}
+
 // a few columns of a stage, and of the low-rank weights
 static void pack_some(const Product& p, const Stage& s, i64 task, i64 tasks) {
     i64 c = task * PACKED, taken = s.columns - c < PACKED ? s.columns - c : PACKED;
     if (taken > 0) {
+        if (p.weight.transposed) bring(p.weight, s.k, s.depth, s.n + c, taken);
         pack(p.weight, s.k, s.depth, s.n + c, taken, s.packed + c * s.depth * 2);
         if (p.rank && s.last) pack(p.low, 0, p.rank, s.n + c, taken, s.low + c * p.rank * 2);
     }
@@ -167,7 +144,7 @@ static void block(const Product& p, const Plan& plan, const Stage& s, i64 t, i64
     for (i64 c = 0; s.with_z && c < p.rank; c += 32) {
         float* sum = sums.thin + (t * p.rank / 1024 + c / 32) * sums.thin_step;
         start_sums(sum, s.first);
-        multiply(x, stride, s.depth, s.thin + c * s.depth * 2);
+        multiply(sum, x, stride, s.depth, s.thin + c * s.depth * 2);
         store_sums(sum);
         if (s.last) write_rows(sum, real, p.z + t * p.rank + c, p.rank, !p.thin.transposed);
     }
@@ -178,8 +155,8 @@ static void block(const Product& p, const Plan& plan, const Stage& s, i64 t, i64
         if (s.last)  // a store would wait for its line
             for (i64 i = 0; i < real; i++) __builtin_prefetch(y + i * p.width, 1);
         start_sums(sum, s.first);
-        multiply(x, stride, s.depth, s.packed + c * s.depth * 2);
-        if (z) multiply(z, z_stride, p.rank, s.low + c * p.rank * 2);
+        multiply(sum, x, stride, s.depth, s.packed + c * s.depth * 2);
+        if (z) multiply(sum, z, z_stride, p.rank, s.low + c * p.rank * 2);
         store_sums(sum);
         if (s.last) write_rows(sum, real, y, p.width, !p.weight.transposed);
     }
@@ -238,7 +215,7 @@ static void multiply_rows(const Product& p) {
             add_one(done + index);
         });
         std::free(spare);
-        _tile_release();
+        release_tiles();
     });
     std::free(ready);
 }

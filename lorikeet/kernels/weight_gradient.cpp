@@ -1,14 +1,14 @@
-// The gradient of a weight on matrix tiles: dW [N, K] = dy^T x in float32, for dy [T, N] and x [T, K], T summed in one
+// The gradient of a weight on tiles or pairs: dW [N, K] = dy^T x in float32, for dy [T, N] and x [T, K], T summed in one
 // order.
 //
 // x is packed into pairs once. A task is some rows of dW over all of T: a piece of T at a time, whose part of dy it
 // turns into its level-2 cache, where the sums stay, too. So dy is read once, dW written once and x read once by each.
-#include "amx.h"
+#include "tiles.h"
 
 static const i64 ROWS = 96, COLUMNS = 768;  // of dW in a task: 295 KB of sums
 static const i64 STEPS = 8;                 // of 32 tokens at a time: 48 KB of dy, as much of x for 96 columns
 
-#if HAS_AMX
+#if HAS_PAIRS
 // 32 stored rows of 32 values: the pairs of the first 16 columns and of the others
 static inline void load_pairs(const bf16* from, i64 stride, __m512i* first, __m512i* second) {
     static const uint16_t place[32] = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
@@ -49,39 +49,11 @@ static inline void tiles_of(const bf16* from, i64 stride, i64 rows, i64 block, i
     real < 32 ? put_last(at, stride, real, turned, to) : put_tiles(at, stride, turned, to);
 }
 
-// 32 x 32 sums, row by row
-static inline void add_products(const char* a, const char* b, i64 steps, bool zero, float* sums) {
-    written();
-    if (zero) {
-        _tile_zero(0);
-        _tile_zero(1);
-        _tile_zero(2);
-        _tile_zero(3);
-    } else {
-        _tile_loadd(0, sums, 128);
-        _tile_loadd(1, sums + 16, 128);
-        _tile_loadd(2, sums + 512, 128);
-        _tile_loadd(3, sums + 528, 128);
-    }
-    for (i64 i = 0; i < steps; i++, a += 2048, b += 2048) {
-        _tile_loadd(4, a, 64);
-        _tile_loadd(5, a + 1024, 64);
-        _tile_loadd(6, b, 64);
-        _tile_loadd(7, b + 1024, 64);
-        _tile_dpbf16ps(0, 4, 6);
-        _tile_dpbf16ps(3, 5, 7);
-        _tile_dpbf16ps(1, 4, 7);
-        _tile_dpbf16ps(2, 5, 6);
-    }
-    _tile_stored(0, sums, 128);
-    _tile_stored(1, sums + 16, 128);
-    _tile_stored(2, sums + 512, 128);
-    _tile_stored(3, sums + 528, 128);
-}
-
+// 32 x 32 sums to rows of dW
 static void write_sums(const float* sums, i64 stride, bool add, float* out) {
-    for (i64 i = 0; i < 32; i++, out += stride, sums += 32) {
-        __m512 left = _mm512_load_ps(sums), right = _mm512_load_ps(sums + 16);
+    for (i64 i = 0; i < 32; i++, out += stride) {
+        const float* from = sums + (i >> 4) * 512 + (i & 15) * 16;
+        __m512 left = _mm512_load_ps(from), right = _mm512_load_ps(from + 256);
         if (add) left = _mm512_add_ps(_mm512_loadu_ps(out), left), right = _mm512_add_ps(_mm512_loadu_ps(out + 16), right);
         _mm512_storeu_ps(out, left);
         _mm512_storeu_ps(out + 16, right);
@@ -92,7 +64,7 @@ static void write_sums(const float* sums, i64 stride, bool add, float* out) {
 // dW [width, inside], written, or added to if `add`; width and inside are multiples of 32
 extern "C" void weight_gradient(i64 rows, i64 width, i64 inside, const bf16* dy, i64 dy_stride, const bf16* x,
                                 i64 x_stride, i64 add, float* out) {
-#if HAS_AMX
+#if HAS_PAIRS
     const i64 blocks = (rows + 31) / 32, parts = (inside + COLUMNS - 1) / COLUMNS;
     const i64 tall = (width + ROWS - 1) / ROWS;
     char* pairs = (char*)scratch(64, size_t(blocks * inside) * 64);  // [inside / 32][blocks] of two tiles
@@ -114,9 +86,13 @@ extern "C" void weight_gradient(i64 rows, i64 width, i64 inside, const bf16* dy,
                     for (i64 r = 0; r < high; r++)
                         tiles_of(dy, dy_stride, rows, block + s, n + r * 32, true, turned + (r * STEPS + s) * 2048);
                 for (i64 c = from; c < end; c += 32)
-                    for (i64 r = 0; r < high; r++)
-                        add_products(turned + r * STEPS * 2048, pairs + (c / 32 * blocks + block) * 2048, steps,
-                                     block == 0, sums + ((c - from) / 32 * (ROWS / 32) + r) * 1024);
+                    for (i64 r = 0; r < high; r++) {
+                        float* sum = sums + ((c - from) / 32 * (ROWS / 32) + r) * 1024;
+                        start_sums(sum, block == 0);
+                        add_products<false>(sum, turned + r * STEPS * 2048, 64, 2048,
+                                            pairs + (c / 32 * blocks + block) * 2048, steps);
+                        store_sums(sum);
+                    }
             }
             for (i64 r = 0; r < high; r++)
                 for (i64 c = from; c < end; c += 32)
@@ -125,7 +101,7 @@ extern "C" void weight_gradient(i64 rows, i64 width, i64 inside, const bf16* dy,
         });
         std::free(turned);
         std::free(sums);
-        _tile_release();
+        release_tiles();
     });
     std::free(pairs);
 #endif

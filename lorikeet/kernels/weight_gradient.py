@@ -1,4 +1,4 @@
-"""The face of weight_gradient.cpp: a weight's gradient on matrix tiles, in float32 and straight to where it belongs.
+"""The face of weight_gradient.cpp: a weight's gradient (AMX or AVX-512), in float32 and straight to where it belongs.
 
 PyTorch's matmul of bfloat16 gives bfloat16: the gradient would be rounded, then widened, then added, each a pass over
 memory as large as the weight."""
