@@ -22,6 +22,7 @@ from lorikeet.base.extras import require
 from lorikeet.base.files import sha256_file
 from lorikeet.base.nouns import Origin
 from lorikeet.data.documents import SampleBy, documents
+from lorikeet.data.json_text import is_too_deep, loads
 
 Row = dict[str, Any]
 Advance = Callable[[int], None]
@@ -153,7 +154,7 @@ def _jsonl(file: IO[bytes], name: str) -> Iterator[tuple[Row, Origin]]:
         if not line.strip():
             continue
         try:
-            value = orjson.loads(line)
+            value = loads(line)
         except orjson.JSONDecodeError as error:
             _broken_json(name, number, error.colno, error.msg, line)
         origin = Origin(name, row, number)
@@ -300,6 +301,8 @@ class _JsonText:
                     continue
                 line, column = self.place(place)
                 _broken_json(self.name, line, column, reason, self.text[max(0, place - 40) : place + 40])
+            except ValueError as error:  # an integer of thousands of digits, which Python does not read
+                _broken_json(self.name, *self.place(self.at), str(error), self.text[self.at : self.at + 80])
 
     def expect(self, allowed: str) -> str:
         """Consume one of the `allowed` characters."""
@@ -368,6 +371,8 @@ def _json_list(text: _JsonText, name: str) -> Iterator[tuple[Row, Origin]]:
         value = text.value()
         if first != "{":
             _no_object(origin, value)
+        if is_too_deep(value):
+            _broken_json(name, line, 1, "nested too deeply", f"row {row}")
         yield value, origin
         row += 1
         if text.expect(",]") == "]":

@@ -14,6 +14,7 @@ import orjson
 
 from lorikeet.base.errors import DataError
 from lorikeet.base.nouns import Origin
+from lorikeet.data.json_text import loads
 
 TOOL = '[{"type": "function", "function": {"name": "...", "parameters": {...}}}]'
 CALL = '[{"type": "function", "function": {"name": "...", "arguments": {...}}}]'
@@ -82,7 +83,7 @@ def _objects(value: object, where: str, origin: Origin, allowed: str) -> list[di
 
 def _parsed(text: str, where: str, origin: Origin, allowed: str) -> object:
     try:
-        return orjson.loads(text)
+        return loads(text)
     except orjson.JSONDecodeError as error:
         raise DataError(
             f"{origin}: {where}: broken JSON at column {error.colno}: {error.msg}",
