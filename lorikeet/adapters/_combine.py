@@ -65,8 +65,8 @@ def combine(
         tensors[f"{PREFIX}{name}.lora_B.weight"] = torch.nn.functional.pad(b, (0, missing)).contiguous()
     with new_folder(output) as folder:
         save_tensors(tensors, folder / WEIGHTS, metadata={"format": "pt"})
-        (folder / CONFIG).write_text(json.dumps(_config(parts, names, size), indent=2) + "\n")
-        (folder / IDENTITY).write_text(json.dumps(_identity(parts, way), indent=2) + "\n")
+        (folder / CONFIG).write_text(json.dumps(_config(parts, names, size), indent=2) + "\n", encoding="utf-8")
+        (folder / IDENTITY).write_text(json.dumps(_identity(parts, way), indent=2) + "\n", encoding="utf-8")
     return {"output": str(output), "adapters": len(parts), "combination": way, "r": size, "linears": len(names)}
 
 

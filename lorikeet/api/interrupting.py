@@ -137,7 +137,7 @@ def _finish(process: subprocess.Popen[bytes], run: Path) -> None:
     with _ended(process):
         code = process.wait()
     if code != _STOPPED:
-        lines = run.with_suffix(".log").read_text(errors="replace").strip().splitlines()
+        lines = run.with_suffix(".log").read_text("utf-8", errors="replace").strip().splitlines()
         raise CheckFailed("the recipe's own run failed", given=" | ".join(lines[-4:]), try_="lorikeet train")
 
 

@@ -69,7 +69,7 @@ def _resident() -> float:
     """Bytes of the process in memory; 0 elsewhere than on Linux."""
     if not sys.platform.startswith("linux"):
         return 0.0
-    return float(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return float(Path("/proc/self/statm").read_text(encoding="utf-8").split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def _glibc(name: str) -> Any:

@@ -32,7 +32,7 @@ def cached_fingerprint(files: Iterable[Path], tensors: Iterator[tuple[str, str, 
         key.update(f"{file}\0{state.st_size}\0{state.st_mtime_ns}\0".encode())
     note = cache_dir() / "fingerprints" / key.hexdigest()
     if note.is_file():
-        known = note.read_text().strip()
+        known = note.read_text(encoding="utf-8").strip()
         if len(known) == 64:
             return known
     fingerprint = hash_tensors(tensors)

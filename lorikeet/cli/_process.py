@@ -32,7 +32,7 @@ def detach(arguments: Sequence[str], run: Path) -> tuple[int, int | None]:
     made = [parent for parent in (run, *run.parents) if not parent.exists()]
     try:
         run.mkdir(parents=True, exist_ok=True)
-        with (run / LOG).open("a") as log:
+        with (run / LOG).open("a", encoding="utf-8") as log:
             log.write(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')}  lorikeet {' '.join(arguments)}\n")
             log.flush()
             child = subprocess.Popen(

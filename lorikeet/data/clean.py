@@ -242,10 +242,10 @@ def _work_folder(output: Path, identity: str) -> Iterator[Path]:
     try:
         _lock(handle, output)
         name = folder / "identity"
-        if not name.is_file() or name.read_text() != identity:
+        if not name.is_file() or name.read_text(encoding="utf-8") != identity:
             for old in folder.glob("*.journal"):
                 old.unlink()
-            name.write_text(identity)
+            name.write_text(identity, encoding="utf-8")
         elif any(folder.glob("*.journal")):
             note(f"{output}: goes on where it was stopped")
         yield folder

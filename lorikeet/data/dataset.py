@@ -63,7 +63,7 @@ class Writer:
         """Write the index and the counts."""
         for file in (self._tokens, self._weights, self._ends, self._origins, self._hashes):
             file.close()
-        (self.folder / "sha256").write_text(self._digest.hexdigest())
+        (self.folder / "sha256").write_text(self._digest.hexdigest(), encoding="utf-8")
         (self.folder / "files.json").write_bytes(orjson.dumps(list(self._files)))
         (self.folder / "counts.json").write_bytes(orjson.dumps(counts, option=orjson.OPT_INDENT_2))
 

@@ -82,7 +82,7 @@ def _fetch(name: str, revision: str | None, config: str | None, split: str | Non
 def _finished(target: Path) -> list[str] | None:
     """The files of an earlier download, in order, if they lie there unchanged."""
     try:
-        files = json.loads((target / NOTE).read_text())["files"]
+        files = json.loads((target / NOTE).read_text(encoding="utf-8"))["files"]
         for name, known in files.items():
             state = (target / name).stat()
             if state.st_size != known["size"]:

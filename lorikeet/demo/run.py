@@ -64,7 +64,7 @@ def run(
 
 
 def _recipe(output: Path, seed: int, model: str | None, train_file: Path) -> dict[str, Any]:
-    values: dict[str, Any] = yaml.safe_load((Path(__file__).parent / "recipe.yaml").read_text())
+    values: dict[str, Any] = yaml.safe_load((Path(__file__).parent / "recipe.yaml").read_text(encoding="utf-8"))
     values["output_dir"] = str(output)
     values["data"]["train"] = [str(train_file)]
     values["train"]["seed"] = seed
@@ -77,7 +77,7 @@ def _ask(model: str, held_out: Path, folder: Path, options: dict[str, Any]) -> l
     """Replies to the held-out notes, each with its reference."""
     file = folder.with_suffix(".jsonl")
     api.predict(model, [held_out], file, **options)
-    return [json.loads(line) for line in file.read_text().split("\n") if line]
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line]
 
 
 def _merged_agreement(
@@ -89,7 +89,7 @@ def _merged_agreement(
         _remove_merged(merged)
     api.merge(output, merged)
     some = held_out.with_name("merged_check.jsonl")
-    write_file(some, "".join(line + "\n" for line in held_out.read_text().split("\n")[:MERGED_CHECK]))
+    write_file(some, "".join(line + "\n" for line in held_out.read_text(encoding="utf-8").split("\n")[:MERGED_CHECK]))
     replies = _ask(str(merged), some, merged.with_name(f"{merged.name}-replies"), options)
     same = sum(row["reply"] == earlier["reply"] for row, earlier in zip(replies, after))
     note(f"the merged model gives {same} of {len(replies)} replies word for word as base + adapter")

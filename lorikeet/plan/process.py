@@ -52,7 +52,7 @@ def resident() -> Resident:
     """As it is now. Where there is no /proc, its peak so far."""
     status = Path("/proc/self/status")
     if status.exists():
-        for line in status.read_text().splitlines():
+        for line in status.read_text(encoding="utf-8").splitlines():
             if line.startswith("VmRSS:"):
                 return Resident(int(line.split()[1]) * 1024)
     unit = 1 if sys.platform == "darwin" else 1024

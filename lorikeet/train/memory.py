@@ -19,7 +19,7 @@ def memory_now(device: torch.device) -> dict[str, int]:
     GPU what tensors take there and their peak. Where there is no /proc the first four are missing."""
     found: dict[str, int] = {}
     try:
-        lines = Path("/proc/self/status").read_text().splitlines()
+        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     except OSError:
         lines = []
     for line in lines:

@@ -85,7 +85,7 @@ def _outside(root: Path) -> Iterator[tuple[str, int]]:
 def _held() -> dict[str, int]:
     """Bytes of the process: VmData (it may write to), RssAnon and VmRSS (of that and of all, in memory)."""
     found = {}
-    for line in Path("/proc/self/status").read_text().splitlines():
+    for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
         name, _, rest = line.partition(":")
         if name in ("VmData", "RssAnon", "VmRSS"):
             found[name] = int(rest.split()[0]) * 1024

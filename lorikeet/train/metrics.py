@@ -20,7 +20,7 @@ def peak_rss_bytes() -> int:
     """The process's peak resident memory. VmHWM where there is /proc: getrusage's figure survives an exec."""
     status = Path("/proc/self/status")
     if status.exists():
-        for line in status.read_text().splitlines():
+        for line in status.read_text(encoding="utf-8").splitlines():
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) * 1024
     unit = 1 if sys.platform == "darwin" else 1024

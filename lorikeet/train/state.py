@@ -66,7 +66,7 @@ def _taken(folder: Path) -> IO[str]:
     """The folder's lock file, locked; the folder is made where there is none."""
     while True:
         folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / ".lock").open("a+")
+        file = (folder / ".lock").open("a+", encoding="utf-8")
         try:
             _lock(file, folder)
         except BaseException:
@@ -143,7 +143,7 @@ def check_folder(folder: Path, *, overwrite: bool) -> None:
 def is_finished(folder: Path) -> bool:
     """Whether a run came to its end, and was not ended by a limit."""
     try:
-        found = json.loads((folder / "summary.json").read_text())
+        found = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
         return False
     except (OSError, ValueError):
@@ -185,8 +185,8 @@ def save_checkpoint(
     with new_folder(folder) as temporary:
         save_adapter(temporary)
         save_tensors(stepper.state_dict(), temporary / OPTIMIZER)
-        (temporary / STATE).write_text(json.dumps(state | {"step": step}, indent=2))
-        (temporary / COMPLETE).write_text(json.dumps(_checksums(temporary), indent=2))
+        (temporary / STATE).write_text(json.dumps(state | {"step": step}, indent=2), encoding="utf-8")
+        (temporary / COMPLETE).write_text(json.dumps(_checksums(temporary), indent=2), encoding="utf-8")
     if keep is not None:
         earlier = [other for other in checkpoints(run) if other < step and other != spare]
         # what stands there of later steps is damaged: the run went on from before it
@@ -233,7 +233,7 @@ def trained_adapter(run: Path) -> Path:
 def intact(folder: Path) -> bool:
     """Whether every file of a checkpoint has the checksum it was written with."""
     try:
-        sums = json.loads((folder / COMPLETE).read_text())
+        sums = json.loads((folder / COMPLETE).read_text(encoding="utf-8"))
         return {STATE, OPTIMIZER} <= sums.keys() and all(
             sha256_file(folder / name) == digest for name, digest in sums.items()
         )
@@ -243,7 +243,7 @@ def intact(folder: Path) -> bool:
 
 def read_state(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """(state.json, the optimizer's tensors) of a checkpoint."""
-    return json.loads((folder / STATE).read_text()), load_file(folder / OPTIMIZER)
+    return json.loads((folder / STATE).read_text(encoding="utf-8")), load_file(folder / OPTIMIZER)
 
 
 def differing(saved: Mapping[str, Any], current: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:

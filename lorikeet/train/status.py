@@ -106,7 +106,7 @@ def starts_of(status: Mapping[str, Any]) -> Sequence[int]:
 def holder(folder: Path) -> int | None:
     """The process that holds a run's folder; 0 where it cannot be named, None where nobody holds it."""
     try:
-        with (folder / ".lock").open() as file:
+        with (folder / ".lock").open(encoding="utf-8") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except OSError:

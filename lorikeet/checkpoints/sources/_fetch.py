@@ -178,7 +178,7 @@ def _continue(url: str, part: Path, size: int | None, checked: bool, progress: P
         have = 0
     if size is not None and have == size and have:
         return True
-    same = _mark(part).read_text() if _mark(part).is_file() else None
+    same = _mark(part).read_text(encoding="utf-8") if _mark(part).is_file() else None
     headers = {"Range": f"bytes={have}-"} if have and (checked or same) else {}
     if headers and not checked and same:
         headers["If-Range"] = same
@@ -255,7 +255,7 @@ def _remember(part: Path, headers: Any) -> None:
     tag = headers.get("ETag") or ""
     known = tag if tag.startswith('"') else headers.get("Last-Modified")
     if known:
-        _mark(part).write_text(known)
+        _mark(part).write_text(known, encoding="utf-8")
     else:
         _mark(part).unlink(missing_ok=True)
 
@@ -268,7 +268,7 @@ def _length(part: Path) -> int:
 def only_one(lock: Path) -> Iterator[None]:
     """Hold `lock` for the block: several processes that start together download once."""
     lock.parent.mkdir(parents=True, exist_ok=True)
-    with lock.open("w") as file:
+    with lock.open("w", encoding="utf-8") as file:
         if os.name == "posix":
             import fcntl
 

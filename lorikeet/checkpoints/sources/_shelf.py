@@ -40,7 +40,7 @@ def write_note(target: Path, source: str, model: str, more: dict[str, str]) -> N
 def read_note(target: Path) -> dict[str, Any] | None:
     """The note of a download that lies in `target` unchanged. A file is hashed only if its time changed."""
     try:
-        note: dict[str, Any] = json.loads((target / NOTE).read_text())
+        note: dict[str, Any] = json.loads((target / NOTE).read_text(encoding="utf-8"))
         for name, known in note["files"].items():
             state = (target / name).stat()
             if state.st_size != known["size"]:
