@@ -11,8 +11,9 @@ from typing import Any
 
 from lorikeet.base.errors import DownloadError
 from lorikeet.base.extras import require
-from lorikeet.base.files import need_space, sha256_file
+from lorikeet.base.files import need_space
 from lorikeet.base.log import note
+from lorikeet.checkpoints.sources._shelf import check_sum
 
 
 class Repository:
@@ -42,15 +43,8 @@ class Repository:
                 self._hub.hf_hub_download(self.name, name, repo_type="dataset", revision=self.commit, local_dir=folder)
             except Exception as error:
                 raise _refusal(self.name, self.commit, error) from error
-            file = folder / name
-            if name in self._sha256 and sha256_file(file) != self._sha256[name]:
-                file.unlink()
-                raise DownloadError(
-                    "the checksum differs; the file is deleted",
-                    given=str(file),
-                    allowed=f"sha256 {self._sha256[name]}",
-                    try_="the same command again",
-                )
+            if name in self._sha256:
+                check_sum(folder / name, self._sha256[name])
         return [folder / name for name in names]
 
 

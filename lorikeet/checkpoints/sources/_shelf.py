@@ -11,6 +11,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+from lorikeet.base.errors import DownloadError
 from lorikeet.base.files import sha256_file, write_file
 from lorikeet.checkpoints.sources._fetch import Progress
 
@@ -35,6 +36,18 @@ def write_note(target: Path, source: str, model: str, more: dict[str, str]) -> N
         files[file.name] = {"size": state.st_size, "mtime_ns": state.st_mtime_ns, "sha256": sha256_file(file)}
     note = {"source": source, "model": model, **more, "files": files}
     write_file(target / NOTE, json.dumps(note, indent=2) + "\n")
+
+
+def check_sum(file: Path, sha256: str) -> None:
+    """Raise DownloadError, with the file deleted, where its sha256 is another than its source says."""
+    if sha256_file(file) != sha256:
+        file.unlink()
+        raise DownloadError(
+            "the checksum differs; the file is deleted",
+            given=str(file),
+            allowed=f"sha256 {sha256}",
+            try_="the same command again",
+        )
 
 
 def read_note(target: Path) -> dict[str, Any] | None:

@@ -11,10 +11,9 @@ from typing import Any
 
 from lorikeet.base.errors import DownloadError
 from lorikeet.base.extras import require
-from lorikeet.base.files import sha256_file
 from lorikeet.checkpoints.open import open_checkpoint
 from lorikeet.checkpoints.sources._fetch import Progress
-from lorikeet.checkpoints.sources._shelf import PICKLES, TAKEN, finished, wanted, write_note
+from lorikeet.checkpoints.sources._shelf import PICKLES, TAKEN, check_sum, finished, wanted, write_note
 
 FORM = "hf:ORG/NAME[@REVISION]"
 SETTINGS = ["*.json", "*.jinja", "tokenizer.model", "*.tiktoken"]
@@ -55,23 +54,12 @@ class Hub:
         except DownloadError:
             raise
         except Exception as error:  # the hub's own errors, and those of whatever HTTP client it uses
-            raise DownloadError(
-                f"hf:{self.name} cannot be downloaded",
-                given=f"revision {self.revision}: {error}",
-                allowed=FORM,
-                try_="check the name and the network; for a gated model, `hf auth login`",
-            ) from error
+            raise self._refusal(f"hf:{self.name}", error) from error
         for sibling in info.siblings:
             file = self.target / sibling.rfilename
             # only large files come with a sha256; the hub's client checks the sizes of the others
-            if sibling.lfs is not None and file.is_file() and sha256_file(file) != sibling.lfs.sha256:
-                file.unlink()
-                raise DownloadError(
-                    "the checksum differs; the file is deleted",
-                    given=str(file),
-                    allowed=f"sha256 {sibling.lfs.sha256}",
-                    try_="the same command again",
-                )
+            if sibling.lfs is not None and file.is_file():
+                check_sum(file, sibling.lfs.sha256)
         open_checkpoint(self.target, allow_pickle=allow_pickle)
         write_note(self.target, f"hf:{self.name}@{info.sha}", "", {})
         return self.target
@@ -85,13 +73,16 @@ class Hub:
         try:
             hub.snapshot_download(self.name, revision=self.revision, local_dir=folder, allow_patterns=SETTINGS)
         except Exception as error:  # the hub's own errors, and those of whatever HTTP client it uses
-            raise DownloadError(
-                f"the settings of hf:{self.name} cannot be downloaded",
-                given=f"revision {self.revision}: {error}",
-                allowed=FORM,
-                try_="check the name and the network; for a gated model, `hf auth login`",
-            ) from error
+            raise self._refusal(f"the settings of hf:{self.name}", error) from error
         return folder
+
+    def _refusal(self, what: str, error: Exception) -> DownloadError:
+        return DownloadError(
+            f"{what} cannot be downloaded",
+            given=f"revision {self.revision}: {error}",
+            allowed=FORM,
+            try_="check the name and the network; for a gated model, `hf auth login`",
+        )
 
     def _refuse_ggufs(self, files: list[str]) -> None:
         """A repository of GGUF files alone has the same model several times over: a person has to say which."""
