@@ -183,13 +183,14 @@ def side_by_side(
 def answering_linears(model: CausalLM) -> Iterator[Answering]:
     """Inside the block, groups of linears that are plain or have LoRA compute this way. Nothing may train meanwhile;
     inside another such block it changes nothing and has that one's adapters."""
-    already = [group.answering for group in model.groups() if isinstance(group.answering, AnsweringGroup)]
+    everyone = list(model.groups())
+    already = [group.answering for group in everyone if isinstance(group.answering, AnsweringGroup)]
     if already:
         yield already[0].of
         return
     groups = [
         group
-        for group in model.groups()
+        for group in everyone
         if type(group) is LinearGroup and (group.attached is None or isinstance(group.attached, LoraGroup))
     ]
     with torch.no_grad():
