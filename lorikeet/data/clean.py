@@ -12,8 +12,10 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
+from functools import partial
 from itertools import islice
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import IO, Any
 
 from pydantic import Field
@@ -35,7 +37,7 @@ from lorikeet.data.steps._report import Report, companion, finished
 from lorikeet.data.steps._values import to_line
 
 # raised when the same inputs and steps begin to give other rows: unfinished work from before is then done again
-_VERSION = 3
+_VERSION = 4
 _SMALL_BYTES = 4 << 20  # files below this are clean before processes have started
 _BIG_BYTES = 8 << 20  # files from this size on show a progress bar
 _ENDINGS = (".jsonl", ".json")
@@ -112,11 +114,18 @@ class _Run:
                 name: stack.enter_context((self.folder / path.name).open("wb"))
                 for name, path in zip(("output", "rejected", "origins"), _all_files(output))
             }
-            self.rejected: IO[bytes] = opened["rejected"]
+            # a file for each stage: how far one is ahead of the next depends on the number of processes
+            self.rejected: list[IO[bytes]] = [
+                opened["rejected"],
+                *(stack.enter_context(TemporaryFile(dir=self.folder)) for _ in self.chain[1:]),
+            ]
             submit = stack.enter_context(_work.pool(self.chain, self.workers))
             bar = stack.enter_context(_bar(self.size))
             results = self._stages(submit, bar, stack)
             rows = _written(results, opened["output"], opened["origins"], as_list=output.suffix == ".json")
+            for later in self.rejected[1:]:
+                later.seek(0)
+                shutil.copyfileobj(later, opened["rejected"])
         for log in self.logs:
             log.check()
         report = Report(self.identity, str(output), self.rows_of_files, rows, [log.as_dict() for log in self.logs])
@@ -136,12 +145,12 @@ class _Run:
             if stage.in_order:
                 assert records is not None
                 for step, place in zip(stage.steps, stage.numbers):
-                    records = self._in_order(step, self.logs[place], records)
+                    records = self._in_order(step, self.logs[place], records, number)
                 continue
             tasks = self._read_tasks(bar) if records is None else _packed_tasks(number, records)
             journal = _work.Journal(self.folder / f"stage{number}.journal")
             stack.callback(journal.close)
-            results = map(self._counted, _work.mapped(tasks, submit, journal, self.workers))
+            results = map(partial(self._counted, number), _work.mapped(tasks, submit, journal, self.workers))
             if stage.last:
                 return results
             records = (record for result in results for record in result.records())
@@ -158,26 +167,26 @@ class _Run:
         for _, settled, piece in self._read_tasks(bar):
             assert settled is not None
             for record in _read.records(piece, settled, self.logs[0]):
-                self._reject(self.logs[0].entries)
+                self._reject(self.logs[0].entries, 0)
                 yield record
-            self._reject(self.logs[0].entries)
+            self._reject(self.logs[0].entries, 0)
 
-    def _in_order(self, step: Step, log: Log, records: Iterator[Record]) -> Iterator[Record]:
+    def _in_order(self, step: Step, log: Log, records: Iterator[Record], stage: int) -> Iterator[Record]:
         for record in step.clean(records, log):
-            self._reject(log.entries)
+            self._reject(log.entries, stage)
             yield record
-        self._reject(log.entries)
+        self._reject(log.entries, stage)
 
-    def _counted(self, made: bytes) -> _work.Result:
+    def _counted(self, stage: int, made: bytes) -> _work.Result:
         result = _work.result(made)
         for place, counts, entries in result.logs:
             self.logs[place].add(counts)
-            self._reject(entries)
+            self._reject(entries, stage)
         return result
 
-    def _reject(self, entries: list[dict[str, Any]]) -> None:
+    def _reject(self, entries: list[dict[str, Any]], stage: int) -> None:
         for entry in entries:
-            self.rejected.write(to_line(entry))
+            self.rejected[stage].write(to_line(entry))
         entries.clear()
 
 
@@ -226,7 +235,8 @@ def _identity(options: CleanOptions, files: Sequence[str]) -> str:
         "version": _VERSION,
         "files": [[file, sha256_file(Path(file))] for file in files],
         "steps": [
-            [step.model_dump(mode="json"), own_code(step), *map(sha256_file, step.files())] for step in options.steps
+            [step.model_dump(mode="json"), own_code(step), step.fingerprint(), *map(sha256_file, step.files())]
+            for step in options.steps
         ],
         "format": [options.format.model_dump(mode="json"), own_code(options.format)],
     }

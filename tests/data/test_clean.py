@@ -18,6 +18,7 @@ from lorikeet.cli.main import run_command
 from lorikeet.data import clean as cleaning
 from lorikeet.data.clean import CleanOptions, clean
 from lorikeet.data.diff import compare, examples
+from lorikeet.data.files import read_rows
 from lorikeet.data.steps import _recipe, _work
 from lorikeet.data.steps._report import Report
 
@@ -282,3 +283,30 @@ def test_ten_thousand_conversations_through_chains(tmp_path: Path) -> None:
 def test_every_step_is_in_the_chains_that_are_tried() -> None:
     tried = {one if isinstance(one, str) else one["kind"] for one in STEPS}
     assert tried | {"split_turns"} == set(_recipe.kinds(_recipe.PACKAGE))  # split_turns has a test of its own
+
+
+def test_what_was_left_out_is_in_the_same_order_whatever_the_number_of_processes(tmp_path: Path) -> None:
+    source = write(tmp_path / "one.json", some_rows(1500))
+    chain = ["roles", "dedupe", {"kind": "length", "min_characters": 22}]
+    for workers in (1, 3):
+        report = cleaned([source], tmp_path / f"{workers}.jsonl", chain, workers=workers)
+        assert report.total("merged") and sum(report.steps[-1]["dropped"].values()) > 100
+    assert (tmp_path / "1.rejected.jsonl").read_bytes() == (tmp_path / "3.rejected.jsonl").read_bytes()
+
+
+def test_another_file_s_report_does_not_finish_this_one(tmp_path: Path) -> None:
+    source = write(tmp_path / "one.json", some_rows(30))
+    cleaned([source], tmp_path / "out.jsonl", ["roles"])
+    options = {"input": [str(source)], "output": tmp_path / "out.json", "steps": ["dedupe"]}
+    clean(CleanOptions.model_validate(options), overwrite=True)  # its report takes the place of the other's
+    with pytest.raises(LorikeetError, match="is there already"):
+        cleaned([source], tmp_path / "out.jsonl", ["dedupe"])
+
+
+def test_what_no_step_needs_rides_along_exactly(tmp_path: Path) -> None:
+    rows = [talk(("human", "q"), ("gpt", "a"), id=2**70, score=float("nan"), title="cut \ud83d", n=1e30)]
+    for output, chain in (("a.jsonl", ["roles"]), ("b.jsonl", ["merge", "dedupe", "roles", "dedupe"])):
+        cleaned([write(tmp_path / "one.json", rows)], tmp_path / output, chain)
+        ((row, _),) = read_rows(tmp_path / output)
+        assert (row["id"], row["score"], row["title"], row["n"]) == (2**70, None, "cut \ufffd", 1e30)
+        assert type(row["n"]) is float

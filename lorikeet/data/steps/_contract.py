@@ -113,6 +113,10 @@ class Step(Options):
         """Files that decide what the step does, besides its options: changed ones make another output."""
         return []
 
+    def fingerprint(self) -> str:
+        """What else decides, as a hash, once `start` has found all of it: how a model counts, for example."""
+        return ""
+
     def clean(self, records: Iterable[Record], log: Log) -> Iterator[Record]:
         """The records that go on. A step that looks at rows one by one defines `each` instead."""
         for record in records:

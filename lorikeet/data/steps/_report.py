@@ -87,4 +87,6 @@ def finished(output: Path, identity: str) -> Report | None:
         report = Report(*(values[name] for name in ("identity", "output", "files", "rows_out", "steps")))
     except (OSError, orjson.JSONDecodeError, KeyError, TypeError):
         return None
-    return report if output.is_file() and report.identity == identity else None
+    # NAME.json has the same report beside it as NAME.jsonl
+    same = report.identity == identity and Path(report.output).name == output.name
+    return report if same and output.is_file() else None

@@ -29,7 +29,7 @@ from lorikeet.tokens._contract import After, Tokenizer
 
 TOO_LONG = "an exchange longer than max_tokens"
 _REPLY_TOKENS = 4  # by which a rendering can differ, per reply, from the one that training splits at replies
-_MEMORY = 4096  # texts whose ids are remembered: the pieces of one conversation are counted again and again
+_MEMORY = 1_000_000  # characters whose ids are remembered: a conversation's pieces are counted again and again
 
 
 class SplitTurns(Step):
@@ -50,6 +50,9 @@ class SplitTurns(Step):
 
     def start(self) -> None:
         self.ruler()
+
+    def fingerprint(self) -> str:
+        return self.ruler().template.fingerprint  # the tokenizer's is in it
 
     def ruler(self) -> Ruler:
         """What counts tokens; made once in a process."""
@@ -112,6 +115,7 @@ class _Remembering:
     def __init__(self, tokenizer: Tokenizer):
         self.tokenizer = tokenizer
         self.known: dict[tuple[str, After], tuple[list[int], list[tuple[int, int]]]] = {}
+        self.size = 0  # characters of what is known
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.tokenizer, name)
@@ -120,8 +124,10 @@ class _Remembering:
         """Ids and spans, as the tokenizer gives them."""
         key = (text, after)
         if key not in self.known:
-            if len(self.known) >= _MEMORY:
+            self.size += len(text)
+            if self.size > _MEMORY:
                 self.known.clear()
+                self.size = len(text)
             self.known[key] = self.tokenizer.encode(text, after=after)
         return self.known[key]
 

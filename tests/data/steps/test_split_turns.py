@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from data.steps.conftest import record, run, step_of
+from lorikeet.base.errors import OutputError
+from lorikeet.data.clean import CleanOptions, clean
+from lorikeet.data.steps import split_turns
 from lorikeet.data.steps._record import Record
 from lorikeet.data.steps.split_turns import TOO_LONG, SplitTurns
 
@@ -88,3 +93,31 @@ def test_pieces_share_no_turn(tiny_model: Path) -> None:
     pieces, _ = run("split_turns", record(*texts), model=str(tiny_model), max_tokens=most)
     turns = [id(turn) for piece in pieces for turn in piece.turns]
     assert len(pieces) == 3 and len(set(turns)) == len(turns)
+
+
+def test_another_tokenizer_makes_another_output(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, source, output = tmp_path / "model", tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    shutil.copytree(tiny_model, model)
+    source.write_text(json.dumps(record(*FIRST).as_row()) + "\n")
+    step = {"kind": "split_turns", "model": str(model)}
+    options = CleanOptions.model_validate({"input": [str(source)], "output": output, "steps": [step]})
+    clean(options)
+    assert clean(options).rows_out == 1, "the same again is left as it is"
+    settings_file = model / "tokenizer_config.json"
+    said = json.loads(settings_file.read_text())
+    settings_file.write_text(json.dumps({**said, "chat_template": "Read this. " + said["chat_template"]}))
+    monkeypatch.setattr(split_turns, "_RULERS", {})  # as in another process
+    with pytest.raises(OutputError, match="other inputs or steps"):
+        clean(options)
+
+
+def test_what_is_remembered_has_an_end(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    step = step_of("split_turns", model=str(tiny_model))
+    assert isinstance(step, SplitTurns)
+    remembering = step.ruler().tokenizer
+    monkeypatch.setattr(split_turns, "_MEMORY", 1000)
+    for number in range(30):
+        remembering.encode(f"{number} " + "blue " * 40)
+    assert 0 < sum(len(text) for text, _ in remembering.known) <= 1000
