@@ -96,16 +96,20 @@ class VirtualTokens(Adapter):
             )
         return torch.tensor((self.init_tokens * (size // len(self.init_tokens) + 1))[:size])
 
-    def take_context(self, model: CausalLM) -> None:
-        """What the virtual tokens leave of the model's context. Raises RecipeError where that is nothing."""
-        size, shape = self.num_virtual_tokens, model.shape
-        if size >= shape.max_position:
+    def check_context(self, model: CausalLM) -> None:
+        """Raise RecipeError where the virtual tokens leave nothing of the model's context. Asked before there is
+        anything of their size."""
+        if self.num_virtual_tokens >= model.shape.max_position:
             raise RecipeError(
                 "adapter.num_virtual_tokens: they fill the model's context",
-                given=size,
-                allowed=f"less than {shape.max_position}",
+                given=self.num_virtual_tokens,
+                allowed=f"less than {model.shape.max_position}",
                 try_="adapter.num_virtual_tokens=32",
             )
+
+    def take_context(self, model: CausalLM) -> None:
+        """What the virtual tokens leave of the model's context, once `check_context` said that it is something."""
+        size, shape = self.num_virtual_tokens, model.shape
         model.shape = replace(shape, max_position=shape.max_position - size)
         if model.shares_within is not None:
             model.shares_within = max(0, model.shares_within - size)

@@ -47,6 +47,7 @@ class PrefixTuning(VirtualTokens):
 
     def attach(self, model: CausalLM, *, seed: int) -> None:
         """See `Adapter.attach`."""
+        self.check_context(model)
         size, shape = self.num_virtual_tokens, model.shape
         layout = (size, shape.layers, 2, shape.kv_heads, shape.head_dim)
         dtype = master(model.dtype)

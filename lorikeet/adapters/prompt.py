@@ -35,6 +35,7 @@ class PromptTuning(VirtualTokens):
 
     def attach(self, model: CausalLM, *, seed: int) -> None:
         """See `Adapter.attach`."""
+        self.check_context(model)
         embedder = model.embedder()
         table = torch.empty(self.num_virtual_tokens, model.shape.width, dtype=master(model.dtype))
         if self.start == "random":

@@ -22,7 +22,7 @@ from lorikeet.checkpoints.download import resolve
 from lorikeet.checkpoints.open import open_checkpoint
 from lorikeet.config import Recipe
 from lorikeet.data import pipeline
-from lorikeet.data.pipeline import Prepared
+from lorikeet.data.pipeline import LEAST_LENGTH, Prepared
 from lorikeet.data.templates._contract import Template
 from lorikeet.kernels import allocator
 from lorikeet.models.causal_lm import CausalLM, Shape
@@ -109,12 +109,20 @@ def within_context(recipe: Recipe, context: int) -> Recipe:
     """A max_length that nobody wrote is lowered to the model's context. Raises RecipeError for one that was written."""
     if recipe.data.max_length <= context:
         return recipe
-    if "max_length" in recipe.data.model_fields_set or context < 8:
+    taken = recipe.adapter.context_taken
+    if context < LEAST_LENGTH <= context + taken:
+        raise RecipeError(
+            "adapter.num_virtual_tokens: they leave no room for a text in the model's context",
+            given=taken,
+            allowed=f"at most {context + taken - LEAST_LENGTH}",
+            try_="adapter.num_virtual_tokens=32",
+        )
+    if "max_length" in recipe.data.model_fields_set or context < LEAST_LENGTH:
         raise RecipeError(
             "data.max_length: beyond the model's context",
             given=recipe.data.max_length,
             allowed=f"at most {context}",
-            try_=f"data.max_length={context}" if context >= 8 else "a model with a longer context",
+            try_=f"data.max_length={context}" if context >= LEAST_LENGTH else "a model with a longer context",
         )
     note(f"data.max_length is {context}, the model's context")
     return recipe.model_copy(update={"data": recipe.data.model_copy(update={"max_length": context})})

@@ -33,6 +33,9 @@ from lorikeet.data.truncate import Encoder, Truncation
 from lorikeet.tokens._contract import Tokenizer
 
 
+LEAST_LENGTH = 8  # tokens: fewer hold no question and its answer
+
+
 class DataOptions(LossOptions):
     """The recipe's `data`: which sources, how they read, how they are rendered, and what is learned."""
 
@@ -56,7 +59,9 @@ class DataOptions(LossOptions):
         Jinja.model_validate({}),
         description="How conversations are rendered: jinja (the model's own template), another kind, or your .py file.",
     )
-    max_length: int = Field(2048, ge=8, description="Longest conversation in tokens; longer ones follow `truncation`.")
+    max_length: int = Field(
+        2048, ge=LEAST_LENGTH, description="Longest conversation in tokens; longer ones follow `truncation`."
+    )
     truncation: Truncation = Field(
         "keep_reply",
         description="Longer ones: drop them, cut their end, or keep_reply (shorten the prompt from its start; cut a "

@@ -21,7 +21,8 @@ OPTIONS: list[tuple[dict[str, Any], str, list[str]]] = [
     ({"kind": "prefix", "init_tokens": [5, 90_000]}, "adapter.init_tokens: the model has no such token", ["90000", "0 to "]),
     ({"kind": "prefix", "encoder_hidden_size": 8}, "adapter: encoder_hidden_size has no effect without prefix_projection", []),
     ({"kind": "prompt", "prefix_projection": True}, "adapter.prefix_projection: there is no such option in kind prompt", ["prefix"]),
-    ({"kind": "prefix", "num_virtual_tokens": 600}, "data.max_length: beyond the model's context", ["a longer context"]),
+    ({"kind": "prefix", "num_virtual_tokens": 600}, "adapter.num_virtual_tokens: they leave no room", ["given    600", "at most 504"]),
+    ({"kind": "prompt", "num_virtual_tokens": 10**12}, "adapter.num_virtual_tokens: they leave no room", ["at most 504"]),
     ({"kind": "prefix", "num_virtual_tokens": 400}, "data.max_length: beyond the model's context", ["at most 112"]),
     ({"kind": "prefix", "r": 8}, "adapter.r: there is no such option in kind prefix", []),
 ]  # fmt: skip
@@ -48,6 +49,8 @@ def test_a_folder_that_does_not_fit(place: Place) -> None:
     place.refused(inputs, "", "an encoder and a decoder", "num_transformer_submodules=2")
     (folder / "adapter_config.json").write_text(json.dumps(settings | {"num_virtual_tokens": 4}))
     place.refused(inputs, "", "does not fit this model: prompt_embeddings", "(3, 128)", "(4, 128)")
+    (folder / "adapter_config.json").write_text(json.dumps(settings | {"num_virtual_tokens": 10**15}))
+    place.refused(inputs, "", "adapter.num_virtual_tokens: they fill the model's context", "less than 512")
     (folder / "adapter_config.json").write_text(
         json.dumps({k: v for k, v in settings.items() if k != "num_virtual_tokens"})
     )
