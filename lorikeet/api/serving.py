@@ -96,6 +96,13 @@ def application(
     for option, instead in _NO_EFFECT.items():
         if option in replies:
             raise RecipeError(f"generate.{option}: has no effect on a server", given=replies[option], try_=instead)
+    if replies.get("num_beams", 1) > rows.rows:
+        raise RecipeError(
+            "generate.num_beams: more than the server has rows, so no request could be answered",
+            given=replies["num_beams"],
+            allowed=f"at most {rows.rows}",
+            try_=f"--rows {replies['num_beams']}",
+        )
     own = named.name or model_name(named.path)
     for name in named.adapters:
         if name in (own, BASE):  # requests that name it would be given the model

@@ -14,6 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lorikeet.base.amounts import mib
+from lorikeet.base.errors import LorikeetError
+from lorikeet.base.memory_errors import memory_ended
 from lorikeet.infer.pages import Name, Pages, beginning, following, names
 from lorikeet.models.cache_views import Decode, Prefill
 from lorikeet.models.causal_lm import CausalLM
@@ -53,12 +56,11 @@ class Reading:
     """Texts of up to `tokens` tokens together."""
 
     def __init__(self, model: CausalLM, tokens: int, kv: Kv = "auto"):
+        """Raises LorikeetError where memory has no room for the keys and values of so many."""
         self.model, self.tokens = model, tokens
         count = pages_for(tokens)
+        self.cache = None if model.reads_whole else _cache(model, count, kv)
         self._pages, self._promised = Pages(count), 0
-        self.cache = None
-        if not model.reads_whole:
-            self.cache = KvCache(model.shape, 1 + count, model.dtype, model.device, kv)
 
     def begin(
         self,
@@ -203,3 +205,17 @@ class Reading:
             before = text.names[-1] if i else beginning(text.by)
             text.names.append(following(before, text.ids[i * PAGE : (i + 1) * PAGE]))
             text.place.pages[i] = self._pages.name(text.place.pages[i], text.names[i])
+
+
+def _cache(model: CausalLM, pages: int, kv: Kv) -> KvCache:
+    try:
+        return KvCache(model.shape, 1 + pages, model.dtype, model.device, kv)
+    except (MemoryError, RuntimeError) as error:
+        if memory_ended(error) is None:
+            raise
+    size = KvCache.bytes_of(model.shape, 1, pages * PAGE, model.dtype, kv)
+    raise LorikeetError(
+        "memory has no room for the keys and values of so many tokens",
+        given=f"{pages * PAGE:,} tokens, {mib(size)}",
+        try_="a lower generate.batch_size, generate.num_beams or generate.max_new_tokens; of a server --cache-tokens",
+    )

@@ -10,6 +10,8 @@ With `kv="int8"` each key and each value is kept as E numbers of 8 bits and one 
 
 from __future__ import annotations
 
+import math
+import sys
 from dataclasses import dataclass
 from typing import Literal
 
@@ -120,10 +122,13 @@ def _plain(x: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _room(sizes: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Zeros. On the CPU the system gives the memory of what is written, when it is."""
+    """Zeros. On the CPU the system gives the memory of what is written, when it is. Raises MemoryError or torch's own
+    where there is none."""
+    count = math.prod(sizes) * dtype.itemsize
+    if count > sys.maxsize - LINE:
+        raise MemoryError(f"{count} bytes are more than a machine can address")
     if device.type != "cpu":
         return torch.zeros(sizes, dtype=dtype, device=device)
-    count = int(np.prod(sizes)) * dtype.itemsize
     room = np.zeros(count + LINE, np.uint8)
     start = -room.ctypes.data % LINE
     return torch.from_numpy(room)[start : start + count].view(dtype).view(sizes)

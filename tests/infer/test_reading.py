@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from lorikeet.base.errors import LorikeetError
 from lorikeet.infer.reading import Reading, Text
 from lorikeet.models.cache_views import rounded_rows
 from lorikeet.models.kv_cache import PAGE
@@ -122,3 +123,11 @@ def test_few_sizes_of_rows_occur() -> None:
     sizes = [rounded_rows(rows) for rows in range(1, 65)]
     assert all(size >= rows for rows, size in enumerate(sizes, 1)) and sorted(sizes) == sizes
     assert sorted(set(sizes)) == [1, 2, 4, 8, 16, 24, 32, 40, 48, 56, 64]
+
+
+@pytest.mark.parametrize("tokens", [10**13, 10**17, 10**30])
+def test_more_tokens_than_memory_holds_are_refused_with_their_size(tokens: int) -> None:
+    with pytest.raises(
+        LorikeetError, match=r"no room for the keys and values[\s\S]*tokens, [\d.e+]+ GiB[\s\S]*batch_size"
+    ):
+        Reading(tiny.decoder(max_position=200), tokens)

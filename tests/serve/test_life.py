@@ -24,6 +24,7 @@ from lorikeet.adapters import _storage as storage
 from lorikeet.adapters.lora import Lora
 from lorikeet.api import serving
 from lorikeet.api.answering import open_any
+from lorikeet.base.errors import RecipeError
 from lorikeet.infer.batch import Batch
 from lorikeet.serve.settings import Settings
 from serve.conftest import Running, running
@@ -180,3 +181,8 @@ def test_a_run_s_adapter_and_its_base_answer_by_name(tool_model: Path, adapters:
     assert told.base == "apart" and app.state.service.models() == ["mine", "base"]
     assert app.state.service.adapter("base") == ("base", "base") and app.state.service.adapter(None) == ("mine", None)
     app.state.service.close()
+
+
+def test_more_beams_than_rows_are_refused_before_a_model_is_read(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"generate.num_beams: more than the server has rows[\s\S]*--rows 4"):
+        serving.application(serving.Named(tmp_path), serving.Access(), serving.Rows(2), generate={"num_beams": 4})
