@@ -21,6 +21,7 @@ from lorikeet.infer.samples import LONGEST
 from lorikeet.models.causal_lm import CausalLM
 from lorikeet.plan.steps import costliest
 from lorikeet.train.limits import BYTES_A_SECOND, Budget, check_memory, checkpoint_bytes, reserve_disk
+from lorikeet.train.options import TrainOptions
 from lorikeet.train.out_of_memory import OutOfMemory
 from lorikeet.train.rehearsal import Costliest
 from lorikeet.train.run import Progress, Run
@@ -35,11 +36,18 @@ def guarded(run: Run, recipe: Recipe, prepared: Prepared, budget: Budget) -> Run
     run.examples, run.costliest = _examples(recipe, prepared), _costliest(recipe, prepared, run.model)
     check_memory(recipe.limits, run.model.device)
     each = checkpoint_bytes(run.parameters, recipe.train.optim)
-    reserve_disk(run.folder, recipe.limits, each, recipe.train.save_total_limit)
+    reserve_disk(run.folder, recipe.limits, each, _most_checkpoints(recipe.train, run.steps))
     budget.expect("save", 0.5 + each / BYTES_A_SECOND)
     if prepared.validation is not None and recipe.evaluate.samples:
         budget.expect("samples", TOKEN_SECONDS * min(recipe.generate.max_new_tokens, LONGEST))
     return run
+
+
+def _most_checkpoints(options: TrainOptions, steps: int) -> int:
+    """How many checkpoints there may be at once: those that are due, one at the end, one where it is stopped. Whoever
+    says a very large save_total_limit means all."""
+    due = [options.save_steps, options.eval_steps if options.load_best_model_at_end else None]
+    return min(options.save_total_limit, 2 + sum(steps // every for every in due if every))
 
 
 def _examples(recipe: Recipe, prepared: Prepared) -> Callable[[int], Sequence[Example]]:

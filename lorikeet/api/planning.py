@@ -195,9 +195,9 @@ def _planned(recipe: Recipe, outline: CausalLM, prepared: Prepared | None) -> Pl
     options = recipe.train
     assert options.row_tokens is not None
     if prepared is None:
-        conversations = max(1, options.row_tokens // recipe.data.max_length)
+        size = options.examples_per_step  # a row holds conversations of one step only
+        conversations = min(size, max(1, options.row_tokens // recipe.data.max_length))
         row = full_row(conversations, recipe.data.max_length)
-        size = options.examples_per_step
         return full(row, conversations=conversations, examples_per_step=size, steps=options.max_steps or 0)
     return costliest(
         partial(step_batches, prepared.train, recipe, outline),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -90,7 +90,10 @@ def _cost(row: Batch, layers: int) -> float:
     return len(row.tokens) + len(row.targets) / max(1, layers)
 
 
-def _spread(count: int) -> list[int]:
-    """0 .. count - 1 by their reversed bits: the first n of them lie evenly, whatever n."""
+def _spread(count: int) -> Iterator[int]:
+    """0 .. count - 1 by their reversed bits: the first n of them lie evenly, whatever n. One by one: an epoch of a mix
+    has as many steps as its recipe says, and only the first of these are ever looked at."""
     bits = max(1, (count - 1).bit_length())
-    return sorted(range(count), key=lambda i: int(f"{i:0{bits}b}"[::-1], 2))
+    for number in range(1 << bits):
+        if (step := int(f"{number:0{bits}b}"[::-1], 2)) < count:
+            yield step

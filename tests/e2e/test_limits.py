@@ -44,6 +44,12 @@ def test_a_token_limit_ends_a_run_that_a_larger_one_goes_on_with(place: Place) -
     place.refused(f"train {recipe}", "OutputError: the run in run is finished")
 
 
+def test_checkpoints_that_never_come_need_no_room(place: Place) -> None:
+    recipe = place.recipe(train={"max_steps": 2, "save_steps": 1, "save_total_limit": 10**12})
+    place.ok("train", recipe, "limits.disk=1GiB")
+    assert checkpoints(place.folder / "run") == [1, 2]
+
+
 @pytest.mark.parametrize(("name", "value"), WRONG)
 def test_what_is_no_amount_is_refused(place: Place, name: str, value: str) -> None:
     place.recipe(limits={name: value})

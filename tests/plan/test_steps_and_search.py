@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from lorikeet.base.nouns import Batch
 from lorikeet.plan import search
 from lorikeet.plan.search import Changes, Facts, Trial, ladders
+from lorikeet.plan.steps import _spread as spread
 from lorikeet.plan.steps import costliest, full, full_row
 
 FACTS = Facts(row_tokens=2048, longest=512, layers=8, twice=0, dtype="bfloat16", adapter=[{"adapter.r": 4}])
@@ -42,6 +43,17 @@ def test_a_large_epoch_is_not_looked_at_whole(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr("lorikeet.plan.steps.LOOK_SECONDS", 0.0)
     found = costliest(rows_of, epoch_steps=1000, steps=1000, layers=4)
     assert found.looked_at == 1
+
+
+def test_an_epoch_as_long_as_a_recipe_may_say_is_not_listed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lorikeet.plan.steps.LOOK_SECONDS", 0.0)
+    assert costliest(rows_of, epoch_steps=10**18, steps=10**18, layers=4).looked_at == 1
+
+
+@given(st.integers(1, 300))
+def test_steps_are_looked_at_by_their_reversed_bits(count: int) -> None:
+    bits = max(1, (count - 1).bit_length())
+    assert list(spread(count)) == sorted(range(count), key=lambda step: f"{step:0{bits}b}"[::-1])
 
 
 def test_rows_of_unknown_data_are_full() -> None:
