@@ -16,8 +16,8 @@ import torch
 
 from lorikeet.adapters import _storage as storage
 from lorikeet.api.base import Base, prepare
-from lorikeet.base.errors import LorikeetError, OutputError
-from lorikeet.base.files import need_space, new_folder, sha256_file, write_file
+from lorikeet.base.errors import LorikeetError
+from lorikeet.base.files import check_new, need_space, new_folder, sha256_file, write_file
 from lorikeet.base.log import note, progress
 from lorikeet.base.nouns import Batch
 from lorikeet.checkpoints import hf
@@ -52,8 +52,7 @@ def quantize(
 
     Raises OutputError where `output` exists, ModelError for a network that GPTQ does not walk through."""
     started = time.time()
-    if output.exists() and any(output.iterdir() if output.is_dir() else [output]):
-        raise OutputError(f"{output} exists already", given=str(output), try_="another folder")
+    check_new(output)
     recipe, base, template, prepared = prepare(recipe)
     device = pick_device(recipe.model.device)
     dtype = pick_dtype(recipe.model.dtype, device)
@@ -67,7 +66,8 @@ def quantize(
             base.checkpoint, options, batches, dtype, device, true_sequential, after_block=lambda: bar.advance(work)
         )
         size = sum(math.prod(base.checkpoint.shape(name)) for name in base.checkpoint.names())
-        need_space(output, size * dtype.itemsize + max_shard_bytes, "the quantised model")
+        whole = size * dtype.itemsize
+        need_space(output, whole + min(whole, max_shard_bytes), "the quantised model")
         blocks = Blocks(output, _identity(base, options, batches, dtype, device, true_sequential))
         if len(blocks):
             note(f"going on with what is finished: {len(blocks)} parts in {blocks.folder}")

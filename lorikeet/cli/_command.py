@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from lorikeet.cli import _numbers
+
 if TYPE_CHECKING:
     from lorikeet.config import Recipe
     from lorikeet.quant._contract import Quant
@@ -35,6 +37,7 @@ def add(app: typer.Typer, function: Callable[..., Any], name: str, example: str)
     parameters = [*signature.parameters.values(), debug_flag]
 
     def command(*, debug: bool, **given: Any) -> None:  # `main` reads --debug off the command line
+        _numbers.check(given)
         try:
             function(**given)
         except KeyboardInterrupt as error:  # typer would swallow it, without a word

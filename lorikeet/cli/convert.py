@@ -31,7 +31,9 @@ def convert(
         typer.Option("--to", help="hf: a Hugging Face folder; meta: Meta's consolidated.NN.pth.", show_default=False),
     ],
     shards: Annotated[int, typer.Option(help="With --to meta: so many files, one for each device there.")] = 1,
-    max_shard_gib: Annotated[float, typer.Option(min=0.001, help="Largest safetensors file, in GiB.")] = 4.0,
+    max_shard_gib: Annotated[
+        float, typer.Option(min=0.001, max=100_000, help="Largest safetensors file, in GiB.")
+    ] = 4.0,
 ) -> None:
     """Convert a Llama between Meta's format and a Hugging Face folder. Every number stays as it is, bit for bit."""
     from lorikeet.api.converting import convert as run

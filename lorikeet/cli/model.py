@@ -77,6 +77,7 @@ def merge(
         int | None,
         typer.Option(
             min=0,
+            max=1_000_000,
             help="Conversations of the training data that --into gptq rounds by (128); 0 rounds to the nearest.",
             show_default=False,
         ),
@@ -85,7 +86,9 @@ def merge(
         str, typer.Option(help="auto (the one the model runs in here), float32, bfloat16 or float16.")
     ] = "auto",
     verify: Verify = None,
-    max_shard_gib: Annotated[float, typer.Option(min=0.001, help="Largest safetensors file, in GiB.")] = 5.0,
+    max_shard_gib: Annotated[
+        float, typer.Option(min=0.001, max=100_000, help="Largest safetensors file, in GiB.")
+    ] = 5.0,
     allow_other_base: _command.AllowOtherBase = False,
 ) -> None:
     """Fold an adapter into its base model. Measures how near the result is to what was trained."""

@@ -56,7 +56,7 @@ def predict(
     ] = None,
     concurrency: Annotated[int, typer.Option(min=1, max=1024, help="With --api: questions at once.")] = 16,
     retries: Annotated[int, typer.Option(min=0, max=100, help="With --api: of each question, if it may help.")] = 6,
-    timeout: Annotated[float, typer.Option(min=0.01, help="With --api: seconds for one reply.")] = 600.0,
+    timeout: Annotated[float, typer.Option(min=0.01, max=86_400, help="With --api: seconds for one reply.")] = 600.0,
     allow_other_base: _command.AllowOtherBase = False,
 ) -> None:
     """Answer every prompt of a file. Each reply stands beside its reference, if there is one.

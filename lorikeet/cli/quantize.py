@@ -58,8 +58,10 @@ def quantize(
             "--true-sequential/--no-true-sequential", help="Each linear on what the rounded ones before give."
         ),
     ] = True,
-    rows: Annotated[int, typer.Option(min=1, help="Conversations to calibrate on.")] = 128,
-    max_shard_gib: Annotated[float, typer.Option(min=0.001, help="Largest safetensors file, in GiB.")] = 1.0,
+    rows: Annotated[int, typer.Option(min=1, max=1_000_000, help="Conversations to calibrate on.")] = 128,
+    max_shard_gib: Annotated[
+        float, typer.Option(min=0.001, max=100_000, help="Largest safetensors file, in GiB.")
+    ] = 1.0,
 ) -> None:
     """Quantise a model with GPTQ on your training data. Writes a folder that trains here and loads in gptqmodel,
     transformers and vLLM."""

@@ -21,6 +21,13 @@ Hosts = Annotated[
     list[str] | None, typer.Option(help="A name that this server goes by, behind a proxy, say. Repeatable.")
 ]
 
+CacheTokens = Annotated[
+    int | None,
+    typer.Option(min=16, max=1 << 28, help="Tokens whose keys and values are kept, of all replies together."),
+]
+Body = Annotated[float, typer.Option(min=0.001, max=65_536, help="Largest body of a request, in MiB.")]
+Drain = Annotated[float, typer.Option(min=0, max=86_400, help="For replies to end when asked to stop.")]
+
 
 def register(app: typer.Typer) -> None:
     """Add this file's command to `app`."""
@@ -40,9 +47,7 @@ def serve(
         list[Path] | None, typer.Option(help="Let clients load adapters from below this folder. Repeatable.")
     ] = None,
     rows: Annotated[int, typer.Option(min=1, max=1024, help="Replies that are made at once.")] = 16,
-    cache_tokens: Annotated[
-        int | None, typer.Option(min=16, help="Tokens whose keys and values are kept, of all replies together.")
-    ] = None,
+    cache_tokens: CacheTokens = None,
     kv: Annotated[str, typer.Option(help="How keys and values are kept: auto (as computed), or int8.")] = "auto",
     prefill_tokens: Annotated[
         int, typer.Option(min=16, help="Tokens of prompts that are read in one pass, at most.")
@@ -55,8 +60,8 @@ def serve(
     max_new_tokens: Annotated[
         int | None, typer.Option(min=1, help="Tokens of a reply that a client may ask for. [the context]")
     ] = None,
-    max_body_mib: Annotated[float, typer.Option(min=0.001, help="Largest body of a request, in MiB.")] = 4.0,
-    drain_seconds: Annotated[float, typer.Option(min=0, help="For replies to end when asked to stop.")] = 30.0,
+    max_body_mib: Body = 4.0,
+    drain_seconds: Drain = 30.0,
     page: Annotated[bool, typer.Option("--page/--no-page", help="The chat at /.")] = True,
     engine: _engine.Engine = "lorikeet",
     print_: _engine.Print = False,
