@@ -24,7 +24,7 @@ from lorikeet.base import yaml_lines
 from lorikeet.base.errors import LorikeetError, RecipeError, nearest
 from lorikeet.base.files import write_file
 from lorikeet.base.kinds import kind_field
-from lorikeet.base.option_errors import explain, leaves, refuse_booleans
+from lorikeet.base.option_errors import check_numbers, explain, leaves
 from lorikeet.base.option_fields import (
     assignment,
     default_of,
@@ -141,7 +141,7 @@ def options(section: str, overrides: Sequence[str], **fixed: Any) -> dict[str, A
     for name in fixed.keys() & made.values.get(section, {}).keys():
         raise RecipeError(f"{section}.{name}: the command says it already", given=fixed[name], allowed="one of the two")
     made.values[section] = made.values.get(section, {}) | fixed  # a kind that is fixed decides which options there are
-    refuse_booleans(Recipe, made)
+    check_numbers(Recipe, made)
     try:
         read = chosen.model_validate(made.values[section])
     except ValidationError as error:
@@ -206,12 +206,6 @@ def check_effects(recipe: Recipe) -> None:
             "nothing is evaluated before its end",
             "data.validation=0.1 and train.eval_steps=100",
         ),
-        (
-            {"train.early_stopping_threshold"},
-            recipe.train.early_stopping_patience is None,
-            "train.early_stopping_patience is not set",
-            "train.early_stopping_patience=3",
-        ),
         ({"model.allow_code"}, True, "a recipe names its own files itself", "data.template.kind=./mine.py"),
         ({"evaluate.prompts"}, not recipe.evaluate.metrics, "evaluate.metrics is empty", "evaluate.metrics='[ended]'"),
         ({"evaluate.sample_steps"}, recipe.evaluate.samples == 0, "evaluate.samples is 0", "evaluate.samples=3"),
@@ -221,6 +215,7 @@ def check_effects(recipe: Recipe) -> None:
             "train.max_steps decides the length",
             "train.max_steps=null",
         ),
+        *_idle_in_steps(recipe.train),
         *_idle_in_replies(recipe),
         (
             {"data.mix.epoch"},
@@ -240,8 +235,18 @@ def check_effects(recipe: Recipe) -> None:
             )
 
 
+def _idle_in_steps(train: TrainOptions) -> Sequence[tuple[set[str], bool, str, str]]:
+    """What of `train` would do nothing: (options, whether so, why, what to write), as `check_effects` reads it."""
+    threshold, unset = {"train.early_stopping_threshold"}, train.early_stopping_patience is None
+    left_out = "skip" in (train.on_nonfinite, train.on_loss_spike)
+    return (
+        (threshold, unset, "train.early_stopping_patience is not set", "train.early_stopping_patience=3"),
+        ({"train.max_skipped_steps"}, not left_out, "no step is left out", "train.on_nonfinite=skip"),
+    )
+
+
 def _idle_in_replies(recipe: Recipe) -> Sequence[tuple[set[str], bool, str, str]]:
-    """What of `generate` would do nothing: (options, whether so, why, what to write), as `check_effects` reads it."""
+    """The same of `generate`."""
     sampling = {f"generate.{name}" for name in ("top_k", "top_p", "min_p", "seed")}
     beams = {"generate.length_penalty", "generate.early_stopping"}
     return (
@@ -267,7 +272,7 @@ def located(error: ErrorType, source: Tree) -> ErrorType:
 
 def _build(source: Tree) -> Recipe:
     _fill(Recipe, source.values)
-    refuse_booleans(Recipe, source)
+    check_numbers(Recipe, source)
     try:
         recipe = Recipe.model_validate(source.values)
     except ValidationError as error:

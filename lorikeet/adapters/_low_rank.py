@@ -27,6 +27,7 @@ from lorikeet.adapters._targets import (
 )
 from lorikeet.adapters._trained_linears import TrainedPart, master
 from lorikeet.base.errors import RecipeError
+from lorikeet.base.option_types import Factor
 from lorikeet.models.causal_lm import CausalLM
 
 # settings of PEFT's that make another model of the same A and B
@@ -49,8 +50,7 @@ SAME_FUNCTION = (True, False, None, "gaussian", "eva", "orthogonal")  # of init_
 STARTS = "true gaussian orthogonal pissa pissa_niter_4 olora"
 
 
-# beyond these are slips of the pen: such a rank has no matrix left to be lower than, and a product with such a factor
-# ends as infinity, which the loss of step 1 would only say in another way
+# beyond these are slips of the pen: such a rank has no matrix left to be lower than; the second is Factor's own bound
 MOST_RANK, MOST_ALPHA = 1 << 16, 1e6
 
 
@@ -58,10 +58,8 @@ class LowRankAdapter(SavesModules):
     """Options of an adapter that adds s B A to linears."""
 
     r: int = Field(8, ge=1, le=MOST_RANK, description="Rank of the update.")
-    lora_alpha: float | None = Field(None, gt=0, le=MOST_ALPHA, description="Numerator of the scaling; by default 2 r.")
-    scaling: float | None = Field(
-        None, gt=0, le=MOST_ALPHA, description="The update's factor, given directly instead of lora_alpha."
-    )
+    lora_alpha: Factor | None = Field(None, description="Numerator of the scaling; by default 2 r.")
+    scaling: Factor | None = Field(None, description="The update's factor, given directly instead of lora_alpha.")
     use_rslora: bool = Field(False, description="Divide lora_alpha by sqrt(r) instead of r.")
     rank_pattern: dict[str, int] = Field(
         {}, description="r of some linears: the end of their names, or a regex for it.", examples=[{"down_proj": 16}]
@@ -79,8 +77,8 @@ class LowRankAdapter(SavesModules):
         "pissa, pissa_niter_4 (the same in a fraction of the time; any number of iterations) or olora.",
         examples=["pissa_niter_4"],
     )
-    loraplus_lr_ratio: float = Field(
-        1.0, gt=0, description="B's learning rate as a multiple of A's, which is train.learning_rate (LoRA+)."
+    loraplus_lr_ratio: Factor = Field(
+        1.0, description="B's learning rate as a multiple of A's, which is train.learning_rate (LoRA+)."
     )
     peft_type: ClassVar[str] = "LORA"
     only_at_start: ClassVar[tuple[str, ...]] = ("init_lora_weights",)

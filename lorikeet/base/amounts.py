@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 _SIZES = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30}
@@ -25,12 +26,12 @@ def seconds(text: str | float) -> float | None:
     """`2h30m`, `45min`, `90s`, `1d 12h` in seconds, and a bare number as seconds; None for what is no duration."""
     said = str(text).lower().replace(" ", "")
     if re.fullmatch(_NUMBER, said):
-        return float(said)
+        return _finite(float(said))
     parts = re.findall(rf"{_NUMBER}([a-z]+)", said)
     whole = "".join(number + unit for number, unit in parts) == said
     if not parts or not whole or any(unit not in _SECONDS for _, unit in parts):
         return None
-    return sum(float(number) * _SECONDS[unit] for number, unit in parts)
+    return _finite(sum(float(number) * _SECONDS[unit] for number, unit in parts))
 
 
 def duration(value: float) -> str:
@@ -50,4 +51,10 @@ def _scaled(text: str | float, units: dict[str, int]) -> int | None:
     match = re.fullmatch(rf"\s*{_NUMBER}\s*([a-zA-Z]*)\s*", str(text))
     if match is None or match[2].lower() not in units:
         return None
-    return int(float(match[1]) * units[match[2].lower()])
+    found = _finite(float(match[1]) * units[match[2].lower()])
+    return None if found is None else int(found)
+
+
+def _finite(number: float) -> float | None:
+    """None for what so many digits stand for that a float has no room for it."""
+    return number if math.isfinite(number) else None

@@ -8,6 +8,7 @@ RecipeError: adapter.r: out of range
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass, field
 from itertools import takewhile
@@ -36,6 +37,7 @@ from lorikeet.base.options import Options
 from lorikeet.base.yaml_lines import Tree
 
 _UNKNOWN, _MISSING = "extra_forbidden", "missing"
+_LARGEST = (1 << 63) - 1  # what a whole number can be in a tensor, in a file, in C++
 _RANGE = re.compile(r"greater_than|less_than|multiple_of|finite_number|too_short|too_long")
 
 
@@ -62,13 +64,30 @@ def explain(error: ValidationError, top: type[Options], tree: Tree, below: Key =
     return said
 
 
-def refuse_booleans(top: type[Options], tree: Tree) -> None:
-    """Raise RecipeError for `true` where a number is wanted: pydantic would read it as 1."""
+def check_numbers(top: type[Options], tree: Tree) -> None:
+    """Raise RecipeError for what pydantic would take for a number and nothing can use as one: `true`, which it reads
+    as 1, and whole numbers of more than 64 bits, in quotes too."""
     for key, value in leaves(tree.values):
+        if not isinstance(value, int | float | str):
+            continue
+        option, _ = find(top, key, tree.values)
+        if option is None:
+            continue
+        types = plain_types(option)
         if isinstance(value, bool):
-            option, _ = find(top, key, tree.values)
-            if option is not None and not accepts(option, bool):
+            numbers = int in types or float in types
+            if not accepts(option, bool) or (numbers and bool not in types and Any not in types):
                 raise _wrong(key, "has the wrong type", top, tree)
+        elif int in types and (isinstance(value, int | float) or str not in types) and _is_beyond(value):
+            raise _wrong(key, "out of range, with more than 64 bits", top, tree)
+
+
+def _is_beyond(value: float | str) -> bool:
+    try:
+        number = value if isinstance(value, int) else float(value)
+    except ValueError:  # a text that is no number
+        return False
+    return abs(number) > _LARGEST and value not in (math.inf, -math.inf)  # an infinite one is out of any range
 
 
 def leaves(node: Any, key: Key = ()) -> list[tuple[Key, Any]]:
@@ -175,7 +194,7 @@ def _wrong(key: Key, what: str, top: type[Options], tree: Tree, message: str = "
     if option is not None and (what == "is missing" or message or not classes or not holds_options(option)):
         allowed = in_words(option)
         proposal = _proposal(key, value, option)
-    place = tree.place(key)
+    place, what = tree.place(key), _cut(what, 300)  # a check of one's own may have the value in its words
     given = f"nothing   ({place})" if what == "is missing" else f"{_short(value)}   ({place})"
     return RecipeError(f"{'.'.join(map(str, key)) or 'recipe'}: {what}", given=given, allowed=allowed, try_=proposal)
 
@@ -210,5 +229,8 @@ def _value(node: Any, key: Key) -> Any:
 
 
 def _short(value: Any) -> str:
-    text = as_yaml(value)
-    return text if len(text) <= 120 else text[:117] + "..."
+    return _cut(as_yaml(value), 120)
+
+
+def _cut(text: str, most: int) -> str:
+    return text if len(text) <= most else text[: most - 3] + "..."

@@ -60,7 +60,9 @@ def find(top: type[Options], key: Key, values: Any) -> tuple[FieldInfo | None, l
     classes, field, node = [top], None, values
     for part in key:
         node = _child(node, part)
-        if isinstance(part, int):
+        if isinstance(part, int):  # an entry of a list may say which of the kinds it is
+            named = node.get("kind") if isinstance(node, dict) else node
+            classes = [one for one in classes if _kind_of(one) == named] or classes
             continue
         if field is not None and not classes and dict in _leaves(field.annotation):
             continue
@@ -141,6 +143,11 @@ def assignment(key: Key, value: Any) -> str:
     return f"{dotted}={shlex.quote(text) if text else repr('')}"
 
 
+def _kind_of(one: type[Options]) -> Any:
+    """The kind that a class is; of one that is none, what no recipe says."""
+    return one.model_fields["kind"].default if "kind" in one.model_fields else PydanticUndefined
+
+
 def _child(node: Any, part: str | int) -> Any:
     if isinstance(node, dict):
         return node.get(part)
@@ -170,11 +177,12 @@ def _leaves(annotation: Any) -> list[Any]:
 
 def _words(annotation: Any, metadata: Any = ()) -> str:
     bounds = " and ".join(
-        f"{sign} {getattr(item, name):g}" for item in metadata for name, sign in _SIGNS if hasattr(item, name)
+        f"{sign} {_number(getattr(item, name))}" for item in metadata for name, sign in _SIGNS if hasattr(item, name)
     )
     origin, parts = get_origin(annotation), get_args(annotation)
-    if origin is Annotated:
-        return _words(parts[0], [*parts[1:], *metadata])
+    if origin is Annotated:  # what Field says inside a type lies one level deeper
+        inside = [item for part in parts[1:] for item in (part.metadata if isinstance(part, FieldInfo) else [part])]
+        return _words(parts[0], [*inside, *metadata])
     if origin is Literal:
         return " ".join(as_yaml(choice) for choice in parts)
     if origin in (list, tuple):
@@ -197,6 +205,10 @@ def _words(annotation: Any, metadata: Any = ()) -> str:
         return "a mapping of: " + " ".join(annotation.model_fields)
     word = _WORDS.get(annotation, getattr(annotation, "__name__", str(annotation)))
     return f"{word} {bounds}" if bounds and annotation in (int, float) else word
+
+
+def _number(bound: float) -> str:
+    return str(bound) if isinstance(bound, int) else f"{bound:g}"
 
 
 def _plural(annotation: Any) -> str:

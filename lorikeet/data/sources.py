@@ -16,6 +16,7 @@ from pydantic import BeforeValidator, Field, SerializerFunctionWrapHandler, mode
 from lorikeet.base.errors import DataError, RecipeError, nearest
 from lorikeet.base.kinds import kind_field
 from lorikeet.base.log import note
+from lorikeet.base.option_types import Factor
 from lorikeet.base.options import Options
 from lorikeet.data.files import file_kind
 from lorikeet.data.folders import HELD_OUT, canonical, files_of, held_out_split
@@ -37,8 +38,8 @@ class SourceOptions(Options):
         description="A file, a folder, a file's URL, or `hf:org/name[@revision]`: a data set of the Hugging Face hub.",
         examples=["mine.json"],
     )
-    weight: float | None = Field(
-        None, gt=0, description="How often its examples come, relative to the other sources' weights."
+    weight: Factor | None = Field(
+        None, description="How often its examples come, relative to the other sources' weights."
     )
     format: FormatKind | None = Field(  # type: ignore[valid-type]
         None, description="How its rows read, where that is not `data.format`."

@@ -28,6 +28,7 @@ from lorikeet.tokens._contract import Tokenizer
 
 NEVER = float("-inf")
 COLDEST = 1e-9  # a smaller temperature is this one: float32 would call some of them 0
+HOTTEST = 1e30  # all tokens are alike long before; but what a guide bans stays banned, which float32's infinity undoes
 LIKELY = 1024  # tokens that top-p looks at first: sorting a whole vocabulary takes longer than a small model's pass
 
 
@@ -35,7 +36,7 @@ class GenerateOptions(Options):
     """The recipe's `generate` section, and the sampling options of predict, chat and the server."""
 
     max_new_tokens: int = Field(256, ge=1, description="A reply is cut after this many tokens.")
-    temperature: float = Field(0.0, ge=0, description="0 always takes the most likely token.")
+    temperature: float = Field(0.0, ge=0, le=HOTTEST, description="0 always takes the most likely token.")
     top_k: int = Field(0, ge=0, description="Draw from the k most likely tokens only; 0 for all.")
     top_p: float = Field(
         1.0, gt=0, le=1, description="Draw from the fewest most likely tokens that have this probability together."
@@ -61,9 +62,14 @@ class GenerateOptions(Options):
     logprobs: int | None = Field(
         None, ge=0, description="How likely each token was, and this many of the most likely ones in its place."
     )
-    num_beams: int = Field(1, ge=1, description="Beams of a beam search; 1 is none. The best one is the reply.")
+    num_beams: int = Field(
+        1, ge=1, le=1024, description="Beams of a beam search; 1 is none. The best one is the reply."
+    )
     length_penalty: float = Field(
-        1.0, description="A beam's score is divided by its length to this power: above 0 favours long replies."
+        1.0,
+        ge=-10,
+        le=10,
+        description="A beam's score is divided by its length to this power: above 0 favours long replies.",
     )
     early_stopping: bool | Literal["never"] = Field(
         False,

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field, field_validator
 
 from lorikeet.base.errors import RecipeError, nearest
+from lorikeet.base.option_types import Amount
 from lorikeet.base.options import Options
 from lorikeet.train.evaluate import MEASURED, SCORES, EvaluateOptions
 
@@ -40,8 +41,8 @@ class BestOptions(Options):
     early_stopping_patience: int | None = Field(
         None, ge=1, description="End the run when so many evaluations in a row were no better than the best one."
     )
-    early_stopping_threshold: float = Field(
-        0.0, ge=0, description="An evaluation has to be better by more than this for patience to begin anew."
+    early_stopping_threshold: Amount = Field(
+        0.0, description="An evaluation has to be better by more than this for patience to begin anew."
     )
 
     @field_validator("metric_for_best_model")

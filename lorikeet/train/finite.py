@@ -11,6 +11,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 from typing_extensions import Self
 
+from lorikeet.base.option_types import Amount
 from lorikeet.base.options import Options
 from lorikeet.train.spikes import ceiling
 from lorikeet.train.step import StepResult
@@ -25,9 +26,8 @@ class FiniteOptions(Options):
         "way the rows and the layer are named, and nothing has moved.",
     )
     max_skipped_steps: int = Field(5, ge=1, description="So many steps left out in a row end the run.")
-    loss_spike_factor: float = Field(
+    loss_spike_factor: Amount = Field(
         10.0,
-        ge=0,
         description="A loss so many deviations above the median of the last 64 is a spike (by the median absolute "
         "deviation); 0 for no alarm.",
     )

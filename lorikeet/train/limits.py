@@ -69,7 +69,7 @@ class LimitOptions(Options):
             return None
         found = read(value)
         if not found or found <= 0:
-            raise ValueError(f"'{value}' is no amount: {wanted}")
+            raise ValueError(f"'{str(value)[:40]}' is no amount: {wanted}")
         return value
 
     def amount(self, name: str) -> float | None:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from lorikeet.base.errors import RecipeError
 from lorikeet.base.nouns import Batch
+from lorikeet.base.option_types import Amount
 from lorikeet.base.options import Options
 from lorikeet.base.rng import derive, torch_rng
 from lorikeet.models.causal_lm import CausalLM
@@ -29,9 +30,8 @@ from lorikeet.ops.dropped_attention import DroppedView, Text
 class NoiseOptions(Options):
     """The part of the recipe's `train` section that makes learning harder."""
 
-    neftune_noise_alpha: float = Field(
+    neftune_noise_alpha: Amount = Field(
         0.0,
-        ge=0,
         description="Noise on embeddings (NEFTune), uniform within alpha / sqrt(tokens of the conversation x width); "
         "usually 5 to 15.",
     )

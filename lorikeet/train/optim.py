@@ -18,6 +18,7 @@ from typing_extensions import Self
 
 from lorikeet.base.errors import CheckpointError
 from lorikeet.base.kinds import kind_class, kind_field, kinds
+from lorikeet.base.option_types import MOST_RATE, Amount
 from lorikeet.ops.weight_gradient import straight
 from lorikeet.train.in_backward import InBackward
 from lorikeet.train.optimizers._contract import Optimizer, Shared, State
@@ -30,13 +31,13 @@ from lorikeet.train.schedules.cosine import Cosine
 class OptimOptions(RateOptions):
     """The part of the recipe's `train` section that decides an update."""
 
-    learning_rate: float = Field(2e-4, gt=0, description="The peak learning rate.")
+    learning_rate: float = Field(2e-4, gt=0, le=MOST_RATE, description="The peak learning rate.")
     lr_scheduler_type: kind_field("lorikeet.train.schedules", Schedule) = Field(  # type: ignore[valid-type]
         Cosine(), description="What the learning rate does behind the warm-up."
     )
     warmup_ratio: float = Field(0.0, ge=0, lt=1, description="Share of the steps in which the rate rises from zero.")
     warmup_steps: int | None = Field(None, ge=0, description="The same as a number of steps; instead of warmup_ratio.")
-    max_grad_norm: float = Field(1.0, ge=0, description="Gradients are scaled down to this norm; 0 for never.")
+    max_grad_norm: float = Field(1.0, ge=0, le=1e30, description="Gradients are scaled down to this norm; 0 for never.")
     optim: kind_field("lorikeet.train.optimizers", Optimizer) = Field(  # type: ignore[valid-type]
         AdamWTorch(), description="What turns gradients into updates."
     )
@@ -45,10 +46,11 @@ class OptimOptions(RateOptions):
         description="Move each tensor as soon as its gradient is complete and let that go, so that gradients take no "
         "room (all of it where a step is one row). Needs max_grad_norm: 0, for clipping needs all gradients first.",
     )
-    weight_decay: float = Field(0.0, ge=0, description="Decoupled weight decay.")
+    weight_decay: Amount = Field(0.0, description="Decoupled weight decay.")
     adam_beta1: float = Field(0.9, ge=0, lt=1, description="AdamW's decay of the mean of gradients.")
     adam_beta2: float = Field(0.999, ge=0, lt=1, description="AdamW's decay of the mean of squared gradients.")
-    adam_epsilon: float = Field(1e-8, gt=0, description="AdamW's term against division by zero.")
+    # a much smaller one is zero in float32, and numbers whose gradient is zero would be divided by it
+    adam_epsilon: float = Field(1e-8, ge=1e-30, le=1, description="AdamW's term against division by zero.")
 
     @model_validator(mode="after")
     def _no_clipping_in_backward(self) -> Self:
@@ -56,6 +58,15 @@ class OptimOptions(RateOptions):
             raise ValueError(
                 f"optimizer_in_backward moves tensors before the norm of all gradients is known, so max_grad_norm "
                 f"({self.max_grad_norm:g}) has to be 0"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _decay_leaves_something(self) -> Self:
+        if self.weight_decay * self.learning_rate > 1:
+            raise ValueError(
+                f"weight_decay ({self.weight_decay:g}) times learning_rate ({self.learning_rate:g}) is above 1: every "
+                "step would take more off a weight than it has"
             )
         return self
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import Field, model_validator
+from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
 from lorikeet.train.best import BestOptions
 from lorikeet.train.finite import FiniteOptions
@@ -13,19 +13,27 @@ from lorikeet.train.optim import OptimOptions
 from lorikeet.train.rehearsal import RehearsalOptions
 from lorikeet.train.tracking import TrackingOptions
 
+MOST_EXAMPLES = 1_000_000  # of a step, which is planned as a whole
+_WHOLE = TypeAdapter(int)
+
 
 class TrainOptions(OptimOptions, NoiseOptions, FiniteOptions, BestOptions, RehearsalOptions, TrackingOptions):
     """The recipe's `train` section."""
 
-    num_train_epochs: float = Field(1.0, gt=0, description="Passes over the training data.")
+    num_train_epochs: float = Field(1.0, gt=0, le=1e6, description="Passes over the training data.")
     max_steps: int | None = Field(None, ge=1, description="Stop after this many steps, whatever the epochs.")
-    examples_per_step: int = Field(16, ge=1, description="Conversations per optimizer step, over all devices.")
+    examples_per_step: int = Field(
+        16, ge=1, le=MOST_EXAMPLES, description="Conversations per optimizer step, over all devices."
+    )
     per_device_train_batch_size: int | None = Field(
         None, ge=1, description="With gradient_accumulation_steps: another way to write examples_per_step, the product."
     )
     gradient_accumulation_steps: int | None = Field(None, ge=1, description="See per_device_train_batch_size.")
     row_tokens: int | None = Field(
-        None, ge=16, description="Most tokens of one packed micro-batch; by default from the machine's memory."
+        None,
+        ge=16,
+        le=10_000_000,
+        description="Most tokens of one packed micro-batch; by default from the machine's memory.",
     )
     gradient_checkpointing: bool | int = Field(
         False,
@@ -46,11 +54,17 @@ class TrainOptions(OptimOptions, NoiseOptions, FiniteOptions, BestOptions, Rehea
         size, accumulation = values.get("per_device_train_batch_size"), values.get("gradient_accumulation_steps")
         if size is None and accumulation is None:
             return values
-        size, accumulation = size or 1, accumulation or 1
-        if not (isinstance(size, int) and isinstance(accumulation, int)):
+        try:
+            size, accumulation = (_WHOLE.validate_python(one or 1) for one in (size, accumulation))
+            said = _WHOLE.validate_python(values.get("examples_per_step", size * accumulation))
+        except ValidationError:
             return values  # the fields say what is wrong with them
         product = size * accumulation
-        if values.get("examples_per_step", product) != product:
+        if product > MOST_EXAMPLES and min(size, accumulation) > 0:
+            raise ValueError(
+                f"per_device_train_batch_size x gradient_accumulation_steps is {product}, above {MOST_EXAMPLES}"
+            )
+        if said != product:
             raise ValueError(
                 f"examples_per_step ({values['examples_per_step']}) and per_device_train_batch_size x "
                 f"gradient_accumulation_steps ({product}) say different things"

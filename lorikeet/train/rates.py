@@ -6,7 +6,6 @@ wrote (lr_multipliers), and the adapter (LoRA+, say).
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterable, Mapping
 
@@ -15,6 +14,7 @@ from pydantic import Field, field_validator
 from lorikeet.base.errors import RecipeError, nearest
 from lorikeet.base.options import Options
 
+MOST_FACTOR = 1e6
 _LAYER = re.compile(r"\.(?:layers?|blocks?|h)\.(\d+)(?:\.|$)")
 _EMBEDDING = re.compile(r"(?:^|\.)(?:embed_tokens|embed_in|wte|word_embeddings|tok_embeddings|embeddings?)(?:\.|$)")
 
@@ -39,8 +39,10 @@ class RateOptions(Options):
                 re.compile(pattern)
             except re.error as error:
                 raise ValueError(f"'{pattern}' is no regex: {error}") from None
-            if not (factor > 0 and math.isfinite(factor)):
-                raise ValueError(f"the factor of '{pattern}' has to be above 0, not {factor}")
+            if not 0 < factor <= MOST_FACTOR:
+                raise ValueError(
+                    f"the factor of '{pattern}' has to be above 0 and at most {MOST_FACTOR:g}, not {factor}"
+                )
         return value
 
 

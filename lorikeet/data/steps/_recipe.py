@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from lorikeet.base import yaml_lines
 from lorikeet.base.errors import RecipeError, nearest
 from lorikeet.base.kinds import kinds
-from lorikeet.base.option_errors import explain
+from lorikeet.base.option_errors import check_numbers, explain
 from lorikeet.base.yaml_lines import Tree
 from lorikeet.data.steps._contract import Step
 
@@ -47,6 +47,7 @@ def options(recipe: Path | None, said: dict[str, Any], steps: str | None, overri
                 allowed=_ALLOWED[name],
                 try_=f"lorikeet data clean {_TRY[name]}",
             )
+    check_numbers(CleanOptions, tree)
     try:
         return CleanOptions.model_validate(tree.values)
     except ValidationError as error:
@@ -125,7 +126,8 @@ def _override(tree: Tree, override: str) -> None:
     dotted, equals, text = override.partition("=")
     kind, dot, option = dotted.strip().partition(".")
     steps = tree.values.get("steps")
-    there = [step.get("kind") for step in steps] if isinstance(steps, list) else []
+    listed = steps if isinstance(steps, list) else []
+    there = [step.get("kind") if isinstance(step, dict) else None for step in listed]
     if not (equals and dot and option) or kind not in there:
         near = nearest(kind, [str(name) for name in there])
         raise RecipeError(

@@ -26,7 +26,7 @@ class Length(Step):
         limits = (self.min_characters, self.max_characters, self.min_reply, self.min_turns, self.max_turns)
         if all(limit is None for limit in limits):
             raise ValueError("needs at least one limit")
-        for least, most in ((limits[0], limits[1]), (limits[3], limits[4])):
+        for least, most in ((limits[0], limits[1]), (limits[2], limits[1]), (limits[3], limits[4])):
             if least is not None and most is not None and least > most:
                 raise ValueError(f"no conversation has at least {least} and at most {most}")
         return self

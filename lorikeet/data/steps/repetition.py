@@ -15,6 +15,7 @@ from lorikeet.data.steps._record import Record
 
 _WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|\w+|[^\w\s]")
 _DIGITS = "a digit repeated"
+MOST_REPEATED = 10_000  # in a row: a pattern of so many is made, and ten texts as long
 _FEWEST_WORDS = 50  # a share of fewer says nothing
 
 
@@ -23,9 +24,14 @@ class Repetition(Step):
 
     kind: Literal["repetition"] = "repetition"
     digits: int | None = Field(
-        None, ge=2, description="One digit at least so many times in a row; FastChat's --reduce-rep is 9."
+        None,
+        ge=2,
+        le=MOST_REPEATED,
+        description="One digit at least so many times in a row; FastChat's --reduce-rep is 9.",
     )
-    characters: int | None = Field(None, ge=2, description="One letter or digit at least so many times in a row.")
+    characters: int | None = Field(
+        None, ge=2, le=MOST_REPEATED, description="One letter or digit at least so many times in a row."
+    )
     share: float | None = Field(
         None, gt=0, lt=1, description="More than this share of a turn's phrases (of `words` words) stood in it before."
     )

@@ -16,6 +16,7 @@ class JsonGuide(Guide):
     max_whitespace: int = Field(
         24,
         ge=0,
+        le=1000,
         description="Characters of white space between two parts of the JSON, at most: a model can lose itself there.",
     )
 

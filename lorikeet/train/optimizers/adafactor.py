@@ -12,6 +12,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from lorikeet.base.option_types import Factor
 from lorikeet.train.optimizers._contract import Optimizer, Shared, State
 
 _SQUARE, _SCALE = 1e-30, 1e-3  # added to squared gradients; the least that scale_parameter multiplies by
@@ -23,9 +24,9 @@ class Adafactor(Optimizer):
 
     kind: Literal["adafactor"] = "adafactor"
     reads: ClassVar[frozenset[str]] = frozenset({"weight_decay"})
-    clip_threshold: float = Field(1.0, gt=0, description="Most root mean square of a tensor's update, before the rate.")
+    clip_threshold: Factor = Field(1.0, description="Most root mean square of a tensor's update, before the rate.")
     decay_rate: float = Field(
-        -0.8, lt=0, description="The second moment forgets less with time: step t has weight t to this power."
+        -0.8, ge=-10, lt=0, description="The second moment forgets less with time: step t has weight t to this power."
     )
     scale_parameter: bool = Field(
         False, description="Multiply the learning rate by the root mean square of each tensor, at least 0.001."

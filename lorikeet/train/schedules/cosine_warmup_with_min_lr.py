@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 from typing_extensions import Self
 
+from lorikeet.base.option_types import Rate, Waves
 from lorikeet.train.schedules._contract import Moment, Schedule
 from lorikeet.train.schedules.cosine_with_min_lr import lowest
 
@@ -16,11 +17,11 @@ class CosineWarmupWithMinLr(Schedule):
     """Like cosine_with_min_lr, with steps counted from 1: the warm-up's first step learns, and the last has min_lr."""
 
     kind: Literal["cosine_warmup_with_min_lr"] = "cosine_warmup_with_min_lr"
-    min_lr: float | None = Field(None, ge=0, description="The rate of the last step; instead of min_lr_rate.")
+    min_lr: Rate | None = Field(None, description="The rate of the last step; instead of min_lr_rate.")
     min_lr_rate: float | None = Field(
         None, ge=0, le=1, description="The same as a share of learning_rate; 0.1 where neither is given."
     )
-    num_cycles: float = Field(0.5, gt=0, description="Waves of the cosine: 0.5 falls once.")
+    num_cycles: Waves = Field(0.5, description="Waves of the cosine: 0.5 falls once.")
     warmup_lr_rate: float | None = Field(
         None,
         ge=0,

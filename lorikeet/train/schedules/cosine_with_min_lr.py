@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 from typing_extensions import Self
 
+from lorikeet.base.option_types import Rate, Waves
 from lorikeet.train.schedules._contract import Moment, Schedule
 
 
@@ -15,12 +16,12 @@ class CosineWithMinLr(Schedule):
     """Falls along half a cosine to a rate above zero. With init_lr the warm-up begins above zero too."""
 
     kind: Literal["cosine_with_min_lr"] = "cosine_with_min_lr"
-    min_lr: float | None = Field(None, ge=0, description="The rate behind the last step; instead of min_lr_rate.")
+    min_lr: Rate | None = Field(None, description="The rate behind the last step; instead of min_lr_rate.")
     min_lr_rate: float | None = Field(
         None, ge=0, le=1, description="The same as a share of learning_rate; 0.1 where neither is given."
     )
-    num_cycles: float = Field(0.5, gt=0, description="Waves of the cosine: 0.5 falls once.")
-    init_lr: float = Field(0.0, ge=0, description="The rate of the first step of the warm-up.")
+    num_cycles: Waves = Field(0.5, description="Waves of the cosine: 0.5 falls once.")
+    init_lr: Rate = Field(0.0, description="The rate of the first step of the warm-up.")
 
     @model_validator(mode="after")
     def _one_minimum(self) -> Self:

@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from lorikeet.base.option_types import Rate
 from lorikeet.train.schedules._contract import Moment, Schedule
 
 
@@ -13,8 +14,8 @@ class Polynomial(Schedule):
     """Falls as a power of the share of steps that are left; power 1 is a straight line."""
 
     kind: Literal["polynomial"] = "polynomial"
-    power: float = Field(1.0, gt=0, description="Above 1 it falls early, below 1 late.")
-    lr_end: float = Field(1e-7, ge=0, description="The rate behind the last step.")
+    power: float = Field(1.0, gt=0, le=1000, description="Above 1 it falls early, below 1 late.")
+    lr_end: Rate = Field(1e-7, description="The rate behind the last step.")
 
     def falling(self, at: Moment) -> float:
         left = 1.0 - at.progress

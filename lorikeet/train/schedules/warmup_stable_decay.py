@@ -7,6 +7,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from lorikeet.base.option_types import Waves
 from lorikeet.train.schedules._contract import Moment, Schedule, refuse
 
 Curve = Literal["linear", "cosine", "1-sqrt"]
@@ -23,7 +24,7 @@ class WarmupStableDecay(Schedule):
     min_lr_ratio: float = Field(0.0, ge=0, le=1, description="The lowest rate, as a share of learning_rate.")
     warmup_type: Curve = Field("linear", description="The curve of the warm-up.")
     decay_type: Curve = Field("cosine", description="The curve of the decay.")
-    num_cycles: float = Field(0.5, gt=0, description="Waves of a cosine decay: 0.5 falls once.")
+    num_cycles: Waves = Field(0.5, description="Waves of a cosine decay: 0.5 falls once.")
 
     def rising(self, at: Moment) -> float:
         curves = {

@@ -9,11 +9,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from lorikeet.base.errors import RecipeError
-from lorikeet.base.kinds import kinds
+from lorikeet.base.kinds import kind_class, kinds
+from lorikeet.base.option_fields import plain_types
 from lorikeet.train.optim import OptimOptions, check_schedule, learning_rate
 from lorikeet.train.options import TrainOptions
+from lorikeet.train.schedules._contract import Schedule
 
 RATE = 3e-3
 # ours (without the kind), where transformers needs other words for the same: theirs
@@ -122,3 +125,25 @@ def test_phases_longer_than_the_run_are_refused() -> None:
     with pytest.raises(RecipeError) as caught:
         check_schedule(options, 12)
     assert "longer than the run of 12 steps" in str(caught.value) and "at most 7" in str(caught.value)
+
+
+CORNERS = (0, 1, 10**18, 5e-324, 1e-6, 0.5, 1000.0, 1e6, 1e30)
+NUMBERS = [
+    (kind, name)
+    for kind in kinds("lorikeet.train.schedules")
+    for name, field in kind_class("lorikeet.train.schedules", Schedule, kind).model_fields.items()
+    if {int, float} & set(plain_types(field))
+]
+
+
+@pytest.mark.parametrize(("kind", "name"), NUMBERS)
+def test_whatever_number_an_option_takes_every_rate_is_one(kind: str, name: str) -> None:
+    for corner in CORNERS:
+        try:
+            options = TrainOptions(learning_rate=RATE, lr_scheduler_type={"kind": kind, name: corner}, warmup_steps=2)
+        except ValidationError:
+            continue
+        for steps in (1, 2, 9, 10**18):
+            for step in {0, 1, 2, 3, steps // 2, steps - 1}:
+                rate = learning_rate(options, step, steps)
+                assert math.isfinite(rate) and 0 <= rate <= RATE * (1 + 1e-12), (corner, steps, step, rate)
