@@ -29,7 +29,7 @@ from lorikeet.base.options import Options
 from lorikeet.data.files import Advance
 from lorikeet.data.formats._contract import Format
 from lorikeet.data.formats.auto import Auto
-from lorikeet.data.sources import Sources, open_all
+from lorikeet.data.sources import Opened, Sources, open_all
 from lorikeet.data.steps import _read, _work
 from lorikeet.data.steps._contract import Log, Step
 from lorikeet.data.steps._record import Record
@@ -65,10 +65,12 @@ def clean(options: CleanOptions, *, overwrite: bool = False) -> Report:
     output = _checked_output(options)
     for step in options.steps:
         step.start()
-    files = [file for source in open_all(options.input) for file in source.files]
+    sources = open_all(options.input)
+    _no_weights(sources)
+    files = [file for source in sources for file in source.files]
     if output.resolve() in {Path(file).resolve() for file in files}:
         raise RecipeError("output: is one of the inputs", given=output, allowed="another file")
-    identity = _identity(options, files)
+    identity = _identity(options, sources)
     before = finished(output, identity)
     if before is not None:
         note(f"{output}: made from the same files by the same steps before; nothing to do")
@@ -81,7 +83,7 @@ def clean(options: CleanOptions, *, overwrite: bool = False) -> Report:
     need_space(output.parent, 3 * sum(Path(file).stat().st_size for file in files), "the rows and the work on them")
     with _work_folder(output, identity) as folder:
         try:
-            report = _Run(options, files, folder, identity).run()
+            report = _Run(options, sources, folder, identity).run()
         except KeyboardInterrupt as error:
             raise Interrupted("stopped; what is done is kept", try_="the same command goes on from there") from error
         except DataError:  # with another input none of the work would be of use
@@ -98,9 +100,9 @@ def clean(options: CleanOptions, *, overwrite: bool = False) -> Report:
 class _Run:
     """One run of a chain in its work folder."""
 
-    def __init__(self, options: CleanOptions, files: Sequence[str], folder: Path, identity: str):
-        self.options, self.files, self.folder, self.identity = options, files, folder, identity
-        self.size = sum(Path(file).stat().st_size for file in files)
+    def __init__(self, options: CleanOptions, sources: Sequence[Opened], folder: Path, identity: str):
+        self.options, self.sources, self.folder, self.identity = options, sources, folder, identity
+        self.size = sum(Path(file).stat().st_size for source in sources for file in source.files)
         self.chain = _work.stages(options.steps)
         names = [_read.STEP, *(str(step.model_dump()["kind"]) for step in options.steps)]
         self.logs = [Log(name) for name in names]
@@ -157,11 +159,17 @@ class _Run:
         raise AssertionError("the last stage writes")
 
     def _read_tasks(self, bar: Advance | None) -> Iterator[_work.Task]:
-        for file in self.files:
-            settled, rows = _read.rows_of(file, self.options.format, bar)
-            while piece := list(islice(rows, _work.PIECE)):
-                self.rows_of_files[file] = self.rows_of_files.get(file, 0) + len(piece)
-                yield 0, settled, piece
+        for source in self.sources:
+            left = source.options.max_examples
+            for file in source.files:
+                settled, rows = _read.rows_of(file, source.options.format or self.options.format, bar)
+                wanted = islice(rows, left)
+                while piece := list(islice(wanted, _work.PIECE)):
+                    self.rows_of_files[file] = self.rows_of_files.get(file, 0) + len(piece)
+                    left = None if left is None else left - len(piece)
+                    yield 0, settled, piece
+                if left == 0:
+                    break
 
     def _read_here(self, bar: Advance | None) -> Iterator[Record]:
         for _, settled, piece in self._read_tasks(bar):
@@ -229,11 +237,23 @@ def _checked_output(options: CleanOptions) -> Path:
     return output
 
 
-def _identity(options: CleanOptions, files: Sequence[str]) -> str:
+def _no_weights(sources: Sequence[Opened]) -> None:
+    for number, source in enumerate(sources):
+        if source.options.weight is not None:
+            raise RecipeError(
+                f"input.{number}.weight: has no effect, because cleaning reads each row once",
+                given=f"{source.title}: weight {source.options.weight:g}",
+                allowed="weights where sources are mixed: data.train of a recipe",
+            )
+
+
+def _identity(options: CleanOptions, sources: Sequence[Opened]) -> str:
     """A hash over everything that decides the output."""
+    said = [source.options.model_dump(mode="json", include={"format", "max_examples"}) for source in sources]
     parts = {
         "version": _VERSION,
-        "files": [[file, sha256_file(Path(file))] for file in files],
+        "files": [[file, sha256_file(Path(file))] for source in sources for file in source.files],
+        "sources": [[one, *own_code(source.options)] for one, source in zip(said, sources)],
         "steps": [
             [step.model_dump(mode="json"), own_code(step), step.fingerprint(), *map(sha256_file, step.files())]
             for step in options.steps

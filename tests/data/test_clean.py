@@ -310,3 +310,19 @@ def test_what_no_step_needs_rides_along_exactly(tmp_path: Path) -> None:
         ((row, _),) = read_rows(tmp_path / output)
         assert (row["id"], row["score"], row["title"], row["n"]) == (2**70, None, "cut \ufffd", 1e30)
         assert type(row["n"]) is float
+
+
+def test_what_is_said_of_an_input_has_its_effect(tmp_path: Path) -> None:
+    talks = write(tmp_path / "talks.json", some_rows(300))
+    asked = write(tmp_path / "asked.jsonl", [{"Q": f"q{number}", "A": f"a{number}"} for number in range(9)])
+    columns = {"kind": "columns", "prompt": "Q", "response": "A"}
+    inputs: list[Any] = [{"path": str(talks), "max_examples": 200}, {"path": str(asked), "format": columns}]
+    options: dict[str, Any] = {"output": tmp_path / "out.jsonl", "steps": ["to_messages"]}
+    report = clean(CleanOptions.model_validate({"input": inputs, **options}))
+    assert report.files == {str(talks): 200, str(asked): 9} and report.rows_out == 209
+    inputs[0]["max_examples"] = 100
+    with pytest.raises(LorikeetError, match="other inputs or steps"):
+        clean(CleanOptions.model_validate({"input": inputs, **options}))
+    inputs[0] = {"path": str(talks), "weight": 2}
+    with pytest.raises(LorikeetError, match=r"input\.0\.weight: has no effect"):
+        clean(CleanOptions.model_validate({"input": inputs, **options}), overwrite=True)

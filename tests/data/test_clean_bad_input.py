@@ -65,6 +65,7 @@ BAD: dict[str, tuple[str, str]] = {
     "an unknown key": ("good.json -o out.jsonl -r key.yaml", "key.yaml:1"),
     "steps that are a mapping": ("good.json -o out.jsonl -r mapping.yaml", "steps"),
     "a step that is a number": ("good.json -o out.jsonl -r number.yaml", "steps"),
+    "an option of a number": ("good.json -o out.jsonl -r number.yaml dedupe.near=0.8", "sets no option"),
     "no such model": ("good.json -o out.jsonl --steps split_turns split_turns.model=./none", "none"),
     "no such format": ("good.json -o out.jsonl --steps roles --format sharegtp", "sharegpt"),
     "the same file twice": ("good.json ./good.json -o out.jsonl --steps roles", "twice"),
