@@ -22,7 +22,7 @@ from lorikeet.data.formats.preference import Preference
 from lorikeet.data.formats.sharegpt import ShareGPT
 from lorikeet.data.formats.text import Text
 from lorikeet.data.steps._contract import Log
-from lorikeet.data.steps._record import CALL, CALLS, Record, Turn
+from lorikeet.data.steps._record import CALL, CALLS, ROLES, Record, Turn
 
 _FIRST_ROWS = 8  # that a format is detected from
 STEP = "read"  # the name that reading has in reports
@@ -135,7 +135,8 @@ def _turn(turn: dict[str, Any], number: int, keys: tuple[str, str], origin: Orig
     rest = {name: value for name, value in turn.items() if name not in keys}
     if isinstance(words, list) and all(isinstance(one, dict) and isinstance(one.get("text"), str) for one in words):
         words = "".join(one["text"] for one in words)  # OpenAI's parts
-    if words is None and any(rest.get(key) for key in CALLS):
+    silent = keys[1] == "content" and ROLES.get(speaker.lower()) in ("system", "user", "tool")  # as training reads them
+    if words is None and keys[1] in turn and (silent or any(rest.get(key) for key in CALLS)):
         words = ""
     if not isinstance(words, str):
         raise DataError(f"{origin}: turn {number} has no text in '{keys[1]}'", given=repr(words)[:80])

@@ -55,11 +55,11 @@ class Blocklist(Step):
         return [self.file] if self.file is not None else []
 
     def start(self) -> None:
-        assert self._searches
+        assert self._phrases or self._patterns
 
     @cached_property
-    def _searches(self) -> list[re.Pattern[str]]:
-        """One search for all phrases, and one for each pattern: joined, the groups and flags of one were another's."""
+    def _phrases(self) -> list[str]:
+        """What to look for with `in`, which is many times faster than a pattern, of thousands of phrases above all."""
         listed = list(self.phrases)
         if self.file is not None:
             try:
@@ -70,15 +70,18 @@ class Blocklist(Step):
             if not own:
                 raise DataError(f"blocklist.file: '{self.file}' has no phrases", allowed="a phrase on each line")
             listed += own
-        phrases = ["|".join(map(re.escape, listed))] if listed else []
-        return [re.compile(one, re.IGNORECASE if self.ignore_case else 0) for one in (*phrases, *self.patterns)]
+        return list(dict.fromkeys(phrase.lower() if self.ignore_case else phrase for phrase in listed))
+
+    @cached_property
+    def _patterns(self) -> list[re.Pattern[str]]:
+        """Each by itself: in one pattern, the groups and flags of one were another's."""
+        return [re.compile(pattern, re.IGNORECASE if self.ignore_case else 0) for pattern in self.patterns]
 
     def each(self, record: Record, log: Log) -> Iterable[Record]:
-        found = [turn for turn in record.turns if self._finds(turn)]
-        if not found:
+        said = [(turn, what) for turn in record.turns if (what := self._found(turn)) is not None]
+        if not said:
             return [record]
-        what = next((match for search in self._searches if (match := search.search(found[0].text))), None)
-        detail = repr(what[0][:80]) if what else None
+        found, detail = [turn for turn, _ in said], repr(said[0][1][:80])
         system, parts = exchanges(record.turns)
         kept = [part for part in parts if not any(turn in found for turn in part)]
         if self.drop == "conversation" or not kept or any(turn in found for turn in system):
@@ -88,17 +91,14 @@ class Blocklist(Step):
         record.turns = system + [turn for part in kept for turn in part]
         return [record]
 
-    @cached_property
-    def _plain(self) -> list[str]:
-        """The phrases where there is nothing else to look for: `in` is many times faster than a search."""
-        if self.patterns or self.file is not None:
-            return []
-        return [phrase.lower() if self.ignore_case else phrase for phrase in self.phrases]
-
-    def _finds(self, turn: Turn) -> bool:
+    def _found(self, turn: Turn) -> str | None:
+        """What stands in the turn that should not; None for nothing."""
         if self.roles and turn.role not in self.roles:
-            return False
-        if not self._plain:
-            return any(search.search(turn.text) for search in self._searches)
+            return None
         text = turn.text.lower() if self.ignore_case else turn.text
-        return any(phrase in text for phrase in self._plain)
+        for phrase in self._phrases:
+            if phrase in text:
+                at = text.index(phrase)
+                return turn.text[at : at + len(phrase)] if len(text) == len(turn.text) else phrase
+        matches = (pattern.search(turn.text) for pattern in self._patterns)
+        return next((match[0] for match in matches if match), None)

@@ -19,7 +19,8 @@ from lorikeet.data.steps._contract import Log, Step
 from lorikeet.data.steps._record import Record
 
 _HAN = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0002ebef]")
-_OTHER = re.compile(r"[\u3040-\u30ff\u31f0-\u31ff\uff66-\uff9d\u1100-\u11ff\uac00-\ud7af]")
+# without the middle dot (30fb), which stands in Chinese texts between the parts of foreign names
+_OTHER = re.compile(r"[\u3040-\u30fa\u30fc-\u30ff\u31f0-\u31ff\uff66-\uff9d\u1100-\u11ff\uac00-\ud7af]")
 _LEAST = 4  # Han characters for each of another script
 
 

@@ -139,3 +139,11 @@ def test_a_reply_that_is_not_to_be_learned_is_not_written_where_it_would_be() ->
     assert not kept and log.dropped == {"a turn says how it is learned, which columns cannot": 1}
     row["messages"][1]["trained"], row["messages"][0]["weight"] = True, 0
     assert run("to_alpaca", read(row, Messages()))[0], "what it says goes without saying"
+
+
+def test_a_tool_that_answers_nothing_is_read_as_training_reads_it() -> None:
+    row = talk(("user", "q"), ("assistant", None), ("tool", None), ("assistant", "Done."))
+    row["messages"][1]["tool_calls"] = [CALL]
+    assert Messages().read(row, Origin("a", 0)).messages[2].content == ""
+    ((kept,), _) = run("roles", read(row, Messages()))
+    assert [turn.content for turn in kept.turns] == ["q", "", "", "Done."]

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import random
+import time
+from pathlib import Path
+
 import pytest
 
 from data.steps.conftest import record, run, step_of
@@ -45,3 +49,25 @@ def test_pairs_with_other_rejected_replies_are_not_alike() -> None:
     words = " ".join(f"word{number}" for number in range(60))
     other = pair(rejected={"from": "gpt", "value": words})
     assert len(run("dedupe", pair(), other, pair(), by=[], near=0.9)[0]) == 2
+
+
+def test_thousands_of_phrases_are_looked_for_in_little_time(tmp_path: Path) -> None:
+    draw = random.Random(0)
+    words = ["".join(draw.choices("abcdefghijklmnopqrst", k=draw.randrange(4, 10))) for _ in range(3000)]
+    phrases = [f"{draw.choice(words)}x {draw.choice(words)}" for _ in range(8000)]
+    (tmp_path / "words").write_text("\n".join([*phrases, "no go"]))
+    rows = [record("q", " ".join(draw.choices(words, k=800)), row=row) for row in range(10)]
+    start = time.process_time()
+    kept, _ = run("blocklist", *rows, record("q", "A No Go!"), file=str(tmp_path / "words"))
+    assert len(kept) == 10 and time.process_time() - start < 1.5
+
+
+def test_what_was_found_is_shown_as_it_stands() -> None:
+    for options in ({"phrases": ["chatgpt"]}, {"patterns": ["chat[g]pt"]}):
+        kept, log = run("blocklist", record("q", "I am ChatGPT."), **options)
+        assert not kept and log.entries[0]["detail"] == "'ChatGPT'"
+
+
+def test_a_middle_dot_is_no_japanese() -> None:
+    ((kept,), log) = run("simplify_chinese", record("約翰・史密斯是誰？", "他是一個作家。"))
+    assert kept.texts() == ["约翰・史密斯是谁？", "他是一个作家。"] and log.changed == 1
