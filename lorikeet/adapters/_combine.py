@@ -20,8 +20,8 @@ from torch import Tensor
 from lorikeet.adapters._storage import CONFIG, IDENTITY, WEIGHTS, read_adapter, read_json
 from lorikeet.adapters._targets import PREFIX
 from lorikeet.adapters.lora import Lora
-from lorikeet.base.errors import CheckpointError, OutputError, RecipeError
-from lorikeet.base.files import new_folder, sha256_file
+from lorikeet.base.errors import CheckpointError, RecipeError
+from lorikeet.base.files import check_new, new_folder, sha256_file
 from lorikeet.base.log import note
 from lorikeet.base.tensor_file import save_tensors
 
@@ -49,8 +49,7 @@ def combine(
 
     Raises RecipeError for a way that does not exist, CheckpointError for adapters that cannot be added, OutputError."""
     _check(folders, weights, way, rank)
-    if output.exists() and any(output.iterdir() if output.is_dir() else [output]):
-        raise OutputError(f"{output} exists already", given=str(output), try_="another folder")
+    check_new(output)
     parts = [_read(folder, weight) for folder, weight in zip(folders, weights)]
     _same_base(parts)
     names = sorted({name for part in parts for name in part.pairs})

@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from lorikeet.base.errors import CheckpointError, OutputError, RecipeError, TokenizerError
-from lorikeet.base.files import need_space, new_folder, write_file
+from lorikeet.base.errors import CheckpointError, RecipeError, TokenizerError
+from lorikeet.base.files import check_new, need_space, new_folder, write_file
 from lorikeet.base.log import note
 from lorikeet.base.tensor_file import FLOATS
 from lorikeet.checkpoints import _meta_layout as layout
@@ -33,8 +33,7 @@ def convert(
 
     `shards`: files of Meta's format, one for each device of its model-parallel code. Raises CheckpointError,
     ModelError or RecipeError for a model that the format cannot hold, OutputError for a folder that is in use."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise OutputError(f"{folder} is there already", given=str(folder), try_="another folder")
+    check_new(folder)
     path = resolve(source)
     checkpoint = open_checkpoint(path)
     known = {"hf": "meta", "meta": "hf"}[to]

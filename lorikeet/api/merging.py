@@ -23,8 +23,8 @@ from lorikeet.adapters._merge import Source, base_tensors, compare, dense_linear
 from lorikeet.api.answering import Located, locate
 from lorikeet.api.quantizing import quantize
 from lorikeet.api.verifying import CERTIFICATE, MERGED, refuse_failed, verify_merge
-from lorikeet.base.errors import CheckFailed, CheckpointError, OutputError, RecipeError
-from lorikeet.base.files import need_space, new_folder, sha256_file, write_file
+from lorikeet.base.errors import CheckFailed, CheckpointError, RecipeError
+from lorikeet.base.files import check_new, need_space, new_folder, sha256_file, write_file
 from lorikeet.base.heap import give_back
 from lorikeet.base.log import note
 from lorikeet.base.option_fields import as_yaml
@@ -174,8 +174,7 @@ def merge(
     An adapter of another base or quantisation is refused unless `allow_other_base`; lorikeet.json then names both."""
     how = How(into, base, keep_adapter, dtype, max_shard_bytes, verify, calibrate)
     how.check()
-    if output.exists() and any(output.iterdir() if output.is_dir() else [output]):
-        raise OutputError(f"{output} exists already", given=str(output), try_="another folder")
+    check_new(output)
     located = locate(path, model, allow_other_base=allow_other_base)
     if located.adapter_folder is None:
         raise CheckpointError(f"{path} has no adapter to merge", given=str(path), allowed="a run or an adapter folder")

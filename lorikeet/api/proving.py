@@ -8,8 +8,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from lorikeet.base.errors import CheckFailed, OutputError, TemplateError
-from lorikeet.base.files import write_file
+from lorikeet.base.errors import CheckFailed, TemplateError
+from lorikeet.base.files import check_writable, write_file
 from lorikeet.base.kinds import kind_class
 from lorikeet.checkpoints.download import resolve
 from lorikeet.checkpoints.open import open_checkpoint
@@ -25,13 +25,7 @@ def verify_template(model: str, *, kind: str = "jinja", against: Path | None = N
     """Compare the template `kind` with the model's own chat template, or with the one in the file `against`, on
     conversations that templates trip over. Writes the certificate to `output` and returns it, with the lines of its
     table under "table". No weight is read. Raises TemplateError where there is nothing to compare with."""
-    if output.is_dir() or not output.parent.is_dir():
-        raise OutputError(
-            f"{output}: cannot be written",
-            given=str(output),
-            allowed="a file in a folder that exists",
-            try_=CERTIFICATE,
-        )
+    check_writable(output, CERTIFICATE)
     options = kind_class("lorikeet.data.templates", TemplateOptions, kind)
     path = resolve(model)
     tokenizer = open_tokenizer(path, open_checkpoint(path))

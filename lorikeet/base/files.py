@@ -116,6 +116,12 @@ def _exists(path: Path) -> bool:
         return False
 
 
+def check_new(folder: Path) -> None:
+    """Raise OutputError unless `folder` is not there yet, or empty."""
+    if folder.exists() and any(folder.iterdir() if folder.is_dir() else [folder]):
+        raise OutputError(f"{folder} exists already", given=str(folder), try_="another folder")
+
+
 def check_writable(output: Path, usual: str) -> None:
     """Raise OutputError unless `output` can be a file in a folder that is there; `usual`: the name to try."""
     if output.is_dir() or not output.parent.is_dir():

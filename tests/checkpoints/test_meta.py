@@ -358,7 +358,7 @@ def test_a_conversion_that_cannot_be_is_refused_and_writes_nothing(tiny_model: P
     with pytest.raises(ModelError, match="no place for this model's 'model_type'"):
         convert(str(other), tmp_path / "out", "meta")
     assert not (tmp_path / "out").exists()
-    with pytest.raises(OutputError, match="is there already"):
+    with pytest.raises(OutputError, match="exists already"):
         convert(str(tiny_model), other, "meta")
 
 
