@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from lorikeet.adapters._merge import merged_tensors
-from lorikeet.adapters._storage import fill, read_adapter, save_adapter
+from lorikeet.adapters._storage import save_adapter
 from lorikeet.adapters.lora import Lora
 from lorikeet.checkpoints import hf
 from lorikeet.data.pack import pack_row
@@ -155,10 +155,8 @@ def test_our_adapter_loads_in_peft_with_equal_logits(
     save_adapter(tmp_path / "adapter", Lora(lora_dropout=0.1, **options), model, {"base": "tiny"})
     loaded = peft.PeftModel.from_pretrained(theirs(case), tmp_path / "adapter").eval()
     assert (their_logits(loaded) - expected).abs().max() <= TOLERANCE
-    adapter, tensors, _ = read_adapter(tmp_path / "adapter")  # and here
     again = ours(tmp_path / "base")
-    adapter.attach(again, seed=1)
-    fill(again, adapter, tensors, source="ours")
+    tiny.with_saved(again, tmp_path / "adapter")
     assert torch.equal(logits(again, TOKENS), expected)
 
 
@@ -187,9 +185,7 @@ def test_an_adapter_saved_by_peft_loads_here_with_equal_logits(
     expected = their_logits(theirs_adapted)
     theirs_adapted.save_pretrained(tmp_path / "adapter")
     model = ours(tmp_path / "base")
-    adapter, tensors, _ = read_adapter(tmp_path / "adapter")
-    adapter.attach(model, seed=9)
-    fill(model, adapter, tensors, source="PEFT's")
+    tiny.with_saved(model, tmp_path / "adapter")
     assert (logits(model, TOKENS) - expected).abs().max() <= TOLERANCE
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from lorikeet.adapters._merge import merged_tensors
-from lorikeet.adapters._storage import fill, read_adapter, save_adapter
+from lorikeet.adapters._storage import save_adapter
 from lorikeet.adapters.lora import Lora
 from lorikeet.checkpoints import hf
 from parity import tiny
@@ -83,9 +83,7 @@ def test_an_adapter_saved_by_peft_loads_here_with_equal_logits(
     expected = their_logits(theirs)
     theirs.save_pretrained(tmp_path / "adapter")
     model = ours(tmp_path / "base")
-    adapter, tensors, identity = read_adapter(tmp_path / "adapter")
-    adapter.attach(model, seed=9)
-    fill(model, adapter, tensors, source="PEFT's")
+    adapter, identity = tiny.with_saved(model, tmp_path / "adapter")
     assert identity == {} and isinstance(adapter, Lora)
     assert (logits(model, TOKENS) - expected).abs().max() <= TOLERANCE
 

@@ -3,6 +3,7 @@ are PEFT's."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,12 @@ import pytest
 import torch
 
 from lorikeet.adapters._contract import Adapter
-from lorikeet.adapters._storage import fill, read_adapter, save_adapter
+from lorikeet.adapters._storage import save_adapter
 from lorikeet.adapters.dora import Dora
 from lorikeet.adapters.ia3 import Ia3
+from lorikeet.models.causal_lm import CausalLM
+from lorikeet.ops.attention import PackedView
+from parity import tiny
 from parity.test_peft import BIASED, TOKENS, their_logits
 from parity.test_transformers import TOLERANCE, llama, logits, ours
 
@@ -50,6 +54,22 @@ def peft_config(kind: type[Adapter], options: dict[str, Any]) -> Any:
     return peft.IA3Config(task_type="CAUSAL_LM", **settings)
 
 
+def check_gradients(theirs: Any, model: CausalLM, adapter: Adapter) -> None:
+    """Those of PEFT's model and of ours are the same: of the sum of the logits, each weighted at random."""
+    probe = torch.randn(len(TOKENS), model.shape.vocab_size, generator=torch.Generator().manual_seed(5))
+    (theirs(TOKENS[None]).logits[0] * probe).sum().backward()
+    with torch.enable_grad():
+        row = PackedView(torch.full((len(TOKENS),), len(TOKENS), dtype=torch.int32), torch.arange(len(TOKENS)))
+        (model.head.logits(model.hidden(TOKENS, torch.arange(len(TOKENS)), row)) * probe).sum().backward()
+    plain = re.compile(r"modules_to_save\.default\.|\.default(\.weight$(?<=_vector\.default\.weight))?")
+    found = {plain.sub("", name): one.grad for name, one in theirs.named_parameters() if one.requires_grad}
+    mine = {name: one.grad for name, one in adapter.parameters(model).items()}
+    assert found.keys() == mine.keys()
+    for name, gradient in mine.items():
+        assert gradient is not None and gradient.any(), name
+        torch.testing.assert_close(gradient, found[name], rtol=2e-3, atol=2e-4 * found[name].abs().max().item())
+
+
 @EACH
 def test_our_adapter_loads_in_peft_with_equal_logits(
     kind: type[Adapter], options: dict[str, Any], network: dict[str, Any], tmp_path: Path
@@ -79,10 +99,8 @@ def test_an_adapter_saved_by_peft_loads_here_with_equal_logits(
     expected = their_logits(theirs)
     theirs.save_pretrained(tmp_path / "adapter")
     model = ours(tmp_path / "base")
-    adapter, tensors, _ = read_adapter(tmp_path / "adapter")
+    adapter, _ = tiny.with_saved(model, tmp_path / "adapter")
     assert type(adapter) is kind
-    adapter.attach(model, seed=9)
-    fill(model, adapter, tensors, source="PEFT's")
     assert (logits(model, TOKENS) - expected).abs().max() <= TOLERANCE
 
 
@@ -90,37 +108,14 @@ def test_an_adapter_saved_by_peft_loads_here_with_equal_logits(
 def test_gradients_are_peft_s(
     kind: type[Adapter], options: dict[str, Any], network: dict[str, Any], tmp_path: Path
 ) -> None:
-    """Of the sum of the logits, each weighted at random."""
     base = llama(0, **network)
     base.save_pretrained(tmp_path / "base")
     theirs = peft.get_peft_model(base, peft_config(kind, options)).train()
     moved({name: parameter for name, parameter in theirs.named_parameters() if parameter.requires_grad})
     theirs.save_pretrained(tmp_path / "adapter")
     model = ours(tmp_path / "base")
-    adapter, tensors, _ = read_adapter(tmp_path / "adapter")
-    adapter.attach(model, seed=9)
-    fill(model, adapter, tensors, source="PEFT's")
-    probe = torch.randn(len(TOKENS), model.shape.vocab_size, generator=torch.Generator().manual_seed(5))
-    (theirs(TOKENS[None]).logits[0] * probe).sum().backward()
-    with torch.enable_grad():
-        states = model.hidden(TOKENS, torch.arange(len(TOKENS)), whole(len(TOKENS)))
-        (model.head.logits(states) * probe).sum().backward()
-    found = {
-        name.replace(".default", "").replace("lora_magnitude_vector.weight", "lora_magnitude_vector"): one.grad
-        for name, one in theirs.named_parameters()
-        if one.requires_grad
-    }
-    mine = {name: one.grad for name, one in adapter.parameters(model).items()}
-    assert found.keys() == mine.keys()
-    for name, gradient in mine.items():
-        assert gradient is not None and gradient.any()
-        torch.testing.assert_close(gradient, found[name], rtol=2e-3, atol=2e-4 * found[name].abs().max().item())
-
-
-def whole(size: int) -> Any:
-    from lorikeet.ops.attention import PackedView
-
-    return PackedView(torch.full((size,), size, dtype=torch.int32), torch.arange(size))
+    adapter, _ = tiny.with_saved(model, tmp_path / "adapter")
+    check_gradients(theirs, model, adapter)
 
 
 @pytest.mark.parametrize("how", ["pissa", "olora"])
@@ -132,9 +127,7 @@ def test_a_difference_loads_in_peft_and_an_unconverted_start_of_peft_loads_here(
     moved({name: parameter for name, parameter in theirs.named_parameters() if parameter.requires_grad})
     theirs.eval().save_pretrained(tmp_path / "theirs")
     model = ours(tmp_path / "base")
-    adapter, tensors, _ = read_adapter(tmp_path / "theirs")
-    adapter.attach(model, seed=9)
-    fill(model, adapter, tensors, source="PEFT's")
+    adapter, _ = tiny.with_saved(model, tmp_path / "theirs")
     expected = logits(model, TOKENS)
     assert (expected - their_logits(theirs)).abs().max() <= TOLERANCE
     (tmp_path / "ours").mkdir()

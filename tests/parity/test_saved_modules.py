@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +12,14 @@ from safetensors.torch import load_file
 
 from lorikeet.adapters._contract import Adapter
 from lorikeet.adapters._merge import merged_tensors
-from lorikeet.adapters._storage import fill, read_adapter, save_adapter
+from lorikeet.adapters._storage import save_adapter
 from lorikeet.adapters.dora import Dora
 from lorikeet.adapters.ia3 import Ia3
 from lorikeet.adapters.lora import Lora
 from lorikeet.checkpoints import hf
+from parity import tiny
 from parity.test_peft import BIASED, TOKENS, their_logits
-from parity.test_peft_kinds import moved, whole
+from parity.test_peft_kinds import check_gradients, moved
 from parity.test_transformers import TOLERANCE, llama, logits, ours
 
 peft = pytest.importorskip("peft")
@@ -89,23 +89,10 @@ def test_an_adapter_saved_by_peft_loads_here_with_its_gradients(
     expected = their_logits(theirs)
     theirs.save_pretrained(tmp_path / "adapter")
     model = ours(tmp_path / "base")
-    adapter, tensors, _ = read_adapter(tmp_path / "adapter")
+    adapter, _ = tiny.with_saved(model, tmp_path / "adapter")
     assert type(adapter) is kind
-    adapter.attach(model, seed=9)
-    fill(model, adapter, tensors, source="PEFT's")
     assert (logits(model, TOKENS) - expected).abs().max() <= TOLERANCE
-    probe = torch.randn(len(TOKENS), model.shape.vocab_size, generator=torch.Generator().manual_seed(5))
-    (theirs(TOKENS[None]).logits[0] * probe).sum().backward()
-    with torch.enable_grad():
-        states = model.hidden(TOKENS, torch.arange(len(TOKENS)), whole(len(TOKENS)))
-        (model.head.logits(states) * probe).sum().backward()
-    plain = re.compile(r"modules_to_save\.default\.|\.default(\.weight$(?<=_vector\.default\.weight))?")
-    found = {plain.sub("", name): one.grad for name, one in theirs.named_parameters() if one.requires_grad}
-    mine = {name: one.grad for name, one in adapter.parameters(model).items()}
-    assert found.keys() == mine.keys()
-    for name, gradient in mine.items():
-        assert gradient is not None and gradient.any(), name
-        torch.testing.assert_close(gradient, found[name], rtol=2e-3, atol=2e-4 * found[name].abs().max().item())
+    check_gradients(theirs, model, adapter)
 
 
 def test_only_what_is_named_is_saved(tmp_path: Path) -> None:

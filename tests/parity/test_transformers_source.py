@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 from lorikeet.adapters import _expert_lora
 from lorikeet.adapters._merge import merged_tensors
-from lorikeet.adapters._storage import fill, read_adapter, save_adapter
+from lorikeet.adapters._storage import save_adapter
 from lorikeet.adapters.lora import Lora
 from lorikeet.checkpoints import hf
 from lorikeet.data.pack import pack_row
@@ -172,9 +172,7 @@ def test_loss_and_gradients_of_stacked_experts_equal_peft(case: str, tmp_path: P
         for parameter in trained.values():
             parameter.normal_(0, 0.3)
     with_peft.save_pretrained(tmp_path / "adapter")
-    adapter, tensors, _ = read_adapter(tmp_path / "adapter")
-    adapter.attach(model, seed=9)
-    fill(model, adapter, tensors, source="PEFT's")
+    adapter, _ = tiny.with_saved(model, tmp_path / "adapter")
     loss, found = tiny.loss_and_gradients(model, adapter.parameters(model), [pack_row(examples())])
     expected = their_loss(with_peft, examples())
     expected.backward()

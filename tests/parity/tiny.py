@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from lorikeet.adapters._contract import Adapter
+from lorikeet.adapters._storage import fill, read_adapter
 from lorikeet.adapters.lora import Lora
 from lorikeet.base.nouns import Batch, Example
 from lorikeet.models.build import Build
@@ -27,6 +30,14 @@ from lorikeet.train.step import train_step
 CPU = torch.device("cpu")
 VOCAB = 23
 Computed = tuple[float, dict[str, Tensor]]  # a step's loss and the gradient of each parameter
+
+
+def with_saved(model: CausalLM, folder: Path) -> tuple[Adapter, dict[str, Any]]:
+    """The adapter in `folder`, ours or PEFT's, on the model: (its options, what lorikeet.json says)."""
+    adapter, tensors, identity = read_adapter(folder)
+    adapter.attach(model, seed=9)  # no adapter that is saved begins so
+    fill(model, adapter, tensors, source=folder)
+    return adapter, identity
 
 
 def decoder(

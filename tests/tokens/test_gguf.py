@@ -1,6 +1,5 @@
 import json
 
-import gguf
 import pytest
 from tokenizers import Tokenizer as Backend
 from tokenizers import models, pre_tokenizers, trainers
@@ -11,6 +10,8 @@ from lorikeet.checkpoints.open import open_checkpoint
 from lorikeet.tokens import huggingface
 from lorikeet.tokens._gguf_pre import PRE
 from lorikeet.tokens.open import open_tokenizer
+
+from .gguf_file import write_gguf
 
 TEXTS = [
     "",
@@ -60,24 +61,7 @@ def write(path, backend, pre="gpt-2", model="gpt2", **changed):
     types = [3 if token in SPECIAL else 4 if token == "<tool>" else 1 for token in tokens]
     values = {"tokens": tokens, "token_type": types, "merges": [" ".join(pair) for pair in inside["merges"]]}
     values |= {"bos_token_id": 1, "eos_token_id": 2} | changed
-    writer = gguf.GGUFWriter(str(path), "llama")
-    if model is not None:
-        writer.add_string("tokenizer.ggml.model", model)
-    if pre is not None:
-        writer.add_string("tokenizer.ggml.pre", pre)
-    writer.add_string("tokenizer.chat_template", "{{ bos_token }}")
-    for key, value in values.items():
-        if isinstance(value, bool):
-            writer.add_bool(f"tokenizer.ggml.{key}", value)
-        elif isinstance(value, int):
-            writer.add_uint32(f"tokenizer.ggml.{key}", value)
-        elif value is not None:
-            writer.add_array(f"tokenizer.ggml.{key}", value)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
+    return write_gguf(path, model=model, pre=pre, chat_template="{{ bos_token }}", **values)
 
 
 def load(path):

@@ -4,7 +4,6 @@ import io
 import re
 from itertools import pairwise
 
-import gguf
 import pytest
 import sentencepiece
 from hypothesis import given, settings
@@ -19,6 +18,7 @@ from lorikeet.tokens.open import open_tokenizer
 from lorikeet.tokens.sentencepiece import parse
 
 from .corpus import ALPHABET, TEXTS, check
+from .gguf_file import write_gguf
 from .test_sentencepiece import SENTENCES
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, BYTE = 1, 2, 3, 4, 6
@@ -91,22 +91,7 @@ def pieces(tmp_path_factory):
 
 
 def write(path, tokens, scores, types, model="llama", **values):
-    writer = gguf.GGUFWriter(str(path), "llama")
-    writer.add_string("tokenizer.ggml.model", model)
-    for key, value in ({"tokens": tokens, "scores": scores, "token_type": types} | values).items():
-        if isinstance(value, bool):
-            writer.add_bool(f"tokenizer.ggml.{key}", value)
-        elif isinstance(value, str):
-            writer.add_string(f"tokenizer.ggml.{key}", value)
-        elif isinstance(value, int):
-            writer.add_uint32(f"tokenizer.ggml.{key}", value)
-        elif value is not None:
-            writer.add_array(f"tokenizer.ggml.{key}", value)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
+    return write_gguf(path, **{"model": model, "tokens": tokens, "scores": scores, "token_type": types} | values)
 
 
 def load(path):
