@@ -14,7 +14,7 @@ _SPOKEN = {"assistant": "reply", "user": "question"}
 
 
 class EmptyText(Check):
-    """A reply or a question is empty, white space, or the word an export writes for nothing."""
+    """A reply, a question or its input is empty, white space, or the word an export writes for nothing."""
 
     level = "error"
     reason = "An empty reply teaches the model to end at once; an empty question teaches answers to nothing."
@@ -27,5 +27,7 @@ class EmptyText(Check):
             what, said = _SPOKEN.get(message.role), message.content.strip()
             if what is not None and said in _NOTHING:
                 yield row.found(f"the {what} is '{said}'", index, "warning")
+            elif message.context is not None and message.context.strip() in _NOTHING:
+                yield row.found(f"the input is '{message.context.strip()}'", index, "warning")
             elif message.role == "user" and not said:  # which the format `messages` lets through
                 yield row.found("the question is empty", index, "warning")

@@ -30,6 +30,12 @@ def test_a_question_without_words_is_found(tmp_path: Path) -> None:
     assert found(tmp_path, *rows)["empty_text"] == dict.fromkeys(range(3), "warning")
 
 
+def test_an_input_that_an_export_wrote_for_nothing_is_found(tmp_path: Path) -> None:
+    row = {"instruction": "Add them.", "output": "3"}
+    told = found(tmp_path, {**row, "input": "nan"}, {**row, "input": "1, 2"}, {**row, "input": ""}, row)
+    assert told["empty_text"] == {0: "warning"}
+
+
 def test_a_call_without_words_is_no_empty_reply(tmp_path: Path) -> None:
     row = talk("Why?", "")
     row["messages"][1]["tool_calls"] = [{"function": {"name": "f", "arguments": {}}}]
