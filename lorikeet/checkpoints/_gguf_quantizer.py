@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ctypes
-import logging
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from gguf.constants import LlamaFileType
 
 from lorikeet.base.errors import CheckpointError, RecipeError, nearest
 from lorikeet.base.extras import require
+from lorikeet.base.log import note
 from lorikeet.checkpoints._gguf_file import TYPES
 
 _PREFIX = "MOSTLY_"
@@ -22,6 +25,8 @@ _OTHERS = {
     if kind.name.startswith((f"{_PREFIX}Q", f"{_PREFIX}IQ"))
     and not kind.name.removeprefix(_PREFIX).startswith(_NEED_MORE)
 }
+_ERROR = 4  # ggml.h's level
+_OTHERWISE = re.compile(r"(\d+) of (\d+) tensor\(s\) required fallback")
 QUANTIZED = {name: number for name, number in _OTHERS.items() if name not in TYPES}
 
 
@@ -46,12 +51,31 @@ def quantize_file(source: Path, target: Path, name: str) -> None:
     parameters = library.llama_model_quantize_default_params()
     parameters.ftype = QUANTIZED[name]
     parameters.nthread = torch.get_num_threads()
-    logging.getLogger("llama-cpp-python").setLevel(logging.ERROR)  # it says several lines of each tensor otherwise
-    code = library.llama_model_quantize(str(source).encode(), str(target).encode(), ctypes.byref(parameters))
+    with _listening(library) as said:
+        code = library.llama_model_quantize(str(source).encode(), str(target).encode(), ctypes.byref(parameters))
     if code != 0:
+        failed = [text.strip() for level, text in said if level == _ERROR and text.strip()]
         raise CheckpointError(
-            f"llama.cpp's quantizer did not make {name} of this model", given=f"code {code}", try_="--type q8_0"
+            f"llama.cpp's quantizer did not make {name} of this model",
+            given=failed[-1][:200] if failed else f"code {code}",
+            try_="--type q8_0",
         )
+    other = next(filter(None, (_OTHERWISE.search(text) for _, text in said)), None)
+    if other is not None:
+        note(f"{other[1]} of {other[2]} tensors have rows that {name} does not divide: they are kept in a finer type")
+
+
+@contextmanager
+def _listening(library: Any) -> Iterator[list[tuple[int, str]]]:
+    """What llama.cpp says, as (level, text), instead of on standard error: a quantizer has several lines a tensor."""
+    said: list[tuple[int, str]] = []
+    callback = library.llama_log_callback(lambda level, text, _: said.append((level, text.decode(errors="replace"))))
+    before = getattr(getattr(library, "_logger", None), "llama_log_callback", None)  # llama-cpp-python's own
+    library.llama_log_set(callback, None)
+    try:
+        yield said
+    finally:
+        library.llama_log_set(before or library.llama_log_callback(), None)
 
 
 def _library(name: str) -> Any:
