@@ -59,7 +59,7 @@ def _costliest(recipe: Recipe, prepared: Prepared, model: CausalLM) -> Callable[
     def look() -> Costliest:
         found = costliest(
             partial(step_batches, prepared.train, recipe, model),
-            epoch_steps=steps_per_epoch(prepared.epoch_examples, recipe.train.examples_per_step),
+            epoch_steps=steps_per_epoch(prepared.foreseen_examples, recipe.train.examples_per_step),
             steps=run_steps(recipe, prepared),
             layers=model.shape.layers,
         )

@@ -201,7 +201,7 @@ def _planned(recipe: Recipe, outline: CausalLM, prepared: Prepared | None) -> Pl
         return full(row, conversations=conversations, examples_per_step=size, steps=options.max_steps or 0)
     return costliest(
         partial(step_batches, prepared.train, recipe, outline),
-        epoch_steps=steps_per_epoch(prepared.epoch_examples, options.examples_per_step),
+        epoch_steps=steps_per_epoch(prepared.foreseen_examples, options.examples_per_step),
         steps=run_steps(recipe, prepared),
         layers=outline.shape.layers,
     )

@@ -32,7 +32,7 @@ from lorikeet.data.templates.jinja import Jinja
 from lorikeet.data.truncate import Encoder, Truncation
 from lorikeet.tokens._contract import Tokenizer
 
-
+MOST_TURNS = 1 << 20  # that are counted before a run begins: a second or two
 LEAST_LENGTH = 8  # tokens: fewer hold no question and its answer
 
 
@@ -105,6 +105,12 @@ class Prepared:
     def epoch_examples(self) -> int:
         """How many examples an epoch draws."""
         return self.train.epoch_examples if isinstance(self.train, Mixture) else len(self.train)
+
+    @property
+    def foreseen_examples(self) -> int:
+        """How many of an epoch's examples can be looked at beforehand: the turns of a mix are counted one by one."""
+        mixed = isinstance(self.train, Mixture) and self.train.turns is not None
+        return min(self.epoch_examples, MOST_TURNS) if mixed else self.epoch_examples
 
     def preview(self) -> Iterator[Example]:
         """The training examples, of several sources in turn, for eyes."""
