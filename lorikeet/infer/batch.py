@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import weakref
 from collections import deque
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import accumulate, groupby
@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from lorikeet.base.errors import LorikeetError
-from lorikeet.infer.answering_linears import BASE, OWN, answering_linears
+from lorikeet.infer.answering_linears import BASE, OWN, Update, answering_linears
 from lorikeet.infer.beams import BeamSearch
 from lorikeet.infer.dense_copies import Dequantize, memory_of
 from lorikeet.infer.named_adapters import Loaded, check_takes, read_updates
@@ -130,14 +130,26 @@ class Batch:
     def load_adapter(self, name: str, folder: Path) -> None:
         """Read an adapter from its folder, for requests that name it. Raises LorikeetError for one that does not fit,
         and for a name that is taken."""
-        if not name or name == BASE or name in self._loaded:
-            raise LorikeetError("an adapter cannot have this name", given=repr(name), allowed="a name that is free")
+        self._check_name(name)
+        self.take_adapter(name, self.read_adapter(folder))
+
+    def read_adapter(self, folder: Path) -> dict[str, Update]:
+        """What `take_adapter` takes; it may be read in another thread while this one computes. Raises LorikeetError for
+        an adapter that does not fit."""
         engine = self.engine
         check_takes(engine.model)
-        updates = read_updates(folder, engine.model, engine.base, engine.template.fingerprint)
+        return read_updates(folder, engine.model, engine.base, engine.template.fingerprint)
+
+    def take_adapter(self, name: str, updates: Mapping[str, Update]) -> None:
+        """Have an adapter that was read, between two passes. Raises LorikeetError for a name that is taken."""
+        self._check_name(name)
         loaded = Loaded(name)
         self._answering.load(loaded.key, updates)
         self._loaded[name] = loaded
+
+    def _check_name(self, name: str) -> None:
+        if not name or name == BASE or name in self._loaded:
+            raise LorikeetError("an adapter cannot have this name", given=repr(name), allowed="a name that is free")
 
     def unload_adapter(self, name: str) -> None:
         """No further request can name this adapter; it goes when the last reply that has it is over. Raises

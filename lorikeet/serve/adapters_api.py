@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from fastapi import APIRouter
+from fastapi.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 from lorikeet.base.log import note
@@ -27,7 +28,8 @@ def routes(service: Service) -> APIRouter:
         if name in (BASE, service.settings.model, *batch.adapters):
             raise ApiError(f"the name '{name}' is taken", param="lora_name")
         folder = inside(body.lora_path, service.settings.adapter_folders)
-        await service.worker.call(lambda: batch.load_adapter(name, folder))
+        updates = await run_in_threadpool(batch.read_adapter, folder)  # replies go on meanwhile
+        await service.worker.call(lambda: batch.take_adapter(name, updates))
         note(f"loaded the adapter {name} from {folder}")
         return json_response({"message": f"'{name}' is loaded"})
 

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import httpx
@@ -134,6 +135,32 @@ def test_adapters_by_name_come_and_go(tool_model: Path, adapters: Path) -> None:
         assert http.post("/v1/unload_lora_adapter", json={"lora_name": "first"}).status_code == 200
         assert http.post("/v1/unload_lora_adapter", json={"lora_name": "first"}).status_code == 404
         assert [model.id for model in one.client().models.list()] == ["tiny", "second"]
+
+
+def test_replies_go_on_while_an_adapter_is_read(
+    tool_model: Path, adapters: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reading, answered = Event(), Event()
+    read = Batch.read_adapter
+
+    def slowly(batch: Batch, folder: Path) -> Any:
+        reading.set()
+        assert answered.wait(120), "nobody was answered meanwhile"
+        return read(batch, folder)
+
+    settings = Settings("tiny", adapter_folders=(adapters,))
+    with running(api.engine(tool_model, {"dtype": "float32"}), settings) as one, one.http() as http:
+        monkeypatch.setattr(Batch, "read_adapter", slowly)
+        with ThreadPoolExecutor(1) as pool:
+            told = {"lora_name": "late", "lora_path": "one"}
+            loaded = pool.submit(http.post, "/v1/load_lora_adapter", json=told, timeout=180)
+            try:
+                assert reading.wait(60)
+                assert text(one, "tiny")
+            finally:
+                answered.set()
+            assert loaded.result().status_code == 200
+        assert text(one, "late")
 
 
 def start(model: Path, *more: str, **environment: str) -> tuple[subprocess.Popen[str], str]:
