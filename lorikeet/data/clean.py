@@ -21,7 +21,7 @@ from typing import IO, Any
 from pydantic import Field
 
 from lorikeet.base.errors import DataError, Interrupted, OutputError, RecipeError
-from lorikeet.base.files import need_space, sha256_file
+from lorikeet.base.files import need_space, sha256_file, sync
 from lorikeet.base.kinds import kind_field, own_code
 from lorikeet.base.log import note, progress
 from lorikeet.base.machine import usable_cores
@@ -91,7 +91,7 @@ def clean(options: CleanOptions, *, overwrite: bool = False) -> Report:
             raise
         for path in _all_files(output):
             name = folder / path.name
-            _flush(name)
+            sync(name)
             name.replace(path)
         shutil.rmtree(folder)
     return report
@@ -303,11 +303,3 @@ def _bar(size: int) -> Iterator[Advance | None]:
             return
         task = bar.add_task("cleaning (bytes read)", total=size)
         yield lambda count: bar.advance(task, count)
-
-
-def _flush(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
