@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lorikeet.adapters._low_rank import MOST_ALPHA
 from lorikeet.adapters._storage import CONFIG, IDENTITY, WEIGHTS, read_adapter, read_json
 from lorikeet.adapters._targets import PREFIX
 from lorikeet.adapters.lora import Lora
@@ -76,11 +77,12 @@ def _check(folders: Sequence[Path], weights: Sequence[float], way: str, rank: in
             given=" ".join(map(str, folders)) or "none",
             allowed="folders of adapters, or runs",
         )
-    if len(weights) != len(folders) or not all(math.isfinite(weight) for weight in weights):
+    # NaN is not below anything; and beyond a factor's bound the sum would be written as infinity
+    if len(weights) != len(folders) or not all(abs(weight) <= MOST_ALPHA for weight in weights):
         raise RecipeError(
             "--weights: one number for each adapter",
             given=f"{len(weights)} weights for {len(folders)} adapters: {' '.join(map(str, weights))}",
-            allowed="numbers, negative ones too",
+            allowed=f"numbers up to {MOST_ALPHA:g}, negative ones too",
             try_="--weights " + " ".join(["0.5"] * len(folders)),
         )
     if way not in WAYS:

@@ -113,6 +113,16 @@ class LowRankAdapter(SavesModules):
             )
         return self
 
+    @model_validator(mode="after")
+    def _can_be_read_again(self) -> Self:
+        """A factor is saved as the lora_alpha that gives it, and a split weight with twice its rank."""
+        most = max([self.r, *self.rank_pattern.values()])
+        alpha = max([self.alpha, *self.alpha_pattern.values()]) if self.scaling is None else self.scaling * most
+        alpha *= 2 if first_values.splits(self.init_lora_weights) else 1
+        if alpha > MOST_ALPHA:
+            raise ValueError(f"such an update would be saved with lora_alpha {alpha:g}, which is above {MOST_ALPHA:g}")
+        return self
+
     @property
     def alpha(self) -> float:
         """lora_alpha of the linears that no pattern names."""

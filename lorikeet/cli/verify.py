@@ -132,7 +132,7 @@ def resume(
     overrides: Overrides = None,
     *,
     steps: Annotated[int, typer.Option(min=4, help="The first so many of the recipe.")] = 5,
-    kills: Annotated[int, typer.Option(min=1, help="How often it is killed.")] = 1,
+    kills: Annotated[int, typer.Option(min=1, max=1000, help="How often it is killed.")] = 1,
     seed: Annotated[int | None, typer.Option(min=0, help="Of the moments it is killed at; by default another.")] = None,
     output: Certificate = None,
 ) -> None:

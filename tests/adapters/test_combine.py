@@ -119,6 +119,7 @@ def test_what_is_written_says_of_what_it_is_the_sum(make: Make, tmp_path: Path) 
     [
         ({}, {"weights": [1.0]}, RecipeError, "one number for each adapter"),
         ({}, {"weights": [1.0, float("nan")]}, RecipeError, "one number for each adapter"),
+        ({}, {"weights": [1.0, -1e308]}, RecipeError, "one number for each adapter"),
         ({}, {"way": "ties"}, RecipeError, "there is no 'ties'"),
         ({}, {"rank": 4}, RecipeError, "no effect with --combination cat"),
         ({}, {"way": "svd", "rank": 0}, RecipeError, "above 0"),

@@ -43,6 +43,8 @@ CASES: list[tuple[dict[str, Any], str]] = [
     ({"kind": "bias", "norms": 2}, "adapter.norms"),
     ({"kind": "lora", "lora_alpha": 1e308}, "adapter.lora_alpha: out of range"),
     ({"kind": "lora", "scaling": 1e39}, "adapter.scaling: out of range"),
+    ({"kind": "lora", "scaling": 1e6, "r": 4}, "adapter: such an update would be saved with lora_alpha 4e+06"),
+    ({"kind": "lora", "lora_alpha": 1e6, "init_lora_weights": "olora"}, "saved with lora_alpha 2e+06, which is above"),
     ({"kind": "dora", "r": 10**9}, "adapter.r: out of range"),
     ({"kind": "lora", "rank_pattern": {"q_proj": 10**9}}, "q_proj: 1000000000 is above 65536"),
     ({"kind": "lora", "alpha_pattern": {"q_proj": 1e308}}, "q_proj: 1e+308 is above 1e+06"),
