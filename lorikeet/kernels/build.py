@@ -186,4 +186,6 @@ def _compile(file: Path) -> str | None:
 def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
     kept = str(_folder() / "zig")
     environment = os.environ | {"ZIG_LOCAL_CACHE_DIR": kept, "ZIG_GLOBAL_CACHE_DIR": kept}
-    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    return subprocess.run(
+        command, capture_output=True, encoding="utf-8", errors="replace", env=environment, check=False
+    )
