@@ -22,9 +22,8 @@ def read_samples(run: Path) -> list[dict[str, Any]]:
     file = run / "samples.jsonl"
     if not file.is_file():
         return []
-    return [
-        json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line
-    ]  # splitlines also cuts inside a text
+    lines = file.read_text(encoding="utf-8").split("\n")  # splitlines also cuts inside a text
+    return [json.loads(line) for line in lines if line]
 
 
 def write_samples(
