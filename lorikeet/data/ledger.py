@@ -6,7 +6,8 @@ message is one of
 
     trained    a token with a weight spells it, in at least one example of the row
     context    a token without one does
-    cut        no token does: it lies past max_length, or the template leaves it out (spaces around a text, a thought)
+    cut        no token does: it lies past max_length, or the template leaves it out (spaces around a text, a thought;
+               white space that a control token beside it takes counts as that)
     rejected   nothing of its row is learned
 
 so that characters in = trained + context + cut + rejected, row by row. A row that could not be read has the characters

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from lorikeet.base.nouns import Conversation, Message
-from lorikeet.data.encode import runs
+from lorikeet.data.encode import encode_text, runs
 from lorikeet.data.layout import Layout
 from lorikeet.data.templates._contract import Part, Segment
 from lorikeet.data.templates._environment import to_json
-from lorikeet.tokens._contract import After, Tokenizer
+from lorikeet.tokens._contract import Tokenizer
 
 Range = tuple[int, int, int]  # (message, first character, one past the last)
 _NOWHERE = -1
@@ -45,16 +45,14 @@ def spelled(
     numbers = range(len(layout.conversation.messages)) if numbers is None else numbers
     places = _places(layout, source, numbers)
     found: list[Spelled] = []
-    for run in runs(segments):
-        first = segments[run.start]
+    for run in runs(segments, tokenizer):
+        first = segments[run.numbers[0]]
         message = None if first.message is None else numbers[first.message]
         if first.control:
             found.append(Spelled(tokenizer.control[first.text], message, first.part))
             continue
-        follows_control = run.start > 0 and segments[run.start - 1].control
-        after: After = "control" if follows_control else "text" if run.start > 0 else "start"
-        ids, offsets = tokenizer.encode("".join(segments[number].text for number in run), after=after)
-        found += _of_run([(segments[number], places[number]) for number in run], numbers, ids, offsets)
+        ids, offsets = encode_text(segments, run, tokenizer)
+        found += _of_run([(segments[number], places[number]) for number in run.numbers], numbers, ids, offsets)
     return found
 
 

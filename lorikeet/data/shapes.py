@@ -17,7 +17,7 @@ import numpy as np
 
 from lorikeet.base.errors import TemplateError
 from lorikeet.base.nouns import Conversation
-from lorikeet.data.encode import after_of, encode_run, runs
+from lorikeet.data.encode import Run, encode_run, kept, runs
 from lorikeet.data.layout import Layout, lay_out_once
 from lorikeet.data.loss import LossOptions, segment_weights, trained_replies
 from lorikeet.data.templates._contract import Segment, Template
@@ -41,8 +41,13 @@ class Asked:
     """A text to encode: known text and marks of holes in turn, known first; all its tokens have one weight."""
 
     parts: tuple[str, ...]
-    after: After
+    run: Run
     weight: float
+
+    @property
+    def after(self) -> After:
+        """What the text follows."""
+        return self.run.after
 
 
 Plan = tuple[Known | Asked, ...]
@@ -96,16 +101,15 @@ class Plans:
     def _compiled(self, layout: Layout) -> Plan | None:
         weights = segment_weights(layout.conversation, layout.segments, self._loss, layout.first)
         plan: list[Known | Asked] = []
-        for run in runs(layout.segments):
-            text = "".join(layout.segments[number].text for number in run)
+        for run in runs(layout.segments, self._tokenizer):
+            text = "".join(layout.segments[number].text for number in run.numbers)
             if not HOLE.search(text):
                 ids, loss = encode_run(layout.segments, weights, run, self._tokenizer)
                 plan.append(Known(array("i", ids).tobytes(), loss.tobytes()))
-            elif len({weights[number] for number in run}) > 1:
+            elif len({weights[number] for number in run.numbers}) > 1:
                 return None
             else:
-                parts = tuple(HOLE.split(text))
-                plan.append(Asked(parts, after_of(layout.segments, run), weights[run.start]))
+                plan.append(Asked(tuple(HOLE.split(text)), run, weights[run.numbers[0]]))
         return tuple(plan)
 
 
@@ -130,7 +134,7 @@ class _Holes:
 
 def texts(plan: Plan, conversation: Conversation) -> list[str] | None:
     """The texts that the plan asks for; None where the conversation is not as the plan assumes: a text of white space
-    alone, where the template strips it."""
+    alone, where the template strips it or a control token takes it."""
     found = []
     for part in plan:
         if isinstance(part, Known):
@@ -141,7 +145,11 @@ def texts(plan: Plan, conversation: Conversation) -> list[str] | None:
             pieces[at] = strip_as(mark, _text(conversation, number_of(mark)))
             if not pieces[at]:
                 return None
-        found.append("".join(pieces))
+        text = "".join(pieces)
+        start, end = kept(text, part.run.front, part.run.back)
+        if start == end:
+            return None
+        found.append(text[start:end])
     return found
 
 

@@ -2,6 +2,9 @@
 
 Control strings are never recognised in plain text: `encode("<|im_end|>")` gives the ids of those characters, never
 the control token. Control tokens come only from a template, by name, through `control`.
+
+A control token may take the white space beside it (Phi-3's behind it, Phi-4's on both sides): then no ids come of that,
+whether a template wrote it or a message. data/encode.py leaves it out, for whoever encodes.
 """
 
 from __future__ import annotations
@@ -14,12 +17,17 @@ from lorikeet.tokens._spelling import Spelling
 
 After = Literal["start", "control", "text"]
 
+# what is white space to the tokenizers package: Unicode's property, without the four separators that Python adds
+WHITE = "\t\n\v\f\r \x85\xa0\u1680" + "".join(map(chr, range(0x2000, 0x200B))) + "\u2028\u2029\u202f\u205f\u3000"
+
 
 class Tokenizer(Protocol):
     """Ids are ints in [0, vocab_size)."""
 
     vocab_size: int
     control: dict[str, int]  # control (special) token string -> id
+    takes_before: frozenset[str]  # control tokens that take the white space before them (`lstrip`)
+    takes_behind: frozenset[str]  # and behind them (`rstrip`)
     bos_token: str | None  # None: the model has none, or does not want one added
     eos_token: str | None
     eos_ids: tuple[int, ...]  # all tokens that end a reply, as the model's own files say

@@ -88,11 +88,7 @@ def added_tokens(folder: Path, size: int) -> list[tuple[int, str, dict[str, Any]
         if not isinstance(id, int):
             raise TokenizerError(f"{folder / 'added_tokens.json'}: an id that is no number", given=f"{text}: {id}")
         tokens[id] = (text, {})
-    decoder = read_json(folder / "tokenizer_config.json").get("added_tokens_decoder") or {}
-    for id, token in decoder.items():
-        content = _content(token)
-        if content is not None and str(id).isdigit():
-            tokens[int(id)] = (content, token if isinstance(token, dict) else {})
+    tokens |= {id: (text, flags) for id, text, flags in stated_tokens(folder)}
     behind = sorted(id for id in tokens if id >= size)
     if behind and behind != list(range(size, size + len(behind))):
         missing = next(id for id in range(size, behind[-1]) if id not in tokens)
@@ -103,6 +99,17 @@ def added_tokens(folder: Path, size: int) -> list[tuple[int, str, dict[str, Any]
             try_="the tokenizer files that belong together, from one source",
         )
     return [(id, *tokens[id]) for id in sorted(tokens)]
+
+
+def stated_tokens(folder: Path) -> list[tuple[int, str, dict[str, Any]]]:
+    """(id, text, flags) of each token in `added_tokens_decoder` of tokenizer_config.json; by id."""
+    decoder = read_json(folder / "tokenizer_config.json").get("added_tokens_decoder") or {}
+    found = []
+    for id, token in decoder.items():
+        content = _content(token)
+        if content is not None and str(id).isdigit():
+            found.append((int(id), content, token if isinstance(token, dict) else {}))
+    return sorted(found, key=lambda one: one[0])
 
 
 def _content(token: Any) -> str | None:

@@ -25,7 +25,7 @@ from lorikeet.base.errors import TokenizerError
 from lorikeet.base.files import write_file
 from lorikeet.checkpoints._contract import Checkpoint
 from lorikeet.tokens._contract import After
-from lorikeet.tokens._folder import Special, read, special_tokens
+from lorikeet.tokens._folder import Special, read, special_tokens, stated_tokens
 from lorikeet.tokens._prefix import find_prefix
 from lorikeet.tokens._spelling import Spelling, spelling
 from lorikeet.tokens._words import Words, made_of_words
@@ -55,13 +55,16 @@ class HuggingFaceTokenizer:
         backend.no_padding()
         known = backend.get_added_tokens_decoder()
         already = {token.content for token in known.values() if token.special}
+        flags = {token.content: token for token in known.values()}
         wanted = [name for name in (*special.names.values(), *special.others) if name not in already]
-        backend.add_special_tokens([AddedToken(name, normalized=False, special=True) for name in dict.fromkeys(wanted)])
+        backend.add_special_tokens([_as_special(name, flags.get(name)) for name in dict.fromkeys(wanted)])
 
         self._backend, self._special = backend, special
         self._files = dict(files or {})
         added = backend.get_added_tokens_decoder()
         self.control = {token.content: id for id, token in added.items() if token.special}
+        self.takes_before = frozenset(token.content for token in added.values() if token.special and token.lstrip)
+        self.takes_behind = frozenset(token.content for token in added.values() if token.special and token.rstrip)
         self.names = dict(special.names)
         self.vocab_size = max(backend.get_vocab().values(), default=-1) + 1
         self.chat_template = special.chat_template
@@ -78,6 +81,8 @@ class HuggingFaceTokenizer:
             key: description[key] for key in ("added_tokens", "normalizer", "pre_tokenizer", "model", "decoder")
         }
         deciding |= {"names": self.names, "add_bos": self.add_bos, "eos_ids": self.eos_ids}
+        if self.takes_before or self.takes_behind:  # ids of conversations were others before this was said
+            deciding |= {"takes": [sorted(self.takes_before), sorted(self.takes_behind)]}
         self.fingerprint = hashlib.sha256(orjson.dumps(deciding, option=orjson.OPT_SORT_KEYS)).hexdigest()
         self._prefix = find_prefix(description)
         self._encoder = _plain_encoder(description)
@@ -200,7 +205,42 @@ def load(path: Path, checkpoint: Checkpoint | None = None) -> HuggingFaceTokeniz
         raise TokenizerError(
             f"{path / 'tokenizer.json'}: broken", given=error, allowed="a tokenizer.json of the tokenizers package"
         ) from error
+    _add_flags(path, backend)
     return HuggingFaceTokenizer(backend, special_tokens(path, backend.id_to_token), files)
+
+
+def _add_flags(path: Path, backend: Backend) -> None:
+    """What tokenizer_config.json says of tokens that the backend has: it counts, as in transformers, where the two
+    files differ (whether a token takes the white space beside it, say)."""
+    known = {id: _flags(token) for id, token in backend.get_added_tokens_decoder().items()}
+    others: dict[bool, list[AddedToken]] = {True: [], False: []}  # special or not; added at once, for each time is long
+    for id, text, said in stated_tokens(path):
+        special = bool(said.get("special", False))
+        token = AddedToken(
+            text,
+            special=special,
+            normalized=bool(said.get("normalized", not special)),
+            lstrip=bool(said.get("lstrip", False)),
+            rstrip=bool(said.get("rstrip", False)),
+            single_word=bool(said.get("single_word", False)),
+        )
+        if said and backend.token_to_id(text) == id and known.get(id) != _flags(token):
+            others[special].append(token)
+    backend.add_special_tokens(others[True])
+    backend.add_tokens(others[False])
+
+
+def _flags(token: AddedToken) -> tuple[bool, ...]:
+    return token.special, token.normalized, token.lstrip, token.rstrip, token.single_word
+
+
+def _as_special(name: str, known: AddedToken | None) -> AddedToken:
+    """A special token, with what its token took before it was one."""
+    if known is None:
+        return AddedToken(name, normalized=False, special=True)
+    return AddedToken(
+        name, normalized=False, special=True, lstrip=known.lstrip, rstrip=known.rstrip, single_word=known.single_word
+    )
 
 
 def _plain_encoder(description: dict[str, Any]) -> Backend:
