@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 KEYS, USERS = "LORIKEET_API_KEYS", "LORIKEET_BASIC_AUTH"  # secrets do not belong on a command line
 _LEAST_SECRET = 8  # characters
+_BACKLOG = 2048  # connections that wait to be taken; uvicorn's
 _NO_EFFECT = {"batch_size": "--rows", "logprobs": "logprobs in the request"}  # of `generate`, and what has
 
 
@@ -68,11 +69,12 @@ class Named:
 def serve(named: Named, access: Access, rows: Rows, *, page: bool = True, **limits: Any) -> None:
     """Answer until SIGTERM or Ctrl-C. `limits`: fields of `Settings`."""
     require("uvicorn", extra="serve", needed_by="lorikeet serve")
-    listening = listen(access)  # a port that is taken is told before a model is read
+    listening = bound(access)  # a port that is taken is told before a model is read
     try:
         app, settings = application(named, access, rows, page=page, **limits)
         from lorikeet.serve.process import serve as answer
 
+        _listen(listening, access)  # before the address is told: who reads it may ask at once
         host, port = listening.getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
         note(f"serving {' '.join(app.state.service.models())} at http://{shown}:{port}/v1" + _beware(access, settings))
@@ -151,8 +153,9 @@ def model_name(path: str | Path) -> str:
     return Path(path).resolve().name if str(path) in (".", "..") else Path(path).name
 
 
-def listen(access: Access) -> socket.socket:
-    """A socket that listens. Raises LorikeetError for an address that is not ours, or a port that is taken."""
+def bound(access: Access) -> socket.socket:
+    """A socket with its address, which does not listen yet. Raises LorikeetError for an address that is not ours, or a
+    port that is taken."""
     family = socket.AF_INET6 if ":" in access.host else socket.AF_INET
     listening = socket.socket(family)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -160,13 +163,24 @@ def listen(access: Access) -> socket.socket:
         listening.bind((access.host, access.port))
     except (OSError, OverflowError) as error:
         listening.close()
-        raise LorikeetError(
-            "cannot listen there",
-            given=f"{access.host}:{access.port}: {error}",
-            allowed="an address of this machine, and a port that is free",
-            try_="--port 0 takes any free one",
-        ) from error
+        raise _taken(access, error) from error
     return listening
+
+
+def _listen(bound: socket.socket, access: Access) -> None:
+    try:
+        bound.listen(_BACKLOG)
+    except OSError as error:  # another took the port while this one's model was read
+        raise _taken(access, error) from error
+
+
+def _taken(access: Access, error: Exception) -> LorikeetError:
+    return LorikeetError(
+        "cannot listen there",
+        given=f"{access.host}:{access.port}: {error}",
+        allowed="an address of this machine, and a port that is free",
+        try_="--port 0 takes any free one",
+    )
 
 
 def secrets(variable: str, file: Path | None) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ import openai
 import pytest
 
 from lorikeet import api
-from lorikeet.api.serving import Access, listen
+from lorikeet.api.serving import Access, bound
 from lorikeet.infer.batch import Batch
 from lorikeet.serve.app import create_app
 from lorikeet.serve.process import Server
@@ -54,7 +54,7 @@ def running(engine: Any, settings: Settings | None = None, **rows: Any) -> Itera
     settings = settings or Settings("tiny")
     worker = Worker(Batch(engine, **{"rows": 4, **rows}), queue=settings.queue)
     app = create_app(worker, settings)
-    listening = listen(Access(port=0))
+    listening = bound(Access(port=0))
     server = Server(app, settings)
     thread = threading.Thread(target=lambda: asyncio.run(server.serve([listening])), daemon=True)
     thread.start()

@@ -8,6 +8,7 @@ import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -257,7 +258,37 @@ def test_keys_from_the_environment_and_a_file(tmp_path: Path, monkeypatch: pytes
 
 def test_a_port_that_is_taken_is_told(served: Running) -> None:
     with pytest.raises(LorikeetError, match="cannot listen there"):
-        serving.listen(serving.Access(port=served.port))
+        serving.bound(serving.Access(port=served.port))
+
+
+def test_who_reads_the_address_may_ask_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And a port that another took while the model was read is one error."""
+    connected: list[int] = []
+
+    def told(line: str) -> None:
+        port = int(line.split(":")[2].split("/")[0])
+        with socket.create_connection(("127.0.0.1", port), timeout=10):
+            connected.append(port)
+        with pytest.raises(LorikeetError, match="cannot listen there"):
+            serving._listen(late, serving.Access(port=port))
+
+    def made(*_: Any, **__: Any) -> tuple[Any, Settings]:
+        late.bind(("127.0.0.1", free))
+        return SimpleNamespace(state=SimpleNamespace(service=SimpleNamespace(models=lambda: ["tiny"]))), Settings(
+            "tiny"
+        )
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        free = probe.getsockname()[1]
+    late = socket.socket()
+    late.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    monkeypatch.setattr(serving, "application", made)
+    monkeypatch.setattr(serving, "note", told)
+    monkeypatch.setattr("lorikeet.serve.process.serve", lambda *_: None)
+    with late:
+        serving.serve(serving.Named("tiny"), serving.Access(port=free), serving.Rows())
+    assert connected == [free]
 
 
 # ------------------------------------------------------------------------------------- whatever the document allows
