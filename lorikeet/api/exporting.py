@@ -8,7 +8,6 @@ there is no adapter no network is loaded at all.
 from __future__ import annotations
 
 import os
-import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -42,6 +41,7 @@ from lorikeet.models.load import identify
 from lorikeet.models.spec import Spec
 from lorikeet.models.stored import stored_quant
 from lorikeet.quant.none import NoQuant
+from lorikeet.tokens._gguf_name import name_for
 from lorikeet.tokens._gguf_pre_of import RARE
 from lorikeet.tokens._to_gguf import PREFIX as GGML
 from lorikeet.tokens._to_gguf import differences, tokenizer_metadata
@@ -133,7 +133,7 @@ def _write_model(
     network = _network(located)
     spec, layout = network.spec, network.family.gguf_layout(network.spec)
     settings = layout.gguf_metadata(spec)  # refuses what llama.cpp computes otherwise, before anything else
-    words = _tokenizer(located, template, spec.shape.vocab_size, pre)
+    words = _tokenizer(located, template, spec.shape.vocab_size, pre, path)
     matrices, file_type = TYPES[kind if kind in TYPES else "f16"]
     others = layout.gguf_others(spec)
     plan = Plan(layout, spec, network.listed, matrices)
@@ -141,7 +141,6 @@ def _write_model(
     metadata = {
         "general.architecture": layout.written_as,
         "general.type": "model",
-        "general.name": _name(path, layout.written_as),
         "general.file_type": int(file_type),
         "general.quantization_version": 2,
         **settings,
@@ -222,12 +221,14 @@ def _network(located: Located) -> _Network:
     return _Network(family, family.spec(config), shapes, summed)
 
 
-def _tokenizer(located: Located, template: Template, rows: int, pre: str | None) -> dict[str, Any]:
-    """tokenizer.*, compared with the tokenizer itself."""
+def _tokenizer(located: Located, template: Template, rows: int, pre: str | None, path: str | Path) -> dict[str, Any]:
+    """tokenizer.*, compared with the tokenizer itself, and the model's name: llama.cpp tokenizes by that, too."""
     tokenizer, checkpoint = located.base.tokenizer, located.base.checkpoint
     assert isinstance(tokenizer, HuggingFaceTokenizer)
     source = checkpoint if isinstance(checkpoint, GGUFCheckpoint) else None
     words = tokenizer_metadata(tokenizer, rows, pre=pre, stop_ids=template.stop_ids, source=source)
+    types, added = words[f"{GGML}token_type"], tokenizer.description()["added_tokens"]
+    words["general.name"] = name_for(_name(path), words[f"{GGML}tokens"], types, added)
     rare = differences(tokenizer, words)
     if rare:
         note(f"llama.cpp reads {len(rare)} of {len(RARE)} rare texts otherwise, {rare[0]!r} for one")
@@ -285,7 +286,7 @@ def _write_adapter(located: Located, output: Path, kind: str, path: str | Path) 
     metadata = {
         "general.architecture": layout.written_as,
         "general.type": "adapter",
-        "general.name": _name(path, layout.written_as),
+        "general.name": _name(path),
         "general.file_type": int(TYPES[kind][1]),
         "adapter.type": "lora",
         "adapter.lora.alpha": float(alpha),
@@ -302,12 +303,9 @@ def _write_adapter(located: Located, output: Path, kind: str, path: str | Path) 
     return {"architecture": layout.written_as, "linears": len(a), "alpha": float(alpha)}
 
 
-def _name(path: str | Path, architecture: str | None) -> str:
-    """A folder's own name, or a file's without .gguf. (`stem` would make Qwen2 of Qwen2.5.)
-
-    Of a model that is called phi3 or phi-3, whatever it is, llama.cpp drops the space behind every control token."""
-    name = Path(path).absolute().name.removesuffix(".gguf")
-    return name if architecture == "phi3" else re.sub("(?i)(phi)-?3", r"\1_3", name)
+def _name(path: str | Path) -> str:
+    """A folder's own name, or a file's without .gguf. (`stem` would make Qwen2 of Qwen2.5.)"""
+    return Path(path).absolute().name.removesuffix(".gguf")
 
 
 def _as_is(name: str, tensor: Tensor) -> Tensor:

@@ -50,6 +50,7 @@ class Pieces:
     tidy_spaces: bool = False  # no spaces at the ends, one at a time between
     charsmap: bytes = b""  # sentencepiece's compiled normalisation
     match_normalised: bool = True  # user-defined pieces are looked for after spaces became ▁ (llama.cpp: before)
+    takes_behind: frozenset[str] = frozenset()  # pieces that take the white space behind them
 
     def backend(self) -> Backend:
         """The `tokenizers` backend. Raises the package's bare Exception for a vocabulary it cannot use."""
@@ -63,10 +64,13 @@ class Pieces:
                 [pre_tokenizers.Metaspace(sign, scheme, split=False) for sign, scheme in (first, escape)]
             )
         backend.decoder = self._decoder()
-        backend.add_tokens([AddedToken(text, normalized=self.match_normalised, special=False) for text in defined])
+        backend.add_tokens([self._added(text, normalized=self.match_normalised, special=False) for text in defined])
         control = self._of(CONTROL, UNKNOWN)
-        backend.add_special_tokens([AddedToken(text, normalized=False, special=True) for text in control])
+        backend.add_special_tokens([self._added(text, normalized=False, special=True) for text in control])
         return backend
+
+    def _added(self, text: str, *, normalized: bool, special: bool) -> AddedToken:
+        return AddedToken(text, normalized=normalized, special=special, rstrip=text in self.takes_behind)
 
     def _of(self, *kinds: int) -> list[str]:
         return [text for text, kind in zip(self.texts, self.kinds) if kind in kinds]

@@ -3,6 +3,7 @@
 `tokenizer.ggml.model` is `gpt2` (BPE; `tokenizer.ggml.pre` names how text is split before merging), `gemma4` (the same,
 with the split of that name), `llama` (pieces with scores, joined best first) or `t5` (Unigram). Ids are those llama.cpp
 computes. It normalises nothing for BPE and scored pieces, and neither does this, even where the original had NFC.
+Whether tokens take the white space behind them follows from the model's name (_gguf_name.py).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from lorikeet.base.errors import TokenizerError
 from lorikeet.checkpoints._contract import Checkpoint
 from lorikeet.checkpoints.gguf import GGUFCheckpoint
 from lorikeet.tokens._folder import Special
+from lorikeet.tokens._gguf_name import taken_behind
 from lorikeet.tokens._gguf_pre import PRE, Pre
 from lorikeet.tokens._pieces import CONTROL, NORMAL, SPACE, UNKNOWN, USER_DEFINED, Pieces
 from lorikeet.tokens.huggingface import HuggingFaceTokenizer
@@ -54,13 +56,14 @@ def read_tokenizer(where: str, metadata: Callable[[str], Any]) -> HuggingFaceTok
         )
     tokens: list[str] = [token or f"[EMPTY_{id}]" for id, token in enumerate(value("tokens") or [])]
     types: list[int] = value("token_type") or [NORMAL] * len(tokens)
+    behind = taken_behind(metadata("general.name"), tokens, types)
     add_bos = kind == "llama"
     if kind in ("gpt2", "gemma4"):
         pre = _pre(where, kind if kind == "gemma4" else value("pre") or "default")
-        backend = _merged(where, tokens, types, value("merges"), pre)
+        backend = _merged(where, tokens, types, value("merges"), pre, behind)
         add_bos = pre.add_bos
     else:
-        backend = _scored(where, kind, tokens, types, value)
+        backend = _scored(where, kind, tokens, types, value, behind)
     special = _special(where, kind, tokens, types, value, add_bos, metadata("tokenizer.chat_template"))
     bos = special.names.get("bos_token")
     if special.add_bos and bos is not None:
@@ -90,7 +93,9 @@ def _incomplete(where: str, given: str, allowed: str) -> TokenizerError:
     )
 
 
-def _merged(where: str, tokens: list[str], types: list[int], merges: list[str] | None, pre: Pre) -> Backend:
+def _merged(
+    where: str, tokens: list[str], types: list[int], merges: list[str] | None, pre: Pre, behind: frozenset[str]
+) -> Backend:
     vocab = {token: id for id, token in enumerate(tokens)}
     if not tokens or merges is None or len(types) != len(tokens) or len(vocab) != len(tokens):
         raise _incomplete(
@@ -114,14 +119,19 @@ def _merged(where: str, tokens: list[str], types: list[int], merges: list[str] |
         backend.normalizer = normalizers.Replace(" ", SPACE)
         backend.pre_tokenizer = pre_tokenizers.Sequence(splits)
         backend.decoder = decoders.Sequence([decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()])
-    added = [token for token, kind in zip(tokens, types) if kind == USER_DEFINED]
-    backend.add_tokens([AddedToken(token, normalized=False, special=False) for token in added])
-    control = [token for token, kind in zip(tokens, types) if kind == CONTROL]
-    backend.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in control])
+
+    def added(wanted: int) -> list[AddedToken]:
+        found = [token for token, kind in zip(tokens, types) if kind == wanted]
+        return [AddedToken(one, normalized=False, special=wanted == CONTROL, rstrip=one in behind) for one in found]
+
+    backend.add_tokens(added(USER_DEFINED))
+    backend.add_special_tokens(added(CONTROL))
     return backend
 
 
-def _scored(where: str, kind: str, tokens: list[str], types: list[int], value: Callable[[str], Any]) -> Backend:
+def _scored(
+    where: str, kind: str, tokens: list[str], types: list[int], value: Callable[[str], Any], behind: frozenset[str]
+) -> Backend:
     """llama.cpp's SPM and UGM. User-defined tokens are cut out of the raw text, and what follows one gets the space
     that a text's start gets."""
     scores: list[float] = value("scores") or []
@@ -145,6 +155,7 @@ def _scored(where: str, kind: str, tokens: list[str], types: list[int], value: C
         tidy_spaces=unigram and bool(tidy),
         charsmap=bytes(byte & 255 for byte in value("precompiled_charsmap") or b"") if unigram else b"",
         match_normalised=False,
+        takes_behind=behind,
     )
     try:
         return pieces.backend()
