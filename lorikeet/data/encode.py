@@ -91,7 +91,19 @@ def runs(segments: Sequence[Segment], tokenizer: Tokenizer) -> Iterator[Run]:
         yield Run(numbers, after, front, back and not _begins_reply(segments[end - 1], segments[end]))
         # of white space that a control token takes nothing is left: what comes next still follows that token
         if not front or _text(segments, numbers).lstrip(WHITE):
-            after, front = "text", False
+            ends = None if behind is None or behind.control else _last_token(segments, numbers, after, tokenizer)
+            after, front = ("text", False) if ends is None else ("control", ends in tokenizer.takes_behind)
+
+
+def _last_token(segments: Sequence[Segment], numbers: range, after: After, tokenizer: Tokenizer) -> str | None:
+    """The token of plain text that a run ends with, where what follows is encoded as behind a control token."""
+    if not tokenizer.divides:
+        return None
+    text = _text(segments, numbers)
+    bare = text.rstrip(WHITE)
+    ways = [name for name in tokenizer.divides if (bare if name in tokenizer.takes_behind else text).endswith(name)]
+    last = tokenizer.encode(text, after=after)[0][-1:] if ways else []
+    return next((name for name in ways if last == [tokenizer.divides[name]]), None)
 
 
 def _begins_reply(left: Segment, right: Segment) -> bool:

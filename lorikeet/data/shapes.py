@@ -22,7 +22,7 @@ from lorikeet.data.layout import Layout, lay_out_once
 from lorikeet.data.loss import LossOptions, segment_weights, trained_replies
 from lorikeet.data.templates._contract import Segment, Template
 from lorikeet.data.templates._hole import HOLE, KINDS, Inspected, number_of, plain_text, strip_as, texts_as_holes
-from lorikeet.tokens._contract import After, Tokenizer
+from lorikeet.tokens._contract import WHITE, After, Tokenizer
 
 _ROLES = frozenset(("system", "user", "assistant"))
 Shape = tuple[tuple[str, bool, bool, bool | None, float | None], ...]
@@ -102,6 +102,8 @@ class Plans:
         weights = segment_weights(layout.conversation, layout.segments, self._loss, layout.first)
         plan: list[Known | Asked] = []
         for run in runs(layout.segments, self._tokenizer):
+            if plan and not layout.segments[run.numbers[0]].control and self._may_divide(plan[-1]):
+                return None
             text = "".join(layout.segments[number].text for number in run.numbers)
             if not HOLE.search(text):
                 ids, loss = encode_run(layout.segments, weights, run, self._tokenizer)
@@ -111,6 +113,13 @@ class Plans:
             else:
                 plan.append(Asked(tuple(HOLE.split(text)), run, weights[run.numbers[0]]))
         return tuple(plan)
+
+    def _may_divide(self, before: Known | Asked) -> bool:
+        """Whether the ids of a text that follows may depend on how this one ends, which is not known yet."""
+        if isinstance(before, Known):
+            return False
+        known = before.parts[-1].rstrip(WHITE)
+        return any(name.endswith(known) for name in self._tokenizer.divides)
 
 
 class _Holes:

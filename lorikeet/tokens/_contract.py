@@ -27,7 +27,8 @@ class Tokenizer(Protocol):
     vocab_size: int
     control: dict[str, int]  # control (special) token string -> id
     takes_before: frozenset[str]  # control tokens that take the white space before them (`lstrip`)
-    takes_behind: frozenset[str]  # and behind them (`rstrip`)
+    takes_behind: frozenset[str]  # and behind them (`rstrip`); those of `divides` too
+    divides: dict[str, int]  # tokens of plain text -> id, where what follows one is encoded as behind a control token
     bos_token: str | None  # None: the model has none, or does not want one added
     eos_token: str | None
     eos_ids: tuple[int, ...]  # all tokens that end a reply, as the model's own files say

@@ -64,7 +64,6 @@ class HuggingFaceTokenizer:
         added = backend.get_added_tokens_decoder()
         self.control = {token.content: id for id, token in added.items() if token.special}
         self.takes_before = frozenset(token.content for token in added.values() if token.special and token.lstrip)
-        self.takes_behind = frozenset(token.content for token in added.values() if token.special and token.rstrip)
         self.names = dict(special.names)
         self.vocab_size = max(backend.get_vocab().values(), default=-1) + 1
         self.chat_template = special.chat_template
@@ -81,10 +80,14 @@ class HuggingFaceTokenizer:
             key: description[key] for key in ("added_tokens", "normalizer", "pre_tokenizer", "model", "decoder")
         }
         deciding |= {"names": self.names, "add_bos": self.add_bos, "eos_ids": self.eos_ids}
-        if self.takes_before or self.takes_behind:  # ids of conversations were others before this was said
-            deciding |= {"takes": [sorted(self.takes_before), sorted(self.takes_behind)]}
-        self.fingerprint = hashlib.sha256(orjson.dumps(deciding, option=orjson.OPT_SORT_KEYS)).hexdigest()
         self._prefix = find_prefix(description)
+        anew = self._prefix.at == "always"
+        self.divides = {one.content: id for id, one in added.items() if not one.special and (anew or one.rstrip)}
+        beside = self.control | self.divides
+        self.takes_behind = frozenset(one.content for one in added.values() if one.rstrip and one.content in beside)
+        if self.takes_before or self.takes_behind or self.divides:  # conversations had other ids before this was said
+            deciding |= {"takes": [sorted(self.takes_before), sorted(self.takes_behind), sorted(self.divides)]}
+        self.fingerprint = hashlib.sha256(orjson.dumps(deciding, option=orjson.OPT_SORT_KEYS)).hexdigest()
         self._encoder = _plain_encoder(description)
 
     def encode(self, text: str, *, after: After = "start") -> tuple[list[int], list[tuple[int, int]]]:

@@ -37,6 +37,7 @@ class Outline:
         self.kind, self._ids, self.control = kind, ids, control
         self.vocab_size = max(ids.values(), default=-1) + 1
         self.takes_before, self.takes_behind = frozenset[str](), frozenset[str]()  # it encodes nothing
+        self.divides: dict[str, int] = {}
         self.names = {role: name for role, name in special.names.items() if name in ids}
         self.control |= {name: ids[name] for name in (*self.names.values(), *special.others) if name in ids}
         self.add_bos = bool(special.add_bos)

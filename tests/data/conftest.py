@@ -31,7 +31,7 @@ class TinyTokenizer:
         self.control = {name: first + number for number, name in enumerate(CONTROL)}
         self.names = {number: name for name, number in self.control.items()}
         self.vocab_size = first + len(CONTROL)
-        self.takes_before = self.takes_behind = frozenset()
+        self.takes_before, self.takes_behind, self.divides = frozenset(), frozenset(), {}
         self.bos_token, self.eos_token, self.chat_template = bos, eos, chat_template
         self.pad_id = self.control["</s>"]
         self.fingerprint = hashlib.sha256(bpe.to_str().encode()).hexdigest()

@@ -218,7 +218,7 @@ def test_what_a_text_follows():
     class Telling:
         def __init__(self):
             self.control = {"<s>": 1, "</s>": 2}
-            self.takes_before = self.takes_behind = frozenset()
+            self.takes_before, self.takes_behind, self.divides = frozenset(), frozenset(), {}
 
         def encode(self, text, *, after):
             told.append((text, after))

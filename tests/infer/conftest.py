@@ -29,7 +29,7 @@ class ByteTokenizer:
 
     vocab_size, control, bos_token, eos_token, pad_id = VOCAB, {"<end>": END}, None, "<end>", END
     chat_template, fingerprint, eos_ids = None, "bytes", (END,)
-    takes_before = takes_behind = frozenset()
+    takes_before, takes_behind, divides = frozenset(), frozenset(), {}
     spelling = Spelling(*[[*(bytes([i]) for i in range(END)), b""]] * 2)
 
     def encode(self, text: str, *, after: str = "start") -> tuple[list[int], list[tuple[int, int]]]:

@@ -254,3 +254,57 @@ def test_such_conversations_have_plans(root: Path, kind: str, lstrip: bool, rstr
         assert plan is not None and sum(map(_asks, plan)) == len(TALKS["turns"].messages)
         asked = texts(plan, TALKS["turns"])
         assert asked is not None and [text.strip(WHITE) for text in asked] == ["hello it", "to", "hello", "it\n\nhello"]
+
+
+MARKED = (  # the roles are tokens, but no special ones: `add_tokens` made them
+    "{% for message in messages %}{{ '<' + message['role'] + '>' + message['content'] }}"
+    "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<assistant>' }}{% endif %}"
+)
+
+
+def marked(path: Path, kind: str, **flags: bool) -> Path:
+    made = backend(kind)
+    made.add_special_tokens([AddedToken("<|endoftext|>", special=True, normalized=False)])
+    made.add_tokens([AddedToken(f"<{role}>", **flags) for role in ("user", "assistant")])
+    made.save(str(path / "tokenizer.json"))
+    names = {"eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>", "add_bos_token": False}
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "chat_template": MARKED, **names}
+    (path / "tokenizer_config.json").write_text(json.dumps(config))
+    return path
+
+
+@pytest.mark.parametrize("flags", ["", "rstrip", "lstrip", "single_word", "normalized", "rstrip normalized"])
+@each
+def test_a_reply_behind_an_added_token_that_is_not_special(tmp_path: Path, kind: str, flags: str) -> None:
+    said = {name: name in flags for name in ("rstrip", "lstrip", "single_word", "normalized")}
+    own = huggingface.load(marked(tmp_path, kind, **said))
+    template = Jinja().bind(own)
+    for conversation in (talk("hello", "hello"), talk("it", "  hello", "to", "it"), talk(" hello ", "\n it")):
+        prompt = Conversation(conversation.messages[:-1])
+        assert encode_prompt(prompt, template, own) == theirs(tmp_path, prompt, True)
+        [(layout, ids, weights)] = encode_conversation(conversation, template, own, LossOptions())
+        assert [one.token for one in spelled(layout, own, conversation)] == ids.tolist()
+        if kind != "first" and "normalized" not in flags:
+            assert ids.tolist() == theirs(tmp_path, conversation, False)
+        plan = Plans(template, own, LossOptions()).of(conversation)
+        asked = None if plan is None else texts(plan, conversation)
+        if plan is not None and asked is not None:
+            encoded = [own.encode(text, after=part.after) for text, part in zip(asked, filter(_asks, plan))]
+            made = fill(plan, [np.array(found, np.int32).tobytes() for found, _ in encoded])
+            assert made == (ids.tobytes(), weights.tobytes())
+
+
+PLAIN = "{% for message in messages %}{{ message['content'] }}{% if message['role'] == 'assistant' %}{{ eos_token }}"
+PLAIN += "{% endif %}{% endfor %}"
+
+
+@each
+def test_no_plan_where_a_reply_follows_a_text_that_may_end_with_such_a_token(tmp_path: Path, kind: str) -> None:
+    own = huggingface.load(marked(tmp_path, kind, rstrip=True, normalized=False))
+    template = Jinja(source=PLAIN).bind(own)
+    conversation = talk("it <user> \n", " hello")
+    assert Plans(template, own, LossOptions()).of(conversation) is None
+    [(_, ids, _)] = encode_conversation(conversation, template, own, LossOptions())
+    text = "it <user> \n hello" + str(own.eos_token)
+    assert ids.tolist() == own.encode_marked(text)
