@@ -27,7 +27,7 @@ from lorikeet.base.log import note
 from lorikeet.base.tensor_file import save_tensors
 
 WAYS = ("cat", "svd", "linear")
-SAME = ("base", "base_fingerprint", "tokenizer_fingerprint", "template_fingerprint", "template", "quant")
+SAME = ("base", "base_fingerprint", "tokenizer_fingerprint", "template_fingerprint", "template", "quant", "system")
 Pair = tuple[Tensor, Tensor]  # A [R, in], B [out, R]
 
 

@@ -105,7 +105,7 @@ def read_json(file: Path) -> dict[str, Any]:
 def read_identity(folder: Path) -> dict[str, Any]:
     """lorikeet.json; {} where there is none. Raises CheckpointError for a file that ours never are."""
     said = read_json(folder / IDENTITY)
-    for key in [one for one in said if one == "base" or one.endswith("_fingerprint")]:
+    for key in [one for one in said if one in ("base", "system") or one.endswith("_fingerprint")]:
         if not isinstance(said[key], str | None):
             raise damaged(folder / IDENTITY, f"{key} is {said[key]}, no text")
     tokens = said.get("add_tokens", [])

@@ -15,6 +15,7 @@ from lorikeet.api.prompts import read_prompts
 from lorikeet.api.run_recipe import load_run
 from lorikeet.base.errors import CheckpointError
 from lorikeet.base.files import sha256_file
+from lorikeet.base.log import no_lines
 from lorikeet.config import Recipe
 from lorikeet.data.templates._contract import TemplateOptions
 from lorikeet.data.templates.jinja import Jinja
@@ -64,7 +65,17 @@ def chat(
 ) -> None:
     """Talk to a run, an adapter or a model at the terminal. `model` and `allow_other_base`: see `engine`."""
     answering = engine(path, model, allow_other_base=allow_other_base)
-    Chat(answering, GenerateOptions(**options), name=Path(path).name).run()
+    Chat(answering, GenerateOptions(**options), system=trained_system(path), name=Path(path).name).run()
+
+
+def trained_system(path: str | Path) -> str | None:
+    """The system prompt that all conversations began with which a run, an adapter or a merged model learned from;
+    None where they had none, or several, or nothing is known. Raises CheckpointError for a broken lorikeet.json."""
+    folder = Path(path)
+    if (folder / "recipe.yaml").is_file():
+        with no_lines():  # which of a run's adapters is used was said when it was opened
+            folder = run_state.trained_adapter(folder)
+    return storage.read_identity(folder).get("system")
 
 
 @dataclass(frozen=True)

@@ -274,7 +274,9 @@ def _write(work: _Work, path: Path, output: Path) -> None:
         else:
             _fill(work, weights, work.stored, work.how.into)
         made = open_checkpoint(weights)
-        identity: dict[str, Any] = {"template": work.identity.get("template")}
+        identity = {"template": None} | {
+            key: work.identity[key] for key in ("template", "system") if key in work.identity
+        }
         if work.how.keep_adapter:
             identity = _beside(work, folder, made.fingerprint(), stored_quant(made) or NoQuant())
         identity[MERGED] = said | {"weights": made.fingerprint()}

@@ -97,12 +97,13 @@ def _computing(device: torch.device) -> dict[str, Any]:
     return found | {"cpu": " ".join([platform.machine(), torch.backends.cpu.get_cpu_capability(), *flags])}
 
 
-def adapter_identity(recipe: Recipe, identity: dict[str, Any]) -> dict[str, Any]:
-    """What lorikeet.json says beside an adapter."""
+def adapter_identity(recipe: Recipe, identity: dict[str, Any], system: str | None) -> dict[str, Any]:
+    """What lorikeet.json says beside an adapter; `system`: the prompt that all of its conversations began with."""
     names = ("base_fingerprint", "tokenizer_fingerprint", "template_fingerprint", "data", "quant")
     found = {"base": recipe.model.path} | {name: identity[name] for name in names}
     found |= {"template": recipe.data.template.model_dump(mode="json")}
     found |= {"add_tokens": recipe.model.add_tokens} if recipe.model.add_tokens else {}
+    found |= {"system": system} if system else {}
     return found | ({"parent_adapter": identity["parent_adapter"]} if identity["parent_adapter"] else {})
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from lorikeet.api.answering import open_any
+from lorikeet.api.answering import open_any, trained_system
 from lorikeet.base.errors import LorikeetError, RecipeError
 from lorikeet.base.extras import require
 from lorikeet.base.log import note
@@ -122,7 +122,7 @@ def application(
     base: Literal["same", "apart", "none"] = "same"
     if adapter is not None:
         base = "apart" if _can_do_without(engine) else "none"
-    settings = replace(settings, hosts=_hosts(access, settings.locked), base=base)
+    settings = replace(settings, hosts=_hosts(access, settings.locked), base=base, systems=_systems(named, own))
     batch = Batch(
         engine,
         rows=rows.rows,
@@ -137,6 +137,12 @@ def application(
     if page:
         mount(app, Path(named.path) / "report.html")
     return app, settings
+
+
+def _systems(named: Named, own: str) -> dict[str, str]:
+    """The system prompt that each was trained behind, where it was one."""
+    found = {name: trained_system(path) for name, path in {own: named.path, **named.adapters}.items()}
+    return {name: system for name, system in found.items() if system}
 
 
 def _can_do_without(engine: Engine) -> bool:

@@ -26,6 +26,7 @@ from lorikeet.api.rows import longest_row, run_steps, step_batches, validation_r
 from lorikeet.base.files import need_space, new_folder, write_file
 from lorikeet.base.log import note
 from lorikeet.config import Recipe
+from lorikeet.data.system_prompt import shared_system
 from lorikeet.infer.engine import Engine
 from lorikeet.models.causal_lm import CausalLM
 from lorikeet.train import state as run_state
@@ -70,9 +71,8 @@ def train(
         parameters = recipe.adapter.parameters(model)
         _say_what_trains(recipe, model, parameters)
         said = identity(recipe, base, template, prepared, model, parent)
-        saver = partial(
-            storage.save_adapter, adapter=recipe.adapter, model=model, identity=adapter_identity(recipe, said)
-        )
+        known = adapter_identity(recipe, said, shared_system(recipe.data))
+        saver = partial(storage.save_adapter, adapter=recipe.adapter, model=model, identity=known)
         run = Run(
             folder,
             model,

@@ -87,6 +87,8 @@ class Chat:
         """Read lines until :exit or the end of input."""
         self.read = read or lines.terminal([*self._commands, "set", "exit"])
         self._say("Type a message, or :help. Ctrl-C stops a reply, Ctrl-D leaves.\n")
+        if self.system:  # a person may not know that there is one
+            self._say(f"System prompt, as in training (:system - leaves it out): {self.system}\n")
         while True:
             try:
                 line = lines.message(self.read, "\n> ").strip()

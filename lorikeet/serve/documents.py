@@ -88,6 +88,7 @@ class Model(BaseModel):
     root: str
     parent: str | None
     max_model_len: int
+    system: str | None  # the prompt that all conversations of its training began with
 
 
 class ModelList(BaseModel):

@@ -64,7 +64,8 @@ def json_response(value: Any) -> Response:
 def _model(service: Service, name: str) -> dict[str, Any]:
     base = service.settings.model
     told = {"id": name, "object": "model", "created": service.started, "owned_by": "lorikeet", "root": base}
-    return told | {"parent": None if name == base else base, "max_model_len": service.context}
+    told |= {"parent": None if name == base else base, "max_model_len": service.context}
+    return told | {"system": service.settings.systems.get(name)}
 
 
 def _chat_pieces(asked: Asked, choice: Choice, event: Event, first: bool) -> list[dict[str, Any]]:

@@ -17,6 +17,7 @@ class Settings:
     model: str
     base: Literal["same", "apart", "none"] = "same"  # what `base` means: it, it without its adapter, or nothing
     generate: Mapping[str, Any] = field(default_factory=dict)  # of requests that do not say
+    systems: Mapping[str, str] = field(default_factory=dict)  # model -> the system prompt it was trained behind
     api_keys: tuple[str, ...] = ()
     users: tuple[str, ...] = ()  # "name:password", for basic auth
     origins: tuple[str, ...] = ()  # of web pages that may ask (CORS)

@@ -116,3 +116,19 @@ def test_a_conversation_goes_on_with_another_adapter(
     assert own == copied == again.split("\n")[0] and own != base
     assert "* base" in parts[2] and "* copied" in parts[5] and "* -" in parts[7]
     assert "none/such" in parts[9] and "* -" in parts[10]
+
+
+def test_the_system_prompt_of_training_stands_before_what_is_typed(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run, its adapter and what it is merged into are asked as they were trained, and a person sees by what."""
+    said = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    row = json.dumps({"messages": [{"role": "system", "content": "Answer in JSON."}, *said]})
+    Path("tiny.jsonl").write_text(f"{row}\n" * 4)
+    place.ok("train", place.recipe(train={"max_steps": 1}, data={"validation": None}, evaluate="-"))
+    place.ok("merge", "run", "merged")
+    for opened in ("run", "run/adapter", "merged"):
+        monkeypatch.setattr("sys.stdin", io.StringIO("hello\n:history\n:system -\n:system\n:exit\n"))
+        shown = place.ok("chat", opened, "generate.max_new_tokens=2").out
+        assert "(:system - leaves it out): Answer in JSON.\n" in shown
+        assert "system: Answer in JSON.\nuser: hello\n" in shown and shown.count("(no system prompt)") == 2

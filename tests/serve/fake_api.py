@@ -46,6 +46,7 @@ class FakeApi:
         self.app, self.key, self.models = FastAPI(), key, models
         self.asked: list[dict[str, Any]] = []
         self.left = 0
+        self.system: str | None = None  # of the training of its first model
         self.app.add_api_route("/v1/models", self.list_models)
         self.app.add_api_route("/v1/chat/completions", self.complete, methods=["POST"], response_model=None)
         page.mount(self.app, report)
@@ -61,6 +62,7 @@ class FakeApi:
     def list_models(self) -> dict[str, Any]:
         first = self.models[0]
         found = [{"id": name, "object": "model", "parent": None if name == first else first} for name in self.models]
+        found[0]["system"] = self.system
         return {"object": "list", "data": found}
 
     async def complete(self, request: Request) -> Response:

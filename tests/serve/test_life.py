@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -19,6 +20,7 @@ import httpx
 import openai
 import pytest
 import torch
+from starlette.testclient import TestClient
 
 from lorikeet import api
 from lorikeet.adapters import _storage as storage
@@ -202,11 +204,16 @@ def test_asked_to_stop_it_ends_replies_or_says_that_it_did_not(tool_model: Path,
 
 def test_a_run_s_adapter_and_its_base_answer_by_name(tool_model: Path, adapters: Path, tmp_path: Path) -> None:
     shutil.copytree(adapters / "one", tmp_path / "mine")
+    known = json.loads((tmp_path / "mine" / "lorikeet.json").read_text())
+    (tmp_path / "mine" / "lorikeet.json").write_text(json.dumps(known | {"system": "Be brief."}))
     app, told = serving.application(
         serving.Named(tmp_path / "mine", model={"dtype": "float32"}), serving.Access(), serving.Rows(2)
     )
     assert told.base == "apart" and app.state.service.models() == ["mine", "base"]
     assert app.state.service.adapter("base") == ("base", "base") and app.state.service.adapter(None) == ("mine", None)
+    assert [one["system"] for one in TestClient(app, "http://localhost").get("/v1/models").json()["data"]] == [
+        "Be brief.", None,
+    ]  # fmt: skip
     app.state.service.close()
 
 

@@ -131,6 +131,29 @@ def test_what_is_set_is_asked_for_and_outlives_a_reload(
         assert asked["stop"] == ["END", "###"] and asked["model"] == "base"
 
 
+def test_the_system_prompt_of_training_stands_there_until_a_person_says_otherwise(
+    open_page: Callable[..., Page], served: tuple[FakeApi, str]
+) -> None:
+    def reloaded(system: str | None) -> str:
+        served[0].system = system
+        page.tab.reload()
+        page.tab.wait_for_selector("#model option", state="attached")
+        return page.tab.input_value("#system")
+
+    page = open_page()
+    try:
+        assert reloaded("Answer in JSON. \n") == "Answer in JSON. \n"
+        page.ask("hello")
+        assert served[0].asked[-1]["messages"][0] == {"role": "system", "content": "Answer in JSON. \n"}
+        assert reloaded("Be brief.") == "Be brief."  # another model at the same address
+        page.tab.fill("#system", "")
+        assert reloaded("Be brief.") == ""
+        page.tab.fill("#system", "Mine.")
+        assert reloaded("Answer in JSON.") == "Mine." == reloaded(None)
+    finally:
+        served[0].system = None
+
+
 def test_a_number_that_cannot_be_is_not_sent(open_page: Callable[..., Page], served: tuple[FakeApi, str]) -> None:
     page, before = open_page(), len(served[0].asked)
     page.tab.fill("#top_p", "3")

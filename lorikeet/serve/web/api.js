@@ -41,11 +41,11 @@ async function told(answer) {
   return said || `The server answered ${answer.status} ${answer.statusText}.`;
 }
 
-/** [{id, parent}]: the models and adapters that can be asked for. */
+/** [{id, parent, system}]: the models and adapters that can be asked for; `system` is the prompt of their training. */
 export async function models(key) {
   const answer = await ask("v1/models", { headers: headers(key) });
   const body = await answer.json();
-  return (body.data ?? []).map((one) => ({ id: String(one.id), parent: one.parent ?? null }));
+  return (body.data ?? []).map((one) => ({ id: String(one.id), parent: one.parent ?? null, system: one.system ?? null }));
 }
 
 /** The run's report, as text. */

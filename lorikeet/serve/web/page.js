@@ -19,8 +19,11 @@ let talk = new Talk();
 let before = null; // the conversation that "New chat" put away
 let stopper = null; // of the replies that come now
 let editing = null; // the turn that the next message replaces, with all behind it
+let trained = ""; // the system prompt of training that was filled in last
 
 // ---- settings
+
+const system = () => ($("system").value === trained ? trained : $("system").value.trim()); // as trained, to the letter
 
 function options() {
   const made = {};
@@ -46,7 +49,7 @@ function keep() {
     const filled = KEPT.filter((name) => $(name).options?.length !== 0); // models that are not known yet stay as they were
     const old = JSON.parse(localStorage.getItem("lorikeet") ?? "{}");
     const kept = { ...old, ...Object.fromEntries(filled.map((name) => [name, $(name).value])) };
-    localStorage.setItem("lorikeet", JSON.stringify({ ...kept, compare: $("compare").checked }));
+    localStorage.setItem("lorikeet", JSON.stringify({ ...kept, trained, compare: $("compare").checked }));
     sessionStorage.setItem("lorikeet-key", $("key").value);
     sessionStorage.setItem("lorikeet-chat", talk.turns.length ? JSON.stringify(talk.turns) : "");
   } catch {
@@ -60,6 +63,7 @@ function recall() {
     for (const name of KEPT) if (kept[name] !== undefined && $(name).tagName !== "SELECT") $(name).value = kept[name];
     unfold();
     $("theme").value = kept.theme ?? "";
+    trained = kept.trained ?? "";
     $("compare").checked = kept.compare ?? false;
     $("key").value = sessionStorage.getItem("lorikeet-key") ?? "";
     talk.turns = JSON.parse(sessionStorage.getItem("lorikeet-chat") || "[]");
@@ -83,10 +87,17 @@ async function fillModels(chosen = {}) {
     $(name).replaceChildren(...found.map((one) => element("option", { value: one.id }, labelled(one))));
     $(name).value = found.some((one) => one.id === wanted) ? wanted : first?.id ?? "";
   }
+  suit(found.find((one) => one.id === $("model").value)?.system ?? "");
   $("compare").disabled = found.length < 2; // there is nothing to compare with
   $("compare").parentElement.title = found.length < 2 ? "This server has one model" : "";
   if (found.length < 2) $("compare").checked = false;
   show();
+}
+
+/** Fill in the system prompt that the model was trained behind, unless a person wrote another, or emptied this one. */
+function suit(wanted) {
+  if (wanted !== trained && [trained, ""].includes($("system").value)) $("system").value = wanted;
+  trained = wanted;
 }
 
 function labelled({ id, parent }) {
@@ -216,7 +227,7 @@ async function come(said, lane, node) {
     said[thinking ? "thinking" : "text"] += text;
     paint();
   };
-  const messages = talk.messages(lane, $("system").value.trim());
+  const messages = talk.messages(lane, system());
   try {
     const found = await reply({ model: said.model, messages, ...options() }, { key: $("key").value, signal: stopper.signal, onText });
     Object.assign(said, { reason: found.reason, tokens: found.tokens });
@@ -369,9 +380,9 @@ $("clear").addEventListener("click", clear);
 $("show-settings").addEventListener("click", () => openSettings(true));
 $("hide-settings").addEventListener("click", () => openSettings(false));
 $("save-json").addEventListener("click", () =>
-  save("json", "application/json", JSON.stringify(talk.rows($("system").value.trim(), options()), null, 1)),
+  save("json", "application/json", JSON.stringify(talk.rows(system(), options()), null, 1)),
 );
-$("save-markdown").addEventListener("click", () => save("md", "text/markdown", talk.markdown($("system").value.trim())));
+$("save-markdown").addEventListener("click", () => save("md", "text/markdown", talk.markdown(system())));
 $("load").addEventListener("click", () => $("file").click());
 $("file").addEventListener("change", async () => {
   const [file] = $("file").files;
