@@ -259,7 +259,8 @@ def _plain_encoder(description: dict[str, Any]) -> Backend:
         is_byte = model.get("byte_fallback") and len(content) == 6 and content.startswith("<0x")
         if token["special"] and len(content) > 1 and not is_byte:
             renamed[content] = f"\U0010fffe{secret}{token['id']}"
-            token.update(content=renamed[content], normalized=False)
+            # in no text: what such a token would take there makes no text slower to encode (_words.py)
+            token.update(content=renamed[content], normalized=False, lstrip=False, rstrip=False, single_word=False)
     vocab = model.get("vocab")
     if isinstance(vocab, dict):
         model["vocab"] = {renamed.get(token, token): id for token, id in vocab.items()}

@@ -138,3 +138,14 @@ def test_what_is_kept_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
         text = f"{number} and {number + 1}  or {number}"
         assert words.ids([text]) == [text.encode()]
         assert len(words._later) <= 8 + 4
+
+
+def test_control_tokens_that_take_white_space_are_in_no_text() -> None:
+    """Phi-4's take it on both sides; its texts are encoded by their words like any other's."""
+    taking = AddedToken("<|end|>", special=True, normalized=False, lstrip=True, rstrip=True)
+    made = tokenizer(PATTERNS["llama3"])
+    made.add_special_tokens([taking])
+    own = HuggingFaceTokenizer(made, Special({"eos_token": "<|end|>"}))
+    assert own.takes_before == own.takes_behind == {"<|end|>"} and own._words is not None
+    texts = [*TEXT, "a  <|end|>  b", " \n<|end|>\n"]
+    assert own.encode_many(texts) == [array("i", own.encode(text)[0]).tobytes() for text in texts]
