@@ -135,6 +135,7 @@ def test_an_adapter_with_numbers_that_are_none(place: Place, copied_run: Path) -
     [
         ("lorikeet.json", "add_tokens", 5, "lorikeet.json: add_tokens is 5, no list of texts"),
         ("lorikeet.json", "base_fingerprint", 5, "lorikeet.json: base_fingerprint is 5, no text"),
+        ("lorikeet.json", "system", 5, "lorikeet.json: system is 5, no text"),
         ("lorikeet.json", "template", 7, "lorikeet.json: template is 7"),
         ("adapter_config.json", "r", "x", "adapter_config.json: r: Input should be a valid integer"),
         ("adapter_config.json", "lora_alpha", 1e308, "adapter_config.json: lora_alpha: Input should be less than"),
