@@ -114,7 +114,9 @@ def _ended(run: Run, summary: dict[str, Any], step: int) -> dict[str, Any]:
 
 
 def _cleared(folder: Path, *, overwrite: bool) -> AbstractContextManager[Record]:
-    """Remove what is in the way. Returns the run's status."""
+    """Remove what is in the way. Returns the run's status. Raises OutputError where another run has come to its end
+    here while this one was prepared."""
+    run_state.check_folder(folder, overwrite=overwrite)
     run_state.empty_folder(folder) if overwrite else run_state.clear_leftovers(folder)
     return recorded(folder)
 

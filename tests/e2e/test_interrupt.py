@@ -18,8 +18,12 @@ from typing import Any
 
 import pytest
 
+from lorikeet import api, config
+from lorikeet.api import training
+from lorikeet.base.errors import OutputError
 from lorikeet.base.yaml_lines import dump
 from lorikeet.train.state import checkpoints, intact
+from lorikeet.train.status import read_status
 
 from .conftest import LORIKEET, settings
 
@@ -172,6 +176,23 @@ def test_a_damaged_checkpoint_is_skipped(recipe: Path, whole: Path, tmp_path: Pa
     said = finish(recipe, run)
     assert f"checkpoint-{last} is damaged or incomplete: skipped" in said and f"checkpoint-{before}" in said
     assert_same(run, whole)
+
+
+def test_a_run_that_ends_while_a_second_is_prepared(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    read, prepare = config.load(recipe, [f"output_dir={run}", "train.max_steps=1"]), training.prepare
+
+    def meanwhile(*given: Any) -> Any:
+        monkeypatch.setattr(training, "prepare", prepare)
+        api.train(read)
+        return prepare(*given)
+
+    monkeypatch.setattr(training, "prepare", meanwhile)
+    with pytest.raises(OutputError, match="is finished"):
+        api.train(read)
+    assert [start["step"] for start in read_status(run)["starts"]] == [0]
 
 
 def test_two_runs_in_one_folder(recipe: Path, tmp_path: Path) -> None:

@@ -62,7 +62,8 @@ def test_detached_watched_stopped_and_gone_on_with(place: Place, run: Path) -> N
     watcher = subprocess.Popen(
         [*LORIKEET, "runs", "watch", str(run)], stdout=subprocess.PIPE, text=True, preexec_fn=hear
     )
-    assert watcher.stdout is not None and "/4000  loss" in watcher.stdout.readline()
+    assert watcher.stdout is not None  # on a busy machine it may see the validation before a step
+    assert any("/4000  loss" in watcher.stdout.readline() for _ in range(2))
     watcher.send_signal(signal.SIGINT)
     assert watcher.wait(300) == 0 and holder(run) == process  # the run does not care
 
