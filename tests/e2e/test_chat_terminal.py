@@ -79,6 +79,7 @@ def test_a_conversation_at_a_terminal(chatty: Path, tmp_path: Path, cache: Path)
         chat.type(CTRL_C)
         chat.until(" [stopped]")
         chat.until("\n> ")
+        time.sleep(2)  # between the prompt and the wait for keys, Python's input() hears no signal
         chat.type(CTRL_C)
         chat.until("(:exit leaves)")
         chat.until("\n> ")
