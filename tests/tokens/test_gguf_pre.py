@@ -26,7 +26,7 @@ BYTEWISE = sorted(name for name, pre in PRE.items() if pre.bytewise)
 @pytest.mark.parametrize("name", BYTEWISE)
 def test_ids_are_those_of_llama_cpp(name):
     tokens = EXPECTED["tokens"]
-    backend = _merged("here", tokens, [1] * len(tokens), EXPECTED["merges"], PRE[name])
+    backend = _merged("here", tokens, [1] * len(tokens), EXPECTED["merges"], PRE[name], frozenset())
     for number, text in enumerate(EXPECTED["texts"]):
         ids = backend.encode(text).ids
         assert backend.decode(ids) == text
