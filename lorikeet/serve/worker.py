@@ -18,12 +18,14 @@ from typing import TypeVar
 import torch
 
 from lorikeet.base.errors import LorikeetError
+from lorikeet.base.heap import Growth
 from lorikeet.base.log import note
 from lorikeet.infer.batch import Batch
 from lorikeet.infer.reply import Event, Request
 
 T = TypeVar("T")
 MOST_RETRY_SECONDS = 60
+HOLES = 24 << 20  # bytes that a server may grow by before freed memory is given back
 
 
 class QueueFull(Exception):
@@ -147,6 +149,7 @@ class Worker:
 
     def _run(self) -> None:
         torch.set_num_threads(torch.get_num_threads())  # OpenMP keeps the count for each thread that calls it
+        growth = Growth(HOLES)  # requests of all sizes leave holes, for as long as the server runs
         while self._obey():
             if not self.batch.busy:
                 continue
@@ -156,6 +159,7 @@ class Worker:
                 self._fail(error)
             else:
                 self._send(events)
+            growth.look()
         self._stopped = True
         self._give_up(Stopped("the server has stopped"))
         with suppress(Empty):  # whoever still waits for an answer has to get one

@@ -27,8 +27,10 @@ from lorikeet.adapters import _storage as storage
 from lorikeet.adapters.lora import Lora
 from lorikeet.api import serving
 from lorikeet.api.answering import open_any
+from lorikeet.base import heap
 from lorikeet.base.errors import RecipeError
 from lorikeet.infer.batch import Batch
+from lorikeet.serve import worker
 from lorikeet.serve.settings import Settings
 from serve.conftest import Running, running
 
@@ -137,6 +139,15 @@ def test_adapters_by_name_come_and_go(tool_model: Path, adapters: Path) -> None:
         assert http.post("/v1/unload_lora_adapter", json={"lora_name": "first"}).status_code == 200
         assert http.post("/v1/unload_lora_adapter", json={"lora_name": "first"}).status_code == 404
         assert [model.id for model in one.client().models.list()] == ["tiny", "second"]
+
+
+def test_a_server_that_grew_gives_back_what_it_freed(tool_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = Event()
+    monkeypatch.setattr(heap, "give_back", given.set)
+    monkeypatch.setattr(worker, "HOLES", -(1 << 60))
+    with running(api.engine(tool_model, {"dtype": "float32"}), Settings("tiny")) as one:
+        assert text(one, "tiny")
+        assert given.wait(60)
 
 
 def test_replies_go_on_while_an_adapter_is_read(
