@@ -10,7 +10,7 @@ from lorikeet.kernels import Kernel
 from lorikeet.kernels.counting import count
 from lorikeet.kernels.linear import computes_with
 
-# with more rows the matmuls of linear.cpp are as fast, and without tiles PyTorch's
+# with more rows the matmuls of linear.cpp are as fast, or where it does not serve PyTorch's
 MOST_ROWS, MOST_ROWS_ON_VECTORS = 96, 64
 _product = Kernel("few_rows", "few_rows_product")
 

@@ -15,7 +15,7 @@
 static const i64 PIECE = HAS_AMX ? 576 : 2048;
 static const i64 STAGE = 672 << 10;  // bytes of packed weights: level-2 caches have 1 or 2 MB, and neighbours
 static const i64 PACKED = 96, ROWS = HAS_AMX ? 128 : 32;  // columns and rows of a task
-static const i64 MOST_ROWS = 4096;         // of a call: sums of all of them wait for the next piece of K
+static const i64 MOST_ROWS = 4096;  // of a call: sums of all of them wait for the next piece of K
 
 // weights [K, N], or [N, K] if transposed
 struct Weight {
