@@ -81,6 +81,7 @@ def work(value):
     for _ in range(300):
         tensor = torch.full((100_000,), value, dtype=torch.int32)
         assert int(tensor[0]) == int(tensor[-1]) == value
+work(0)  # PyTorch makes each operation ready at its first call; a process forked meanwhile would wait for that for ever
 threads = [threading.Thread(target=work, args=(n,)) for n in range(4)]
 for thread in threads: thread.start()
 warnings.simplefilter("ignore")
