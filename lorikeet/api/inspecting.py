@@ -68,7 +68,8 @@ def _print(shown: Iterator[Shown]) -> None:
     from rich.console import Console
 
     console = Console()
-    brackets = console.color_system is None
+    # most pages that show a saved notebook take the colours out
+    brackets = console.color_system is None or console.is_jupyter
     for one in shown:
         console.print(shows.panel(one, brackets=brackets))
     console.print(shows.legend(brackets=brackets))

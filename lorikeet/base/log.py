@@ -1,4 +1,5 @@
-"""Lines for people, on standard error, so that standard output stays clean for results."""
+"""Lines for people, on standard error, so that standard output stays clean for results; in a notebook, where standard
+error is red, among the results."""
 
 from __future__ import annotations
 
@@ -9,7 +10,17 @@ from contextvars import ContextVar
 from typing import IO, Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from lorikeet.base.notebook import NotebookBar, in_notebook
 
 
 class _Listener:
@@ -56,8 +67,14 @@ class _Console(Console):
         self._file = new
 
 
-# plain lines in a notebook too: there rich would want widgets for a bar
-console = _Console(stderr=True, highlight=False, soft_wrap=True, force_jupyter=False)
+_NOTEBOOK = in_notebook()
+console = _Console(
+    stderr=not _NOTEBOOK,
+    highlight=False,
+    soft_wrap=True,
+    force_jupyter=False,  # a display for each line, in HTML
+    force_terminal=False if _NOTEBOOK else None,
+)
 
 
 _said: ContextVar[set[str] | None] = ContextVar("said", default=None)  # within each_line_once
@@ -98,15 +115,21 @@ def no_lines() -> Iterator[None]:
         _said.reset(before)
 
 
+class _Bar(Progress):
+    def stop(self) -> None:
+        """See rich, which ends the line of a bar that never began, too."""
+        if self.live.is_started:
+            super().stop()
+
+
+def bar_of(*columns: ProgressColumn) -> Progress:
+    """A progress bar, of these columns from left to right; in a notebook it is shown in place."""
+    return (NotebookBar if _NOTEBOOK else _Bar)(*columns, console=console)
+
+
 def progress(*figures: TextColumn) -> Progress:
     """A progress bar: description, bar, count, time. With `figures` of the caller's own it fits 80 columns with them:
     a short bar and only the time that remains."""
     time = [TimeRemainingColumn()] if figures else [TimeElapsedColumn(), TimeRemainingColumn()]
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=8 if figures else 40),
-        MofNCompleteColumn(),
-        *time,
-        *figures,
-        console=console,
-    )
+    bar = BarColumn(bar_width=8 if figures else 40)
+    return bar_of(TextColumn("{task.description}"), bar, MofNCompleteColumn(), *time, *figures)

@@ -14,7 +14,7 @@ from pathlib import Path
 from lorikeet.base.errors import CheckpointError, DownloadError, nearest
 from lorikeet.base.files import cache_dir
 from lorikeet.base.kinds import kinds
-from lorikeet.base.log import console
+from lorikeet.base.log import bar_of
 from lorikeet.checkpoints.open import open_checkpoint
 from lorikeet.checkpoints.sources._contract import Source
 from lorikeet.checkpoints.sources._fetch import Progress, only_one, shown
@@ -147,16 +147,9 @@ def _full_name(name: str) -> str:
 def _bar(title: str) -> Iterator[Progress]:
     """A progress bar that appears with the first byte, so that a model already here says nothing."""
     from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-    from rich.progress import Progress as Bar
 
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-    )
-    bar = Bar(*columns, console=console)
+    title_column = TextColumn("{task.description}")
+    bar = bar_of(title_column, BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
     task = bar.add_task(f"downloading {shown(title) if '://' in title else title}", total=None)
 
     def show(done: int, total: int | None) -> None:

@@ -5,6 +5,10 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
+
+from lorikeet.base.log import note, progress
+
 SAYS = """
 import sys, time
 from rich.progress import TextColumn
@@ -30,3 +34,19 @@ def test_a_reader_that_goes_away_ends_nothing() -> None:
         process.stdin.write("\n")
         process.stdin.close()
         assert process.wait(timeout=300) == 3
+
+
+def test_a_bar_that_never_began_says_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+    """A model that is here already, and standard error a file: rich ends the line that it did not write."""
+    bar = progress()
+    bar.add_task("downloading", total=None)
+    bar.stop()
+    assert capfd.readouterr().err == ""
+
+
+def test_a_bar_in_a_file_is_one_line(capfd: pytest.CaptureFixture[str]) -> None:
+    with progress() as bar:
+        bar.update(bar.add_task("answering", total=2), advance=2)
+    note("done")
+    first, second = capfd.readouterr().err.splitlines()
+    assert first.startswith("answering ━") and second == "done"
