@@ -26,7 +26,6 @@ from lorikeet.api.rows import longest_row, run_steps, step_batches, validation_r
 from lorikeet.base.files import need_space, new_folder, write_file
 from lorikeet.base.log import note
 from lorikeet.config import Recipe
-from lorikeet.data.system_prompt import shared_system
 from lorikeet.infer.engine import Engine
 from lorikeet.models.causal_lm import CausalLM
 from lorikeet.train import state as run_state
@@ -71,7 +70,7 @@ def train(
         parameters = recipe.adapter.parameters(model)
         _say_what_trains(recipe, model, parameters)
         said = identity(recipe, base, template, prepared, model, parent)
-        known = adapter_identity(recipe, said, shared_system(recipe.data))
+        known = adapter_identity(recipe, said, prepared.system)
         saver = partial(storage.save_adapter, adapter=recipe.adapter, model=model, identity=known)
         run = Run(
             folder,

@@ -2,8 +2,8 @@
 
 A store is a folder: tokens.bin (int32), weights.bin (float32), index.npy (where each example starts), origins.npy
 ([n, 3]: file as an index into files.json, row, line or 0), conversations.npy (a hash of each example's conversation),
-files.json, counts.json, sha256 (of tokens and weights). Its name is a hash of everything that decides its content, so
-a stale store is never found.
+files.json, counts.json, system.json (the system prompt that its conversations share, or null), sha256 (of tokens and
+weights). Its name is a hash of everything that decides its content, so a stale store is never found.
 """
 
 from __future__ import annotations
@@ -59,12 +59,13 @@ class Writer:
         self._count += 1
         return int(np.count_nonzero(np.frombuffer(weights, "<f4")))
 
-    def close(self, counts: dict[str, Any]) -> None:
-        """Write the index and the counts."""
+    def close(self, counts: dict[str, Any], system: str | None = None) -> None:
+        """Write the index, the counts, and the system prompt that all share."""
         for file in (self._tokens, self._weights, self._ends, self._origins, self._hashes):
             file.close()
         (self.folder / "sha256").write_text(self._digest.hexdigest(), encoding="utf-8")
         (self.folder / "files.json").write_bytes(orjson.dumps(list(self._files)))
+        (self.folder / "system.json").write_bytes(orjson.dumps(system))
         (self.folder / "counts.json").write_bytes(orjson.dumps(counts, option=orjson.OPT_INDENT_2))
 
 
@@ -111,6 +112,7 @@ class Examples(Sequence[Example]):
         self.conversation_hashes: np.ndarray = np.load(folder / "conversations.npy")  # [n] uint64
         self._files = orjson.loads((folder / "files.json").read_bytes())
         self.counts: dict[str, Any] = orjson.loads((folder / "counts.json").read_bytes())
+        self.system: str | None = orjson.loads((folder / "system.json").read_bytes())  # that all of the store share
         total = int(self._index[-1])
         self._tokens = _mapped(folder / "tokens.bin", np.dtype("<i4"), total)
         self._weights = _mapped(folder / "weights.bin", np.dtype("<f4"), total)

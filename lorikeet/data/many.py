@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, islice
 from typing import Any
 
@@ -17,6 +17,7 @@ from lorikeet.base.errors import DataError, LorikeetError
 from lorikeet.base.nouns import Conversation, Origin
 from lorikeet.data.formats._contract import Format
 from lorikeet.data.shapes import Asked, Plan, Plans, fill, texts
+from lorikeet.data.system_prompt import LOOKED_AT, system_of
 from lorikeet.data.truncate import Encoder
 from lorikeet.data.workers import in_order
 
@@ -36,6 +37,7 @@ class Done:
     conversation_hash: int = 0
     error: LorikeetError | None = None  # why nothing of it can be used
     fatal: bool = False  # an error that is not this row's alone
+    system: str | None = None  # what the conversation begins with, of a file's first `LOOKED_AT` rows only
 
 
 class Coder:
@@ -49,12 +51,15 @@ class Coder:
         """What becomes of each row."""
         done: list[Done | None] = []
         waiting: list[tuple[int, Conversation, Plan, list[str]]] = []
+        systems: dict[int, str] = {}
         for row, origin in rows:
             try:
                 conversation = format.read(row, origin)
             except DataError as error:
                 done.append(Done(origin, error=error))
                 continue
+            if origin.row < LOOKED_AT and (system := system_of(conversation)):
+                systems[len(done)] = system
             plan = self._plans.of(conversation)
             asked = None if plan is None else texts(plan, conversation)
             if plan is None or asked is None:
@@ -65,7 +70,10 @@ class Coder:
         for (place, conversation, _, _), made in zip(waiting, self._filled(waiting)):
             origin = rows[place][1]
             done[place] = self._short_enough(*made, origin) or self._alone(conversation, origin)
-        return [one for one in done if one is not None]
+        found = [one for one in done if one is not None]
+        for place, system in systems.items():
+            found[place] = replace(found[place], system=system)
+        return found
 
     def _filled(self, waiting: Sequence[tuple[int, Conversation, Plan, list[str]]]) -> list[tuple[bytes, bytes]]:
         """Ids and weights of each conversation: all their texts are encoded at once."""

@@ -27,6 +27,7 @@ from lorikeet.data.loss import LossOptions
 from lorikeet.data.mix import MixOptions, Mixture
 from lorikeet.data.rows import Counts, store
 from lorikeet.data.sources import Opened, Sources, check_sources, open_all, say_validation, validation_of
+from lorikeet.data.system_prompt import shared
 from lorikeet.data.templates._contract import Template, TemplateOptions
 from lorikeet.data.templates.jinja import Jinja
 from lorikeet.data.truncate import Encoder, Truncation
@@ -100,6 +101,7 @@ class Prepared:
     counts: Counts  # of the training sources, before validation is split off
     validation_counts: Counts | None  # of validation sources; None where validation is split off
     sources: list[dict[str, Any]]  # name, weight, passes (per epoch) and counts of each training source
+    system: str | None = None  # the system prompt that the training conversations share
 
     @property
     def epoch_examples(self) -> int:
@@ -158,7 +160,8 @@ def prepare(options: DataOptions, tokenizer: Tokenizer, template: Template, *, s
         {"source": one.title, "weight": one.options.weight, "passes": times, "counts": made.counts}
         for one, times, made in zip(opened, passes, stores)
     ]
-    return Prepared(mixed, validation, _sum(stores), held_counts, sources)
+    system = shared([one.system for one in stores])
+    return Prepared(mixed, validation, _sum(stores), held_counts, sources, system)
 
 
 def _stores(opened: Sequence[Opened], options: DataOptions, encoder: Encoder, limit: int | None) -> list[Examples]:

@@ -25,14 +25,15 @@ from lorikeet.data.dataset import Examples, Writer
 from lorikeet.data.files import Advance, source_sha256
 from lorikeet.data.formats._contract import Format
 from lorikeet.data.many import Coder, Done, examples_of
+from lorikeet.data.system_prompt import LOOKED_AT, shared
 from lorikeet.data.truncate import Encoder
 from lorikeet.data.workers import default_workers
 
 if TYPE_CHECKING:
     from lorikeet.data.pipeline import DataOptions
 
-# raised when the same inputs begin to give other examples: stores made before are then made again
-_VERSION = 6
+# raised when the same inputs begin to give other examples, or stores another file: those made before are made again
+_VERSION = 7
 _FIRST_ROWS = 8  # that a format is detected from
 _BIG_BYTES = 8 << 20  # files from this size on show a progress bar
 
@@ -126,7 +127,7 @@ def _key(files: Sequence[str], format: Format, options: DataOptions, encoder: En
 def _write(
     folder: Path, files: Sequence[str], format: Format, options: DataOptions, encoder: Encoder, limit: int | None
 ) -> None:
-    counts = Counts()
+    counts, systems = Counts(), set[str | None]()
     writer = Writer(folder)
     coder = Coder(encoder)
     with _bytes_bar(files) as advance:
@@ -140,6 +141,8 @@ def _write(
                     if done.error is not None and (done.fatal or options.bad_rows == "error"):
                         raise done.error
                     _add(done, writer, counts)
+                    if done.examples and done.origin.row < LOOKED_AT:
+                        systems.add(done.system)
     if counts.examples == 0:
         raise DataError(
             f"{' '.join(files)[:120]}: no row is left to learn from",
@@ -147,7 +150,7 @@ def _write(
             allowed="at least one conversation with a trained token",
             try_="a larger data.max_length, or data.truncation=keep_reply",
         )
-    writer.close(counts.as_dict())
+    writer.close(counts.as_dict(), shared(systems))
 
 
 @contextmanager
