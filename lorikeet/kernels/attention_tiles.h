@@ -5,48 +5,14 @@
 // the same functions, so that the algorithm is written once.
 #pragma once
 #include "tiles.h"
+#include "vectors.h"
 #include <climits>
-
-typedef int32_t vi __attribute__((vector_size(64)));
 
 constexpr i64 TILE = 1024;         // bytes
 constexpr i64 WIDEST = 1024;       // of a head
 constexpr float NOWHERE = -1e30f;  // the score of a hidden key
 
-static inline vf all(float x) { return vf{} + x; }
 static inline vf* row_of(void* tiles, i64 tile, i64 row) { return (vf*)((char*)tiles + tile * TILE + row * 64); }
-
-// 2^x; x may be far below the least exponent. The degree is what the result's type can show.
-template <int DEGREE>
-static inline vf exp2_of(vf x) {
-#ifdef __AVX512F__
-    vf n = (vf)_mm512_roundscale_ps((__m512)x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-#else
-    x = larger(x, all(-126.0f));
-    vf shifted = x + 12582912.0f;  // 1.5 * 2^23: rounds to an integer in the low bits
-    vf n = shifted - 12582912.0f;
-#endif
-    vf r = x - n, p;
-    if (DEGREE == 4) {  // within 3e-6
-        p = r * 9.570110979e-3f + 5.591786110e-2f;
-        p = p * r + 2.402474459e-1f;
-        p = p * r + 6.931218144e-1f;
-        p = p * r + 9.999992615e-1f;
-    } else {
-        p = r * 1.534585132e-4f + 1.339993163e-3f;
-        p = p * r + 9.618488799e-3f;
-        p = p * r + 5.550328775e-2f;
-        p = p * r + 2.402264689e-1f;
-        p = p * r + 6.931472057e-1f;
-        p = p * r + 1.0f;
-    }
-#ifdef __AVX512F__
-    return (vf)_mm512_scalef_ps((__m512)p, (__m512)n);
-#else
-    vf out = (vf)((vi)p + ((vi)shifted << 23));
-    return x > -126.0f ? out : vf{};
-#endif
-}
 
 // 16 x 16 words
 static inline void transpose(const vi* in, vi* out) {
@@ -68,32 +34,6 @@ struct Rows {
     int real;
     const T* at(int row) const { return row < real ? first + row * stride : (const T*)zeros; }
 };
-
-static inline vf load16(const float* from) {
-    vf out;
-    std::memcpy(&out, from, 64);
-    return out;
-}
-
-static inline vf load16(const bf16* from) {
-#ifdef __AVX512F__
-    return (vf)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)from)), 16);
-#else
-    vf out;
-    for (int i = 0; i < 16; i++) out[i] = to_float(from[i]);
-    return out;
-#endif
-}
-
-static inline void store16(vf value, float* to) { std::memcpy(to, &value, 64); }
-
-static inline void store16(vf value, bf16* to) {
-#ifdef __AVX512BF16__
-    _mm256_storeu_si256((__m256i*)to, (__m256i)_mm512_cvtneps_pbh((__m512)value));
-#else
-    for (int i = 0; i < 16; i++) put(value[i], to + i);
-#endif
-}
 
 // C [M, N] = or += A [M, K] B [K, N], sizes and strides in tiles; M and N even.
 struct Operand {

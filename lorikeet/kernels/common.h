@@ -68,14 +68,6 @@ static inline void put(float value, bf16* at) {
     at->bits = uint16_t((wide & 0x7fffffffu) > 0x7f800000u ? 0x7fc0u : rounded);
 }
 
-// the value as it is after a trip through T: for steps that torch rounds one by one
-template <typename T>
-static inline float rounded(float value) {
-    T kept;
-    put(value, &kept);
-    return to_float(kept);
-}
-
 // e^x within 2 ulp of float; below -87.3 it is 0 (and so for -inf). A loop over it becomes vector code.
 static inline float fast_exp(float x) {
     float clamped = x < -87.3f ? -87.3f : (x > 88.7f ? 88.7f : x);
@@ -96,8 +88,6 @@ static inline float fast_exp(float x) {
     std::memcpy(&scale, &power, 4);
     return x < -87.3f ? 0.0f : p * scale;
 }
-
-static inline float sigmoid(float x) { return 1.0f / (1.0f + fast_exp(-x)); }
 
 typedef float vf __attribute__((vector_size(64)));
 static inline vf larger(vf a, vf b) { return a > b ? a : b; }

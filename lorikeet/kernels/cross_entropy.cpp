@@ -3,7 +3,7 @@
 // A row is walked twice in blocks that stay in the first cache: first for its maximum and sum of e^(l - maximum), kept
 // up to date block by block, then for w (softmax - onehot). With l = scale * (logit + bias), softcapped if asked.
 // The powers are most of the work, so the second walk takes those of the first, each block's times one factor.
-#include "common.h"
+#include "vectors.h"
 #include <cfloat>
 
 #define ALONE __attribute__((noinline))
@@ -46,21 +46,15 @@ struct Row {
 
 // The loops over a block, each a function of its own: inlined, gcc 12 leaves them scalar, eight times slower.
 ALONE static float sum_of_powers(const float* l, i64 count, float top) {
-    float sum = 0;
-#pragma omp simd reduction(+ : sum)
-    for (i64 i = 0; i < count; i++) sum += fast_exp(l[i] - top);
-    return sum;
+    return sum_across(count, [&](i64 i, auto kind) { return exp_of(read(l + i, kind) - top); });
 }
 
 ALONE static float keep_powers(const float* l, i64 count, float top, float* powers) {
-    float sum = 0;
-#pragma omp simd reduction(+ : sum)
-    for (i64 i = 0; i < count; i++) {
-        float power = fast_exp(l[i] - top);
-        powers[i] = power;
-        sum += power;
-    }
-    return sum;
+    return sum_across(count, [&](i64 i, auto kind) {
+        auto power = exp_of(read(l + i, kind) - top);
+        write(power, powers + i);
+        return power;
+    });
 }
 
 // A NaN is in the sum in any case, and +inf makes one (inf - inf)
@@ -102,16 +96,14 @@ static void slope(T* row, const Shape& shape, const Row& found, i64 target, floa
         if (cap == 0) {
             float times = fast_exp(tops[start / BLOCK] - top) * each;
             const float* kept = powers + start;
-#pragma omp simd
-            for (i64 i = 0; i < count; i++) put(kept[i] * times, to + i);
+            across(count, [&](i64 i, auto kind) { write(read(kept + i, kind) * times, to + i); });
         } else {
             float inverse = 1.0f / cap;
             read_block(row, start, count, shape, l);
-#pragma omp simd
-            for (i64 i = 0; i < count; i++) {
-                float ratio = l[i] * inverse;
-                put(fast_exp(l[i] - top) * each * (1.0f - ratio * ratio), to + i);
-            }
+            across(count, [&](i64 i, auto kind) {
+                auto value = read(l + i, kind), ratio = value * inverse;
+                write(exp_of(value - top) * each * (1.0f - ratio * ratio), to + i);
+            });
         }
     }
     put(at_target, row + target);

@@ -1,5 +1,5 @@
 // RMSNorm over the last dimension: y = round(x * scale) * weight, or (offset) x * scale * (offset + weight).
-#include "common.h"
+#include "vectors.h"
 
 template <typename T>
 static void forward(i64 rows, i64 width, i64 stride, const void* x_, const void* weight_, float eps, float offset,
@@ -9,21 +9,20 @@ static void forward(i64 rows, i64 width, i64 stride, const void* x_, const void*
     parallel_loop(rows, 16, [=](i64 row) {
         const T* from = x + row * stride;
         T* to = y + row * width;
-        float sum = 0;
-#pragma omp simd reduction(+ : sum)
-        for (i64 i = 0; i < width; i++) {
-            float value = to_float(from[i]);
-            sum += value * value;
-        }
+        float sum = sum_across(width, [&](i64 i, auto kind) {
+            auto value = read(from + i, kind);
+            return value * value;
+        });
         float s = 1.0f / std::sqrt(sum / float(width) + eps);
         scale[row] = s;
-        if (offset != 0) {
-#pragma omp simd
-            for (i64 i = 0; i < width; i++) put(to_float(from[i]) * s * (offset + to_float(weight[i])), to + i);
-        } else {
-#pragma omp simd
-            for (i64 i = 0; i < width; i++) put(rounded<T>(to_float(from[i]) * s) * to_float(weight[i]), to + i);
-        }
+        if (offset != 0)
+            across(width, [&](i64 i, auto kind) {
+                write(read(from + i, kind) * s * (offset + read(weight + i, kind)), to + i);
+            });
+        else
+            across(width, [&](i64 i, auto kind) {
+                write(rounded<T>(read(from + i, kind) * s) * read(weight + i, kind), to + i);
+            });
     });
 }
 
@@ -36,16 +35,14 @@ static void backward(i64 rows, i64 width, i64 stride, const void* x_, const void
     parallel_loop(rows, 16, [=](i64 row) {
         const T *from = x + row * stride, *slope = dy + row * width;
         T* to = dx + row * width;
-        float s = scale[row], sum = 0;
-#pragma omp simd reduction(+ : sum)
-        for (i64 i = 0; i < width; i++)
-            sum += to_float(slope[i]) * (to_float(weight[i]) + offset) * to_float(from[i]);
+        float s = scale[row], sum = sum_across(width, [&](i64 i, auto kind) {
+            return read(slope + i, kind) * (read(weight + i, kind) + offset) * read(from + i, kind);
+        });
         float mean = sum * s / float(width);
-#pragma omp simd
-        for (i64 i = 0; i < width; i++) {
-            float g = to_float(slope[i]) * (to_float(weight[i]) + offset);
-            put((g - to_float(from[i]) * s * mean) * s, to + i);
-        }
+        across(width, [&](i64 i, auto kind) {
+            auto g = read(slope + i, kind) * (read(weight + i, kind) + offset);
+            write((g - read(from + i, kind) * s * mean) * s, to + i);
+        });
     });
 }
 

@@ -3,25 +3,9 @@
 // Reading keys and values is what takes the time, so they are read once, for all query heads that share them. A task is
 // a run of SEGMENT keys of one text and key head; what the runs of a text found is put together at the end. Runs begin
 // where the text says, never where its company does: so a text's numbers do not depend on who else is there.
-#include "common.h"
+#include "vectors.h"
 
 static const i64 PAGE = 32, SEGMENT = 256;
-
-static inline vf load16(const float* at) {
-    vf x;
-    std::memcpy(&x, at, 64);
-    return x;
-}
-
-static inline vf load16(const bf16* at) {
-#ifdef __AVX512F__  // gcc 12 makes sixteen single conversions of __builtin_convertvector
-    return (vf)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)at)), 16);
-#else
-    vf x;
-    for (int i = 0; i < 16; i++) x[i] = to_float(at[i]);
-    return x;
-#endif
-}
 
 static inline vf load16(const int8_t* at) {
 #ifdef __AVX512F__
@@ -30,16 +14,6 @@ static inline vf load16(const int8_t* at) {
     vf x;
     for (int i = 0; i < 16; i++) x[i] = float(at[i]);
     return x;
-#endif
-}
-
-static inline float sum_of(vf x) {
-#ifdef __AVX512F__
-    return _mm512_reduce_add_ps((__m512)x);
-#else
-    float total = 0;
-    for (int i = 0; i < 16; i++) total += x[i];
-    return total;
 #endif
 }
 

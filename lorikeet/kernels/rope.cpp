@@ -1,7 +1,17 @@
 // Queries and keys of a packed row made ready for attention: each head normalised (where the family does) and rotated.
-#include "common.h"
+#include "vectors.h"
 
 static const i64 MOST = 1024;  // head width
+
+// rotate the first 2 * half numbers of a head by the angles with these cosines and sines
+template <typename From, typename T>
+static inline void turn(const From* x, T* to, const T* c, const T* s, i64 half) {
+    across(half, [&](i64 i, auto kind) {
+        auto first = read(x + i, kind), second = read(x + half + i, kind);
+        write(first * read(c + i, kind) - second * read(s + i, kind), to + i);
+        write(second * read(c + half + i, kind) + first * read(s + half + i, kind), to + half + i);
+    });
+}
 
 // From qkv [T, H + 2 K, E], the first H + K heads to out [T, out_heads, E], which may be qkv itself where nothing is
 // normalised. scales [T, H + K]: 1 / rms of each normalised head, for the gradient.
@@ -14,35 +24,34 @@ static void forward(i64 tokens, i64 heads, i64 kv_heads, i64 width, i64 rotary, 
     i64 turned = heads + kv_heads, half = rotary / 2;
     parallel_loop(tokens, 16, [=](i64 t) {
         const T *c = cosines + t * rotary, *s = sines + t * rotary;
-        float x[MOST];
+        alignas(64) float normed[MOST];
         for (i64 h = 0; h < turned; h++) {
             const T* from = qkv + (t * (heads + 2 * kv_heads) + h) * width;
             T* to = out + (t * out_heads + h) * width;
             const T* weight = (const T*)(h < heads ? q_weight : k_weight);
-#pragma omp simd
-            for (i64 i = 0; i < width; i++) x[i] = to_float(from[i]);
             if (weight) {
-                float sum = 0;
-#pragma omp simd reduction(+ : sum)
-                for (i64 i = 0; i < width; i++) sum += x[i] * x[i];
+                float sum = sum_across(width, [&](i64 i, auto kind) {
+                    auto value = read(from + i, kind);
+                    return value * value;
+                });
                 float scale = 1.0f / std::sqrt(sum / float(width) + eps);
                 scales[t * turned + h] = scale;
-                if (offset != 0) {
-#pragma omp simd
-                    for (i64 i = 0; i < width; i++) x[i] = rounded<T>(x[i] * scale * (offset + to_float(weight[i])));
-                } else {
-#pragma omp simd
-                    for (i64 i = 0; i < width; i++)
-                        x[i] = rounded<T>(rounded<T>(x[i] * scale) * to_float(weight[i]));
-                }
+                if (offset != 0)
+                    across(width, [&](i64 i, auto kind) {
+                        auto value = read(from + i, kind) * scale * (offset + read(weight + i, kind));
+                        write(rounded<T>(value), normed + i);
+                    });
+                else
+                    across(width, [&](i64 i, auto kind) {
+                        auto value = rounded<T>(read(from + i, kind) * scale) * read(weight + i, kind);
+                        write(rounded<T>(value), normed + i);
+                    });
+                turn(normed, to, c, s, half);
+                across(width - rotary, [&](i64 i, auto kind) { write(read(normed + rotary + i, kind), to + rotary + i); });
+            } else {
+                turn(from, to, c, s, half);
+                if (to != from) std::memcpy(to + rotary, from + rotary, size_t(width - rotary) * sizeof(T));
             }
-#pragma omp simd
-            for (i64 i = 0; i < half; i++) {
-                put(x[i] * to_float(c[i]) - x[half + i] * to_float(s[i]), to + i);
-                put(x[half + i] * to_float(c[half + i]) + x[i] * to_float(s[half + i]), to + half + i);
-            }
-#pragma omp simd
-            for (i64 i = rotary; i < width; i++) put(x[i], to + i);
         }
     });
 }
@@ -58,34 +67,30 @@ static void backward(i64 tokens, i64 heads, i64 kv_heads, i64 width, i64 rotary,
     parallel_loop(tokens, 16, [=](i64 t) {
         const T *c = cosines + t * rotary, *s = sines + t * rotary;
         T* out = (T*)dqkv_ + t * (heads + 2 * kv_heads) * width;
-        float g[MOST];
+        alignas(64) float g[MOST];
         for (i64 h = 0; h < turned; h++) {
             const T* slope = h < heads ? (const T*)dq + t * dq_stride + h * width
                                        : (const T*)dk + t * dk_stride + (h - heads) * width;
             T* to = out + h * width;
             const T* weight = (const T*)(h < heads ? q_weight : k_weight);
-#pragma omp simd
-            for (i64 i = 0; i < half; i++) {
-                float first = to_float(slope[i]), second = to_float(slope[half + i]);
-                g[i] = first * to_float(c[i]) + second * to_float(s[half + i]);
-                g[half + i] = second * to_float(c[half + i]) - first * to_float(s[i]);
-            }
-#pragma omp simd
-            for (i64 i = rotary; i < width; i++) g[i] = to_float(slope[i]);
+            across(half, [&](i64 i, auto kind) {
+                auto first = read(slope + i, kind), second = read(slope + half + i, kind);
+                write(first * read(c + i, kind) + second * read(s + half + i, kind), g + i);
+                write(second * read(c + half + i, kind) - first * read(s + i, kind), g + half + i);
+            });
+            across(width - rotary, [&](i64 i, auto kind) { write(read(slope + rotary + i, kind), g + rotary + i); });
             if (weight) {
                 const T* from = qkv + (t * (heads + 2 * kv_heads) + h) * width;
-                float scale = scales[t * turned + h], sum = 0;
-#pragma omp simd reduction(+ : sum)
-                for (i64 i = 0; i < width; i++) {
-                    g[i] *= to_float(weight[i]) + offset;
-                    sum += g[i] * to_float(from[i]);
-                }
+                float scale = scales[t * turned + h], sum = sum_across(width, [&](i64 i, auto kind) {
+                    return read(g + i, kind) * (read(weight + i, kind) + offset) * read(from + i, kind);
+                });
                 float mean = sum * scale / float(width);
-#pragma omp simd
-                for (i64 i = 0; i < width; i++) g[i] = (g[i] - to_float(from[i]) * scale * mean) * scale;
-            }
-#pragma omp simd
-            for (i64 i = 0; i < width; i++) put(g[i], to + i);
+                across(width, [&](i64 i, auto kind) {
+                    auto slopes = read(g + i, kind) * (read(weight + i, kind) + offset);
+                    write((slopes - read(from + i, kind) * scale * mean) * scale, to + i);
+                });
+            } else
+                across(width, [&](i64 i, auto kind) { write(read(g + i, kind), to + i); });
         }
         std::memcpy(out + turned * width, (const T*)dv + t * dv_stride, size_t(kv_heads * width) * sizeof(T));
     });

@@ -1,21 +1,18 @@
 // act(gate) * up for gate_up [T, 2 F], gate first; act is silu (0) or the tanh form of gelu (1).
-#include "common.h"
+#include "vectors.h"
 
+// for one number or 16
 struct Silu {
-    static inline float value(float x) { return x * sigmoid(x); }
-    static inline float slope(float x) {
-        float s = sigmoid(x);
-        return s * (1.0f + x * (1.0f - s));
-    }
+    template <typename V> static V slope(V x, V s) { return s * (1.0f + x * (1.0f - s)); }
+    template <typename V> static V inside(V x) { return x; }
 };
 
 // 0.5 x (1 + tanh(u)) = x * sigmoid(2 u) with u = sqrt(2 / pi) (x + 0.044715 x^3)
 struct GeluTanh {
-    static inline float value(float x) { return x * sigmoid(1.5957691216f * (x + 0.044715f * x * x * x)); }
-    static inline float slope(float x) {
-        float s = sigmoid(1.5957691216f * (x + 0.044715f * x * x * x));
+    template <typename V> static V slope(V x, V s) {
         return s + x * s * (1.0f - s) * 1.5957691216f * (1.0f + 0.134145f * x * x);
     }
+    template <typename V> static V inside(V x) { return 1.5957691216f * (x + 0.044715f * x * x * x); }
 };
 
 template <typename T, typename Act>
@@ -23,8 +20,10 @@ static void forward(i64 rows, i64 width, const void* gate_up, void* out) {
     parallel_loop(rows, 16, [=](i64 row) {
         const T *gate = (const T*)gate_up + row * 2 * width, *up = gate + width;
         T* to = (T*)out + row * width;
-#pragma omp simd
-        for (i64 i = 0; i < width; i++) put(Act::value(to_float(gate[i])) * to_float(up[i]), to + i);
+        across(width, [&](i64 i, auto kind) {
+            auto g = read(gate + i, kind);
+            write(g * sigmoid(Act::inside(g)) * read(up + i, kind), to + i);
+        });
     });
 }
 
@@ -34,22 +33,21 @@ static void backward(i64 rows, i64 width, const void* gate_up, const void* dy_, 
     parallel_loop(rows, 16, [=](i64 row) {
         const T *gate = (const T*)gate_up + row * 2 * width, *up = gate + width, *dy = (const T*)dy_ + row * width;
         T *dgate = (T*)dgate_up + row * 2 * width, *dup = dgate + width, *out = (T*)out_ + row * width;
-        if (out_) {
-#pragma omp simd
-            for (i64 i = 0; i < width; i++) {
-                float g = to_float(gate[i]), u = to_float(up[i]), d = to_float(dy[i]), value = Act::value(g);
-                put(value * u, out + i);
-                put(d * value, dup + i);
-                put(d * u * Act::slope(g), dgate + i);
-            }
-        } else {
-#pragma omp simd
-            for (i64 i = 0; i < width; i++) {
-                float g = to_float(gate[i]), u = to_float(up[i]), d = to_float(dy[i]);
-                put(d * Act::value(g), dup + i);
-                put(d * u * Act::slope(g), dgate + i);
-            }
-        }
+        if (out_)
+            across(width, [&](i64 i, auto kind) {
+                auto g = read(gate + i, kind), u = read(up + i, kind), d = read(dy + i, kind);
+                auto s = sigmoid(Act::inside(g)), value = g * s;
+                write(value * u, out + i);
+                write(d * value, dup + i);
+                write(d * u * Act::slope(g, s), dgate + i);
+            });
+        else
+            across(width, [&](i64 i, auto kind) {
+                auto g = read(gate + i, kind), u = read(up + i, kind), d = read(dy + i, kind);
+                auto s = sigmoid(Act::inside(g));
+                write(d * g * s, dup + i);
+                write(d * u * Act::slope(g, s), dgate + i);
+            });
     });
 }
 
