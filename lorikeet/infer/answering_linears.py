@@ -81,6 +81,8 @@ class AnsweringGroup:
                 z, b = self._low(x, one) if not mixed else self._mixed_low(x)
                 return few_rows.forward(x, dense, z, b)
             on_tiles = tiles.serves(x, weight.out_features, weight.in_features)
+            if on_tiles and one is not None:
+                return tiles.updated(x, dense, *one)
             y = tiles.forward(x, dense) if on_tiles else x @ dense.T
         else:
             y = weight.linear(x)

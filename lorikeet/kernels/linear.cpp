@@ -75,6 +75,15 @@ extern "C" void linear_matmul(i64 rows, i64 depth, i64 width, i64 transposed, co
 #endif
 }
 
+// y [T, N] = x [T, K] W^T + (x A^T) B^T, for W [N, K], A [S, K] and B [N, S]; z [T, S] is room. K, N and S are multiples
+// of 32.
+extern "C" void linear_updated(i64 rows, i64 depth, i64 width, i64 rank, const bf16* x, i64 x_stride,
+                               const bf16* weight, i64 weight_stride, const bf16* a, const bf16* b, bf16* z, bf16* y) {
+#if HAS_PAIRS
+    matmul({rows, depth, width, x, x_stride, {weight, weight_stride, 1}, y, rank, {a, depth, 1}, {b, rank, 1}, z});
+#endif
+}
+
 // A member of a group: float32 factors A [rank, in] and B [size, rank], for rows start.. of the output, or the gradients
 // of both.
 struct Member {

@@ -24,6 +24,7 @@ MULTIPLE = 32  # of widths and ranks
 LEAST_ROWS = 64  # for fewer, packing the weights costs more than it saves
 
 _matmul, _forward = Kernel("linear", "linear_matmul"), Kernel("linear", "linear_low_rank_forward")
+_updated = Kernel("linear", "linear_updated")
 _backward, _gradients = Kernel("linear", "linear_low_rank_backward"), Kernel("linear", "linear_factor_gradients")
 
 
@@ -65,6 +66,17 @@ def _product(x: Tensor, weight: Tensor, width: int, transposed: bool, out: Tenso
     y = torch.empty(len(x), width, dtype=x.dtype, device=x.device) if out is None else out
     count("linear", 2.0 * len(x) * width * x.shape[1])
     _matmul(len(x), x.shape[1], width, int(transposed), x, x.stride(0), weight, weight.stride(0), y)
+    return y
+
+
+def updated(x: Tensor, weight: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """x [T, in] W^T + (x A^T) B^T -> [T, out], for weight [out, in], and A [S, in] and B [out, S] contiguous; S is a
+    multiple of MULTIPLE."""
+    (size, inside), (width, rank) = x.shape, b.shape
+    y = torch.empty(size, width, dtype=x.dtype, device=x.device)
+    z = torch.empty(size, rank, dtype=x.dtype, device=x.device)
+    count("linear", 2.0 * size * (rank * inside + width * (inside + rank)))
+    _updated(size, inside, width, rank, x, x.stride(0), weight, weight.stride(0), a, b, z, y)
     return y
 
 

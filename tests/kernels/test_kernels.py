@@ -160,6 +160,18 @@ def test_low_rank_updates_on_tiles_equal_plain_ones(rows: int, out: int, inside:
 
 
 @tiles
+@pytest.mark.parametrize("rows", [64, 65, 1030])
+@pytest.mark.parametrize(("out", "inside", "rank"), [(96, 64, 32), (32, 320, 96), (64, 1600, 32)])
+def test_updated_products_on_tiles_equal_plain_ones(rows: int, out: int, inside: int, rank: int) -> None:
+    dtype = torch.bfloat16
+    sizes = ((rows, inside + 32), (out, inside), (rank, inside), (out, rank))
+    x, weight, a, b = (random(*size, seed=i, dtype=dtype, grad=False) for i, size in enumerate(sizes))
+    x = x[:, 32:]  # rows further apart
+    z = (x.double() @ a.double().T).to(dtype).double()
+    close(linear.updated(x, weight, a, b), x.double() @ weight.double().T + z @ b.double().T, dtype)
+
+
+@tiles
 def test_the_factors_gradients_on_tiles_equal_plain_ones() -> None:
     weight, factors = low_rank(96, 64)
     x, dy, dz = (random(130, n, seed=n, dtype=torch.bfloat16, grad=False) for n in (64, 96, 64))

@@ -150,6 +150,32 @@ def test_a_server_that_grew_gives_back_what_it_freed(tool_model: Path, monkeypat
         assert given.wait(60)
 
 
+SHAPES = """
+import torch
+from lorikeet.api import serving
+
+def resident():
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("RssAnon")) / 1024
+
+def application(*_, **__):  # what a model does where no kernel of ours is
+    weight, before = torch.ones(64, 64, dtype=torch.bfloat16), 0
+    for rows in range(1, 601):
+        torch.ones(rows, 64, dtype=torch.bfloat16) @ weight
+        before = resident() if rows == 300 else before
+    print(resident() - before)
+    raise SystemExit
+
+serving.application = application
+serving.serve(serving.Named("tiny"), serving.Access(port=0), serving.Rows())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_matmuls_of_ever_new_sizes_are_not_all_kept() -> None:
+    ran = subprocess.run([sys.executable, "-c", SHAPES], capture_output=True, text=True, check=True)
+    assert float(ran.stdout) < 40, "MiB; 190 where all are kept"
+
+
 def test_replies_go_on_while_an_adapter_is_read(
     tool_model: Path, adapters: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
