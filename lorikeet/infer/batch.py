@@ -252,7 +252,8 @@ class Batch:
         rows, counts = self._to_read()
         self._answering.serve([(rows[0].adapter, 0)])
         starts = [row.text.place.length for row in rows]
-        read = self._reading.read([row.text for row in rows], counts)
+        every = any(row.reply.echoes_scores for row in rows)
+        read = self._reading.read([row.text for row in rows], counts, every=every)
         echoes = [event for i in range(len(rows)) for event in self._echo(rows[i], starts[i], read, i)]
         ready = [i for i, row in enumerate(rows) if not row.text.unread]
         if not ready:
@@ -267,7 +268,7 @@ class Batch:
         reply, path = row.reply, read.paths[which]
         if not reply.request.echo:
             return []
-        if reply.request.options.logprobs is not None:
+        if reply.echoes_scores:
             for some in path.split(ECHOED):
                 reply.read(start, self.engine.model.head.logits(read.states[some]))
                 start += len(some)

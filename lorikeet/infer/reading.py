@@ -45,7 +45,8 @@ class Text:
 
 @dataclass(frozen=True)
 class Read:
-    """States [N, D] of tokens that were read; `last` [B] is each text's last one, `paths` are all of each."""
+    """States [N, D] of tokens that were read; `last` [B] is each text's last one, `paths` are all of each. Where not
+    every state was asked for, those that are not the last may be zeros."""
 
     states: Tensor
     last: Tensor
@@ -118,8 +119,8 @@ class Reading:
                 self.cache.copy(source, target)
         return twin
 
-    def read(self, texts: Sequence[Text], counts: Sequence[int]) -> Read:
-        """Read the next `counts` tokens of each text."""
+    def read(self, texts: Sequence[Text], counts: Sequence[int], *, every: bool = True) -> Read:
+        """Read the next `counts` tokens of each text; `every`: all their states are asked for."""
         if self.cache is None:
             assert all(count == len(text.ids) for text, count in zip(texts, counts))
             return self._anew(texts)
@@ -130,7 +131,7 @@ class Reading:
             start = text.place.length
             self._grow(text, start + count)
             chunks.append(text.ids[start : start + count])
-        prefill = Prefill(self.cache, [text.place for text in texts], chunks, share=share)
+        prefill = Prefill(self.cache, [text.place for text in texts], chunks, share=share, every=every)
         states = self.model.hidden(prefill.tokens, prefill.positions, prefill)
         prefill.advance()
         for text in texts:
@@ -152,7 +153,7 @@ class Reading:
         # this token changes what the ones before it compute, so what is kept of them is of no use
         for text in outgrown:
             text.place.length = 0
-        read = self.read(outgrown, [len(text.ids) for text in outgrown])
+        read = self.read(outgrown, [len(text.ids) for text in outgrown], every=False)
         states = dict(zip(map(id, outgrown), read.states[read.last]))
         others = [text for text in texts if id(text) not in states]
         if others:

@@ -108,6 +108,11 @@ class Reply:
         elif len(self.ids) >= self.room:
             self.reason = "length"
 
+    @property
+    def echoes_scores(self) -> bool:
+        """Whether the prompt comes back with its tokens' logarithms."""
+        return self.request.echo and self.request.options.logprobs is not None
+
     def read(self, start: int, logits: Tensor) -> None:
         """Take note of the prompt's tokens behind those from `start` on, whose logits [n, V] these are."""
         top, following = self.request.options.logprobs, self.request.prompt[start + 1 :]

@@ -167,19 +167,50 @@ static void attend(const Call& c, Rate rate, const T* q, const T* k, const T* v,
     std::free(start);
 }
 
+struct Write {
+    i64 tokens, kv_heads, width, k_token, k_head, v_token, v_head;
+    const i64 *page, *within;  // [tokens]
+};
+
+template <typename T, typename S>
+static void write(const Write& c, const T* k, const T* v, S* keys, S* values, float* key_scales, float* value_scales) {
+    parallel_loop(c.tokens, 64, [=](i64 t) {
+        for (i64 head = 0; head < c.kv_heads; head++) {
+            const i64 at = (c.page[t] * c.kv_heads + head) * PAGE + c.within[t];
+            keep(k + t * c.k_token + head * c.k_head, c.width, keys + at * c.width, key_scales + at);
+            keep(v + t * c.v_token + head * c.v_head, c.width, values + at * c.width, value_scales + at);
+        }
+    });
+}
+
+// calls body(T(), S()) for numbers of `dtype` that are kept as they are, or in 8 bits
+template <typename Body>
+static void dispatch(i64 dtype, bool bytes, const Body& body) {
+    if (dtype == 0)
+        bytes ? body(float(), int8_t()) : body(float(), float());
+    else
+        bytes ? body(bf16(), int8_t()) : body(bf16(), bf16());
+}
+
+// k and v [tokens, K, E] to their places
+extern "C" void paged_write(i64 dtype, const Write* c, const void* k, const void* v, void* keys, void* values,
+                            float* key_scales, float* value_scales) {
+    dispatch(dtype, key_scales != nullptr, [&](auto number, auto kept) {
+        using T = decltype(number);
+        using S = decltype(kept);
+        write(*c, (const T*)k, (const T*)v, (S*)keys, (S*)values, key_scales, value_scales);
+    });
+}
+
 // q [rows, H, E], k and v [rows, K, E] of the new tokens; keys and values [pages, K, PAGE, E] of `dtype` or, with their
 // scales [pages, K, PAGE], of 8 bits; out [rows, H, E]. E is a multiple of 16.
 extern "C" void paged_attention(i64 dtype, const Call* c, float scale, float cap, const void* q, const void* k,
                                 const void* v, void* keys, void* values, float* key_scales, float* value_scales,
                                 void* out) {
     const Rate rate = {scale, cap};
-    auto call = [&](auto number, auto kept) {
+    dispatch(dtype, key_scales != nullptr, [&](auto number, auto kept) {
         using T = decltype(number);
         using S = decltype(kept);
         attend(*c, rate, (const T*)q, (const T*)k, (const T*)v, (S*)keys, (S*)values, key_scales, value_scales, (T*)out);
-    };
-    if (dtype == 0)
-        key_scales ? call(float(), int8_t()) : call(float(), float());
-    else
-        key_scales ? call(bf16(), int8_t()) : call(bf16(), bf16());
+    });
 }

@@ -1,4 +1,4 @@
-"""The face of paged_attention.cpp: one new token of each text on keys and values that lie in pages."""
+"""The face of paged_attention.cpp: keys and values that lie in pages, written, and met by one new token of each text."""
 
 from __future__ import annotations
 
@@ -10,13 +10,36 @@ from lorikeet.kernels import DTYPES, Kernel, serves
 from lorikeet.kernels.counting import count
 
 PAGE = 32  # the C++ side's
-_attend = Kernel("paged_attention", "paged_attention")
+_attend, _write = Kernel("paged_attention", "paged_attention"), Kernel("paged_attention", "paged_write")
 
 
 def takes(q: Tensor, k: Tensor, v: Tensor, keys: Tensor) -> bool:
     """Whether the kernel computes these: queries [B, H, E], new keys and values [B, K, E], and those that are kept."""
     kept = keys.dtype in (q.dtype, torch.int8) and keys.shape[-2] == PAGE
     return kept and q.shape[-1] % 16 == 0 and serves(q, k, v) and all(x.stride(-1) == 1 for x in (q, k, v))
+
+
+def keeps(k: Tensor, v: Tensor, keys: Tensor) -> bool:
+    """Whether the kernel writes new keys and values [T, K, E] to those that are kept."""
+    kept = keys.dtype in (k.dtype, torch.int8) and keys.shape[-2] == PAGE
+    return kept and serves(k, v) and all(x.stride(-1) == 1 for x in (k, v))
+
+
+def write(
+    k: Tensor,
+    v: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    scales: tuple[Tensor, Tensor] | None,
+    pages: Tensor,
+    within: Tensor,
+) -> None:
+    """Keeps k and v [T, K, E] at the tokens `within` of `pages` [T] int64, in keys and values [pages, K, PAGE, E] (and
+    `scales` [pages, K, PAGE])."""
+    sizes = [len(k), *k.shape[1:], *(step for x in (k, v) for step in x.stride()[:2])]
+    pages, within = pages.contiguous(), within.contiguous()
+    call = np.array([*sizes, pages.data_ptr(), within.data_ptr()], np.int64)
+    _write(DTYPES[k.dtype], call.ctypes.data, k, v, keys, values, *(scales or (None, None)))
 
 
 def forward(

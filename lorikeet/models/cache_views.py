@@ -22,9 +22,18 @@ ROUND_ROWS = 8  # oneDNN makes and keeps a kernel for every shape it has not see
 
 class Prefill:
     """Reads the next tokens of texts into their places, behind what is there. What texts share, of the tokens that are
-    read and of the pages before them, is computed once and kept for each, unless `share` is off."""
+    read and of the pages before them, is computed once and kept for each, unless `share` is off. Without `every` only
+    the last state of each text is wanted."""
 
-    def __init__(self, cache: KvCache, places: Sequence[Place], chunks: Sequence[Sequence[int]], *, share: bool = True):
+    def __init__(
+        self,
+        cache: KvCache,
+        places: Sequence[Place],
+        chunks: Sequence[Sequence[int]],
+        *,
+        share: bool = True,
+        every: bool = True,
+    ):
         self.cache, self.places, self.chunks = cache, places, chunks
         device = cache.keys.device
         row = _Row(places, [np.asarray(chunk, np.int32) for chunk in chunks], share)
@@ -32,6 +41,7 @@ class Prefill:
         self.positions = torch.from_numpy(row.positions[row.new]).to(device)
         # [B] predicts the next token
         self.last = torch.tensor([int(path[-1]) for path in row.paths], device=device)
+        self._wanted = None if every or 2 * len(self.last) > len(self.tokens) else self.last.unique()
         self.paths = [torch.from_numpy(path).to(device) for path in row.paths]  # of each text's tokens
         source = np.concatenate(row.paths)
         alike = len(source) == len(row.tokens) and bool((source == np.arange(len(source))).all())
@@ -50,6 +60,10 @@ class Prefill:
     def lengths(self) -> Tensor:
         """See `View.lengths`."""
         return self._packed.lengths()[self._new.cpu()]
+
+    def wanted(self) -> Tensor | None:
+        """See `View.wanted`."""
+        return self._wanted
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Tensor:
         """See `View.attend`."""
@@ -136,6 +150,10 @@ class Decode:
     def lengths(self) -> Tensor:
         """See `View.lengths`; the new token is its text's last."""
         return self.positions + 1
+
+    def wanted(self) -> Tensor | None:
+        """See `View.wanted`."""
+        return None
 
     def advance(self) -> None:
         """The new tokens are now part of what was read."""

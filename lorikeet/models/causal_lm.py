@@ -83,7 +83,9 @@ class CausalLM(nn.Module):
     shares_within: int | None = None  # longer texts must not share a prefix: their length changes what a token computes
 
     def hidden(self, tokens: Tensor, positions: Tensor, view: View) -> Tensor:
-        """tokens [T] int64, positions [T] int64 -> the last hidden states [T, D], after the final norm."""
+        """tokens [T] int64, positions [T] int64 -> the last hidden states [T, D], after the final norm.
+
+        Those of tokens that the view does not want may be zeros."""
         raise NotImplementedError
 
     @property

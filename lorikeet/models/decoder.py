@@ -48,12 +48,15 @@ class Block(nn.Module):
         self.feed_forward = spec.feed_forward(index, build)
         self.after_mlp = norm(names.after_mlp)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, view: View) -> Tensor:
-        """x [T, D], cos and sin [T, 1, E] -> [T, D]."""
-        mixed = self.o(self._attention(x, cos, sin, view))
-        x = x + (mixed if self.after_attention is None else self.after_attention(mixed))
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, view: View, wanted: Tensor | None = None) -> Tensor:
+        """x [T, D], cos and sin [T, 1, E] -> [T, D], or [N, D] of the tokens that are wanted [N]."""
+        mixed = self._attention(x, cos, sin, view)
+        if wanted is not None:
+            x, mixed = x[wanted], mixed[wanted]
+        mixed = self.o(mixed)
+        x = _sum(x, mixed if self.after_attention is None else self.after_attention(mixed))
         found = self.feed_forward(x, self.before_mlp)
-        return x + (found if self.after_mlp is None else self.after_mlp(found))
+        return _sum(x, found if self.after_mlp is None else self.after_mlp(found))
 
     def _attention(self, x: Tensor, cos: Tensor, sin: Tensor, view: View) -> Tensor:
         shape, spec = self.spec.shape, self.spec
@@ -73,6 +76,11 @@ class Block(nn.Module):
             turned = heads + self.spec.shape.kv_heads
             return torch.cat([q(qkv[:, :heads]), k(qkv[:, heads:turned]), qkv[:, turned:]], dim=1), None
         return qkv, HeadNorms(q.weight, k.weight, q.eps, q.offset)
+
+
+def _sum(x: Tensor, fresh: Tensor) -> Tensor:
+    """x + fresh, where `fresh` is nobody else's: without gradients its own memory takes the sum."""
+    return x + fresh if torch.is_grad_enabled() or x.dtype != fresh.dtype else fresh.add_(x)
 
 
 class Decoder(CausalLM):
@@ -97,11 +105,17 @@ class Decoder(CausalLM):
         far = near = self.spec.rope.table(positions, self.dtype, view.lengths().to(x.device) if by_length else None)
         if self.spec.local_rope is not None:
             near = self.spec.local_rope.table(positions, self.dtype)
-        twice = self.computed_twice(len(self.blocks))
+        twice, wanted = self.computed_twice(len(self.blocks)), view.wanted()
         for i, block in enumerate(self.blocks):
             cos, sin = far if block.window is None else near
-            x = checkpointed(block, x, cos, sin, view) if i < twice else block(x, cos, sin, view)
-        return self.norm(x)
+            if i < twice:
+                x = checkpointed(block, x, cos, sin, view)
+            else:
+                x = block(x, cos, sin, view, wanted if i + 1 == len(self.blocks) else None)
+        x = self.norm(x)
+        if wanted is None or len(x) == len(tokens):
+            return x
+        return x.new_zeros(len(tokens), x.shape[1]).index_copy_(0, wanted, x)
 
     def embedder(self) -> nn.Module:
         """See `CausalLM.embedder`."""

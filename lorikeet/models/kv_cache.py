@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lorikeet.kernels import paged_attention as compiled
 from lorikeet.kernels.paged_attention import PAGE as PAGE
 from lorikeet.models.causal_lm import Shape
 
@@ -74,6 +75,9 @@ class KvCache:
 
     def write(self, layer: int, pages: Tensor, within: Tensor, k: Tensor, v: Tensor) -> None:
         """Keep k and v [T, K, E] at the tokens `within` [T] of `pages` [T]."""
+        if compiled.keeps(k, v, self.keys):
+            compiled.write(k, v, self.keys[layer], self.values[layer], self.scales(layer), pages, within)
+            return
         for kept, scales, new in ((self.keys, self.key_scales, k), (self.values, self.value_scales, v)):
             if scales is not None:
                 new, scale = _rounded(new)

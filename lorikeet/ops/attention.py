@@ -32,6 +32,10 @@ class View(Protocol):
         """[T] int64: how many tokens the text of each token has, of those that share a prefix the longest."""
         ...
 
+    def wanted(self) -> Tensor | None:
+        """Tokens [N] whose last states somebody reads: a network may leave those of others at zero. None: of all."""
+        ...
+
     def attend(
         self,
         layer: int,
@@ -98,6 +102,10 @@ class PackedView:
             until = F.pad(self.visible_until + size, (size, 0), value=size + len(self.visible_until))
             self._behind[size] = PackedView(until, torch.cat([ahead, self.positions + size]))
         return self._behind[size]
+
+    def wanted(self) -> Tensor | None:
+        """See `View.wanted`."""
+        return None
 
     def attend(
         self,

@@ -54,6 +54,10 @@ class PrefixedView:
         """See `View.lengths`."""
         return self.view.lengths() + len(self.prefix[0][0])
 
+    def wanted(self) -> Tensor | None:
+        """See `View.wanted`."""
+        return self.view.wanted()
+
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Tensor:
         """See `View.attend`. Raises ModelError for keys or values of other sizes than the prefix's."""
         keys, values = self.prefix[layer]
@@ -77,6 +81,10 @@ class RecordedView:
     def lengths(self) -> Tensor:
         """See `View.lengths`."""
         return self.view.lengths()
+
+    def wanted(self) -> Tensor | None:
+        """See `View.wanted`."""
+        return self.view.wanted()
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Tensor:
         """See `View.attend`."""

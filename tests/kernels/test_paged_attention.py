@@ -81,6 +81,28 @@ def test_a_text_s_numbers_do_not_depend_on_its_company(kv: Kv) -> None:
         assert torch.equal(attended(cache, [place], [x[i : i + 1] for x in new])[0], together[i])
 
 
+@pytest.mark.parametrize(("dtype", "kv", "tolerance"), CASES)
+def test_tokens_are_written_as_pytorch_writes_them(dtype: torch.dtype, kv: Kv, tolerance: float) -> None:
+    shape = tiny.decoder(heads=4, kv_heads=2, head_dim=24, layers=2).shape
+    generator = torch.Generator().manual_seed(0)
+    k, v = torch.randn(100, 8, 24, generator=generator).to(dtype)[:, 4:].split(2, dim=1)
+    pages = torch.tensor([3, 1, 5, 2]).repeat_interleave(25)  # some of each page's tokens
+    within = torch.arange(25).repeat(4)
+    found = []
+    for how in ("auto", "eager"):
+        kernels.choose(how)  # type: ignore[arg-type]
+        assert paged_attention.keeps(k, v, KvCache(shape, 1, dtype, tiny.CPU, kv).keys) == (how == "auto")
+        cache = KvCache(shape, 6, dtype, tiny.CPU, kv)
+        cache.write(1, pages, within, k, v)
+        found.append(cache)
+    fast, plain = found
+    names = ("keys", "values", "key_scales", "value_scales") if kv == "int8" else ("keys", "values")
+    for name in names:  # a quotient may round to either side of a half
+        one, other = getattr(fast, name), getattr(plain, name)
+        torch.testing.assert_close(one, other, rtol=0, atol=1 if one.dtype == torch.int8 else 0)
+        assert int((one != other).sum()) <= 2
+
+
 def test_other_sizes_and_kinds_are_left_to_pytorch() -> None:
     cache, _, (q, k, v) = made(torch.float32, "auto", 4, 2, 24)
     assert not paged_attention.takes(q, k, v, cache.keys)
