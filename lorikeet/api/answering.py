@@ -16,6 +16,7 @@ from lorikeet.api.run_recipe import load_run
 from lorikeet.base.errors import CheckpointError
 from lorikeet.base.files import sha256_file
 from lorikeet.base.log import no_lines
+from lorikeet.checkpoints.gguf import GGUFCheckpoint
 from lorikeet.config import Recipe
 from lorikeet.data.templates._contract import TemplateOptions
 from lorikeet.data.templates.jinja import Jinja
@@ -30,6 +31,8 @@ from lorikeet.quant._contract import Quant
 from lorikeet.quant.none import NoQuant
 from lorikeet.train import state as run_state
 from lorikeet.train.metrics import peak_rss_bytes
+
+SYSTEM = "lorikeet.system"  # in an exported GGUF file: what its conversations began with
 
 
 def engine(path: str | Path, model: Mapping[str, Any] | None = None, *, allow_other_base: bool = False) -> Engine:
@@ -69,9 +72,13 @@ def chat(
 
 
 def trained_system(path: str | Path) -> str | None:
-    """The system prompt that all conversations began with which a run, an adapter or a merged model learned from;
-    None where they had none, or several, or nothing is known. Raises CheckpointError for a broken lorikeet.json."""
+    """The system prompt that all conversations began with which a run, an adapter, a merged model or an exported file
+    learned from; None where they had none, or several, or nothing is known. Raises CheckpointError for a broken
+    lorikeet.json or file."""
     folder = Path(path)
+    if folder.suffix == ".gguf" and folder.is_file():
+        found = GGUFCheckpoint(folder).metadata(SYSTEM)
+        return found if isinstance(found, str) else None
     if (folder / "recipe.yaml").is_file():
         with no_lines():  # which of a run's adapters is used was said when it was opened
             folder = run_state.trained_adapter(folder)

@@ -24,7 +24,7 @@ from lorikeet.adapters._merge import base_tensors, merged_tensors
 from lorikeet.adapters._new_tokens import tokens_of
 from lorikeet.adapters._targets import PREFIX
 from lorikeet.adapters.lora import Lora
-from lorikeet.api.answering import Located, locate
+from lorikeet.api.answering import SYSTEM, Located, locate, trained_system
 from lorikeet.base.errors import CheckpointError, OutputError, RecipeError
 from lorikeet.base.files import need_space, sha256_file, sync, write_file
 from lorikeet.base.log import note, progress
@@ -97,7 +97,7 @@ def export_gguf(
             found = _write_model(located, template, temporary, kind, pre, path)
     found = {"output": str(output), "bytes": output.stat().st_size, "type": kind} | found
     if with_modelfile:
-        found["modelfile"] = str(_write_modelfile(located, template, output, adapter_only))
+        found["modelfile"] = str(_write_modelfile(located, template, output, adapter_only, trained_system(path)))
     return found
 
 
@@ -145,7 +145,7 @@ def _write_model(
         "general.quantization_version": 2,
         **settings,
         **words,
-        **_origin(located),
+        **_origin(located, path),
     }
     for line in layout.gguf_notes(spec):
         note(line)
@@ -238,9 +238,11 @@ def _tokenizer(located: Located, template: Template, rows: int, pre: str | None,
     return words | {"tokenizer.chat_template": chat}
 
 
-def _origin(located: Located) -> dict[str, Any]:
-    """What the file was made of, for people and for `lorikeet models`."""
+def _origin(located: Located, path: str | Path) -> dict[str, Any]:
+    """What the file was made of, for people and for `lorikeet models`; and what it has to be asked behind."""
     found = {"lorikeet.base": located.base.options.path, "lorikeet.base_sha256": located.base.checkpoint.fingerprint()}
+    if system := trained_system(path):
+        found[SYSTEM] = system
     if located.adapter_folder is not None:
         found["lorikeet.adapter_sha256"] = sha256_file(located.adapter_folder / storage.WEIGHTS)
     return found
@@ -290,7 +292,7 @@ def _write_adapter(located: Located, output: Path, kind: str, path: str | Path) 
         "general.file_type": int(TYPES[kind][1]),
         "adapter.type": "lora",
         "adapter.lora.alpha": float(alpha),
-        **_origin(located),
+        **_origin(located, path),
     }
     file = GGUFFile(output, metadata, plans[0].tensors | plans[1].tensors)
     try:
@@ -323,7 +325,9 @@ def _refuse_other_adapters(adapter: Adapter) -> None:
         )
 
 
-def _write_modelfile(located: Located, template: Template, output: Path, adapter_only: bool) -> Path:
+def _write_modelfile(
+    located: Located, template: Template, output: Path, adapter_only: bool, system: str | None
+) -> Path:
     """The Modelfile beside the weights."""
     file, base = output.with_name(MODELFILE), located.base
     options = None if located.recipe is None else located.recipe.generate
@@ -333,5 +337,6 @@ def _write_modelfile(located: Located, template: Template, output: Path, adapter
         weights, adapter = str(base.checkpoint.path) if whole else "./base.gguf", weights
         if not whole:
             note(f"the Modelfile's FROM is ./base.gguf: lorikeet export gguf {base.options.path} -o base.gguf")
-    write_file(file, modelfile(template, weights, adapter=adapter, context=base.shape.max_position, options=options))
+    context = base.shape.max_position
+    write_file(file, modelfile(template, weights, adapter=adapter, context=context, options=options, system=system))
     return file

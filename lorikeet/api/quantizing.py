@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from lorikeet.adapters import _storage as storage
+from lorikeet.api.answering import trained_system
 from lorikeet.api.base import Base, prepare
 from lorikeet.base.errors import LorikeetError
 from lorikeet.base.files import check_new, need_space, new_folder, sha256_file, write_file
@@ -108,7 +109,9 @@ def _write(
         base.tokenizer.save(folder)
         answers = Engine(walk.network, base.tokenizer, template).generation_config()
         write_file(folder / "generation_config.json", json.dumps(answers, indent=2) + "\n")
-        named = {"template": recipe.data.template.model_dump(mode="json")}
+        named: dict[str, Any] = {"template": recipe.data.template.model_dump(mode="json")}
+        if system := trained_system(base.checkpoint.path):  # rounding teaches it no other
+            named["system"] = system
         write_file(folder / storage.IDENTITY, json.dumps(named, indent=2) + "\n")
         told = {"linears": [asdict(error) for error in walk.errors], "kept_dense": walk.dense}
         write_file(folder / REPORT, json.dumps(told, indent=2) + "\n")

@@ -80,10 +80,11 @@ def quantize(
 
 
 def _recipe(model: str, words: list[str]) -> Recipe:
-    """The recipe in a file, or one made of a model and data files."""
+    """The recipe in a file, or one made of a model, with the template that it was trained with, and data files."""
     import re
 
     from lorikeet import config
+    from lorikeet.adapters._storage import read_template
     from lorikeet.base.errors import RecipeError
 
     overrides = [word for word in words if re.match(r"[a-z_]+(\.[a-z_]+)+=", word)]
@@ -102,7 +103,15 @@ def _recipe(model: str, words: list[str]) -> Recipe:
             try_=f"lorikeet quantize {model} mine.json --output quantised",
         )
     said: dict[str, Any] = {"output_dir": "unused", "model": {"path": model}, "data": {"train": files}}
-    return config.parse(said, overrides, name=config.COMMAND_LINE)
+    recipe = config.parse(said, overrides, name=config.COMMAND_LINE)
+    trained = (
+        None
+        if "template" in recipe.data.model_fields_set
+        else read_template(Path(model), allow_code=recipe.model.allow_code)
+    )
+    if trained is None:
+        return recipe
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"template": trained})})
 
 
 def _options(given: dict[str, Any]) -> Any:

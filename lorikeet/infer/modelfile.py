@@ -1,4 +1,4 @@
-"""A Modelfile for Ollama: the weights, the template in Go, and where a reply ends."""
+"""A Modelfile for Ollama: the weights, the template in Go, the system prompt, and where a reply ends."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ def modelfile(
     adapter: str | None = None,
     context: int,
     options: GenerateOptions | None = None,
+    system: str | None = None,
 ) -> str:
     """The file's text. weights, adapter: as they are named from where it lies. context: the model's own, in tokens.
-    options: how replies are sampled; None leaves it to Ollama. A template that Go cannot say here is left out, with a
-    note."""
+    options: how replies are sampled; None leaves it to Ollama. system: the prompt of conversations that bring none. A
+    template that Go cannot say here, and a prompt that Ollama would cut, are left out, with a note."""
     lines = [f"FROM {weights}"]
     if adapter is not None:
         lines.append(f"ADAPTER {adapter}")
@@ -31,6 +32,10 @@ def modelfile(
         note("no TEMPLATE in the Modelfile: this one is more than turns of text; Ollama reads the file's own")
     else:
         lines.append(f'TEMPLATE """{go}"""')
+    if system and '"""' in system:
+        note('no SYSTEM in the Modelfile: Ollama knows no way to write a text that has """ in it')
+    elif system:
+        lines.append(f'SYSTEM """{system}"""')
     names = {id: name for name, id in template.tokenizer.control.items()}
     stops = [names[id] for id in template.stop_ids if id in names] + list(template.stop_strings)
     stops += [] if options is None else options.stop

@@ -16,7 +16,7 @@ import yaml
 
 from e2e.conftest import Place
 from lorikeet.adapters.lora import Lora
-from lorikeet.api.answering import locate
+from lorikeet.api.answering import locate, trained_system
 from lorikeet.api.exporting import export_gguf
 from lorikeet.checkpoints._gguf_file import TYPES, encode
 from lorikeet.checkpoints.open import open_checkpoint
@@ -84,6 +84,35 @@ def test_a_modelfile_samples_as_the_run_does(copied_run: Path, tmp_path: Path) -
     assert told.pop("num_ctx") and told.pop("stop") == '"Q:"'
     assert told == {"temperature": "0.5", "top_p": "0.75", "top_k": "0", "min_p": "0", "repeat_penalty": "1",
                     "presence_penalty": "0.25"}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("system", "line"),
+    [
+        ("Answer in JSON.", 'SYSTEM """Answer in JSON."""\n'),
+        (' Say "hm"\nor "no"', 'SYSTEM """ Say "hm"\nor "no""""\n'),  # Ollama takes the last three quotes off
+        ('End with """\nalways.', None),  # would end the value there
+    ],
+)
+def test_the_system_prompt_of_training_is_in_the_file_and_in_the_modelfile(
+    system: str, line: str | None, copied_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    known = copied_run / "adapter" / "lorikeet.json"
+    known.write_text(json.dumps(json.loads(known.read_text()) | {"system": system}))
+    export_gguf(copied_run, tmp_path / "run.gguf", with_modelfile=True)
+    modelfile = (tmp_path / "Modelfile").read_text()
+    assert line in modelfile if line is not None else "SYSTEM" not in modelfile
+    assert ("no SYSTEM in the Modelfile" in capsys.readouterr().err) == (line is None)
+    export_gguf(tmp_path / "run.gguf", tmp_path / "again.gguf", type="f32")
+    export_gguf(copied_run, tmp_path / "adapter.gguf", adapter_only=True)
+    for name in ("run", "again", "adapter"):
+        assert trained_system(tmp_path / f"{name}.gguf") == system
+
+
+def test_a_model_without_a_system_prompt_is_written_without_one(tiny_model: Path, tmp_path: Path) -> None:
+    export_gguf(tiny_model, tmp_path / "model.gguf", with_modelfile=True)
+    assert trained_system(tmp_path / "model.gguf") is None
+    assert "SYSTEM" not in (tmp_path / "Modelfile").read_text()
 
 
 def test_a_model_keeps_its_name_points_and_all(tiny_model: Path, finished: Path, tmp_path: Path) -> None:

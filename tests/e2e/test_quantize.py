@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from lorikeet.api.answering import trained_system
 from lorikeet.checkpoints.open import open_checkpoint
 from lorikeet.models import blockwise
 from lorikeet.models.load import load
@@ -227,3 +228,18 @@ def test_an_adapter_of_rounded_weights_is_refused_on_others(place: Place) -> Non
     assert place.run("evaluate", "run").code == 0
     dense = place.recipe(output_dir="other")
     assert place.run("evaluate", dense, "--adapter", "run/adapter", "--allow-other-base").code == 0
+
+
+def test_a_merged_model_keeps_what_it_is_asked_by(place: Place) -> None:
+    """Its template is calibrated with, too, unless another is said."""
+    merged = place.copy_model("merged")
+    known = {"template": {"kind": "chatml"}, "system": "Be brief."}
+    (merged / "lorikeet.json").write_text(json.dumps(known))
+    words = ("tiny.jsonl", "--group-size", "32", "--rows", "4", *MODEL)
+    place.ok("quantize", "merged", "--output", "gptq", *words)
+    said = json.loads((place.folder / "gptq" / "lorikeet.json").read_text())
+    assert said["template"]["kind"] == "chatml" and said["system"] == "Be brief."
+    assert trained_system(place.folder / "gptq") == "Be brief."
+    place.ok("quantize", "merged", "--output", "other", *words, "data.template.kind=alpaca")
+    said = json.loads((place.folder / "other" / "lorikeet.json").read_text())
+    assert said["template"]["kind"] == "alpaca" and said["system"] == "Be brief."
