@@ -7,6 +7,8 @@ verb of `api` that a user's own data would go through.
 from __future__ import annotations
 
 import json
+import shutil
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -137,7 +139,24 @@ def _goodbye(found: dict[str, Any], output: Path, merged: Path, report: Path) ->
     note(f"{found['train_seconds']:.0f} s of training, {found['demo_seconds']:.0f} s in all, peak {gib:.2f} GiB")
     note(f"report: {report}")
     note("")
-    note("next:")
-    note(f"  lorikeet chat {output}                     talk to what was trained")
-    note(f"  lorikeet chat {merged}              the same as one ordinary model folder")
-    note(f"  lorikeet train {output}/recipe.yaml output_dir=runs/mine data.train='[mine.jsonl]'    your own data")
+    for line in next_steps(output, merged, _command()):
+        note(line)
+
+
+def next_steps(output: Path, merged: Path, command: str = "lorikeet") -> list[str]:
+    """What may be done now with what was trained, each line a command and what it is for."""
+    steps = [
+        (f"chat {output}", "talk to what was trained"),
+        (f"serve {output}", "the same on a web page, and by OpenAI's API"),
+        (f"export gguf {output} -o {output}.gguf", "one file for llama.cpp and Ollama"),
+        (f"chat {merged}", "what was merged: an ordinary model folder"),
+        (f"train {output}/recipe.yaml output_dir=runs/mine data.train='[mine.jsonl]'", "your own data"),
+    ]
+    wide = max(len(words) for words, _ in steps[:-1])
+    return ["next:", *(f"  {command} {words:<{wide}}    {what}" for words, what in steps)]
+
+
+def _command() -> str:
+    """Lorikeet's command as it was called here: `make demo` puts it into a .venv that the shell does not look into."""
+    called = sys.argv[0]
+    return called if Path(called).name == "lorikeet" and shutil.which("lorikeet") is None else "lorikeet"
