@@ -123,6 +123,7 @@ def application(
         origins=tuple(access.origins),
         **limits,
     )
+    note(f"reading {named.path}")
     engine, _, adapter, _ = open_any(named.path, named.model, allow_other_base=named.allow_other_base)
     base: Literal["same", "apart", "none"] = "same"
     if adapter is not None:

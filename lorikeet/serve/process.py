@@ -15,6 +15,7 @@ from contextlib import contextmanager
 import uvicorn
 from fastapi import FastAPI
 
+from lorikeet.base.log import note
 from lorikeet.serve.connections import protocol
 from lorikeet.serve.service import Service
 from lorikeet.serve.settings import Settings
@@ -53,6 +54,9 @@ class Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Stop accepting, wait, cancel, end."""
+        if live := self.service.worker.live:
+            replies = "1 reply has" if live == 1 else f"{live} replies have"
+            note(f"stopping: {replies} {self.drain_seconds:g} s to end; Ctrl-C ends at once")
         late = asyncio.get_running_loop().call_later(self.drain_seconds, self.service.worker.cancel_all)
         try:
             await super().shutdown(sockets)

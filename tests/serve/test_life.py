@@ -203,12 +203,13 @@ def test_replies_go_on_while_an_adapter_is_read(
 
 
 def start(model: Path, *more: str, **environment: str) -> tuple[subprocess.Popen[str], str]:
-    """`lorikeet serve` in a process of its own; (process, its address)."""
+    """`lorikeet serve` in a process of its own, which says that it reads the model; (process, its address)."""
     command = [sys.executable, "-m", "lorikeet.cli.main", "serve", str(model), "--port", "0", *more]
     process = subprocess.Popen(
         command, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1", **environment}
     )
     assert process.stderr is not None
+    assert process.stderr.readline() == f"reading {model}\n"
     for line in process.stderr:
         if found := re.search(r"at (http://\S+?)/v1", line):
             return process, found[1]
@@ -234,7 +235,8 @@ def test_asked_to_stop_it_ends_replies_or_says_that_it_did_not(tool_model: Path,
         with pytest.raises((openai.APIConnectionError, httpx.HTTPError)):
             httpx.get(url + "/health")
             client.models.list()
-        assert process.wait(120) == 0
+        assert process.stderr is not None and process.wait(120) == 0
+        assert process.stderr.read() == f"stopping: 1 reply has {patience} s to end; Ctrl-C ends at once\n"
     finally:
         process.kill()
 
