@@ -95,6 +95,7 @@ def application(
     for package in ("fastapi", "prometheus_client"):
         require(package, extra="serve", needed_by="lorikeet serve")
     from lorikeet.serve.app import create_app
+    from lorikeet.serve.asking import usual
     from lorikeet.serve.page import mount
     from lorikeet.serve.settings import BASE, Settings
     from lorikeet.serve.worker import Worker
@@ -141,7 +142,7 @@ def application(
         batch.load_adapter(name, folder)
     app = create_app(Worker(batch, queue=settings.queue), settings)
     if page:
-        mount(app, Path(named.path) / "report.html")
+        mount(app, Path(named.path) / "report.html", usual(settings))
     return app, settings
 
 

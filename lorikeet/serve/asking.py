@@ -25,6 +25,7 @@ from lorikeet.infer.sampling import GenerateOptions
 from lorikeet.serve.errors import ApiError
 from lorikeet.serve.protocol import ChatMessage, ChatRequest, CompletionRequest, NamedFunction, NamedTool, Sampled
 from lorikeet.serve.service import Service
+from lorikeet.serve.settings import Settings
 
 _ROLES = {"developer": "system", "function": "tool"}
 _SAMPLING = (
@@ -235,6 +236,21 @@ def _prompts(engine: Engine, body: CompletionRequest) -> list[list[int]]:
     return found
 
 
+def usual(settings: Settings) -> dict[str, float]:
+    """What a reply is sampled with where a request does not say, by the request's names; without those that nobody
+    has decided: a seed, and how many tokens."""
+    told, options = settings.generate, GenerateOptions.model_validate(_first(settings))
+    found = {name: getattr(options, name) for name in _SAMPLING}
+    most = [one for one in (told.get("max_new_tokens"), settings.max_new_tokens) if one is not None]
+    return found | ({"seed": options.seed} if "seed" in told else {}) | ({"max_tokens": min(most)} if most else {})
+
+
+def _first(settings: Settings) -> dict[str, Any]:
+    """The server's options, and OpenAI's temperature where it has none of its own; beams draw nothing."""
+    told = dict(settings.generate)
+    return {"temperature": 1.0 if told.get("num_beams", 1) == 1 else 0.0} | told
+
+
 def _sampled(
     service: Service,
     body: Sampled,
@@ -257,8 +273,7 @@ def _sampled(
     cap = service.settings.max_new_tokens
     if most is not None and cap is not None and most > cap:
         raise ApiError(f"max_tokens is too large: {most}. This server writes at most {cap}.", param="max_tokens")
-    told = dict(service.settings.generate)
-    values: dict[str, Any] = {"temperature": 1.0 if told.get("num_beams", 1) == 1 else 0.0} | told
+    told, values = service.settings.generate, _first(service.settings)
     values |= {name: value for name in _SAMPLING if (value := getattr(body, name)) is not None}
     usual = told.get("max_new_tokens", usual or room)
     values["max_new_tokens"] = min(usual, cap or usual) if most is None else most

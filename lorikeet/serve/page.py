@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 from base64 import b64encode
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,8 +37,9 @@ POLICY = (
 HEADERS = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer", "Cache-Control": "no-cache"}
 
 
-def mount(app: FastAPI, report: Path | None) -> None:
-    """Add the page at `/`, its files below `/page/`, and `/report`: the file `report`, read at each request.
+def mount(app: FastAPI, report: Path | None, usual: Mapping[str, float] | None = None) -> None:
+    """Add the page at `/`, its files below `/page/`, and `/report`: the file `report`, read at each request. `usual`:
+    what a reply is sampled with where the page does not say.
 
     `/report` shows training data, so it wants whatever guard the API has; OPEN lists what needs none."""
     responses = require("starlette.responses", extra="serve", needed_by="the web page")
@@ -58,7 +60,7 @@ def mount(app: FastAPI, report: Path | None) -> None:
         return send(name) if name in files else missing("there is no such file")
 
     def about(_: Request) -> Response:
-        sent: Response = responses.JSONResponse({"report": _there(report)}, headers=HEADERS)
+        sent: Response = responses.JSONResponse({"report": _there(report), "usual": dict(usual or {})}, headers=HEADERS)
         return sent
 
     def show_report(_: Request) -> Response:

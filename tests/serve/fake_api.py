@@ -17,6 +17,7 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from lorikeet.serve import page
 
+USUAL = {"temperature": 0.25, "top_k": 0, "max_tokens": 300}
 HOSTILE = """\
 <script>window.hacked = 1</script> <img src=x onerror="window.hacked = 2"> [bad](javascript:alert(1)) ![p](https://x.invalid/p.png)
 
@@ -49,7 +50,7 @@ class FakeApi:
         self.system: str | None = None  # of the training of its first model
         self.app.add_api_route("/v1/models", self.list_models)
         self.app.add_api_route("/v1/chat/completions", self.complete, methods=["POST"], response_model=None)
-        page.mount(self.app, report)
+        page.mount(self.app, report, USUAL)
 
         @self.app.middleware("http")
         async def guard(request: Request, call_next: Any) -> Response:

@@ -51,6 +51,20 @@ def test_seed_and_beams_that_the_command_says_are_every_request_s(served: Runnin
     assert (beams.num_beams, beams.temperature) == (2, 0)
 
 
+@pytest.mark.parametrize(
+    "told", [{}, {"temperature": 0.2, "top_p": 0.5, "seed": 3, "max_new_tokens": 40}, {"num_beams": 2}]
+)
+def test_what_the_page_shows_as_usual_is_what_a_request_that_says_nothing_gets(
+    served: Running, told: dict[str, Any]
+) -> None:
+    one = service(served, generate=told, max_new_tokens=30 if told else None)
+    options, shown = chat(one), asking.usual(one.settings)
+    assert {"temperature", "top_p", "top_k", "min_p", "repetition_penalty"} <= set(shown)
+    assert ("max_tokens" in shown) == bool(told) and ("seed" in shown) == ("seed" in told)
+    names = {"max_tokens": "max_new_tokens"}
+    assert {name: getattr(options, names.get(name, name)) for name in shown} == shown
+
+
 @pytest.mark.parametrize("option", ["batch_size=3", "logprobs=2"])
 def test_an_option_that_requests_or_rows_decide_is_refused(option: str) -> None:
     name, value = option.split("=")

@@ -15,7 +15,7 @@ from starlette.testclient import TestClient
 
 from lorikeet.serve import page
 from lorikeet.serve.protocol import ChatRequest
-from serve.fake_api import FakeApi
+from serve.fake_api import USUAL, FakeApi
 
 SCRIPTS = sorted(page.WEB.glob("*.js"))
 
@@ -90,7 +90,7 @@ def test_whatever_can_be_operated_has_a_name() -> None:
 
 
 def test_numbers_are_those_that_the_api_takes() -> None:
-    listed = re.findall(r"const (?:NUMBERS|MORE) = \[(.*?)\]", (page.WEB / "page.js").read_text("utf-8"))
+    listed = re.findall(r"const (?:NUMBERS|MORE) = \[(.*?)\]", (page.WEB / "settings.js").read_text("utf-8"))
     names = set(re.findall(r'"(\w+)"', " ".join(listed)))
     assert {"top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty"} < names
     assert names < set(ChatRequest.model_fields)
@@ -140,18 +140,18 @@ def test_other_files_are_not_sent(client: TestClient, name: str) -> None:
 
 
 def test_the_report_is_read_when_it_is_asked_for(client: TestClient, tmp_path: Path) -> None:
-    assert client.get("/page/about").json() == {"report": False}
+    assert client.get("/page/about").json() == {"report": False, "usual": USUAL}
     answer = client.get("/report")
     assert answer.status_code == 404 and "no report" in answer.json()["error"]["message"]
     (tmp_path / "report.html").write_text("<h1>Run</h1><script>let a = 1</script>")
-    assert client.get("/page/about").json() == {"report": True}
+    assert client.get("/page/about").json()["report"] is True
     assert client.get("/report").text.startswith("<h1>Run</h1>")
     assert "sha256-" in client.get("/").headers["content-security-policy"]
 
 
 def test_without_a_report_there_is_none() -> None:
     client = TestClient(FakeApi().app)
-    assert client.get("/page/about").json() == {"report": False} and client.get("/report").status_code == 404
+    assert client.get("/page/about").json()["report"] is False and client.get("/report").status_code == 404
 
 
 def test_the_page_is_open_and_the_report_is_not_where_a_key_is_asked_for(tmp_path: Path) -> None:

@@ -131,6 +131,14 @@ def test_what_is_set_is_asked_for_and_outlives_a_reload(
         assert asked["stop"] == ["END", "###"] and asked["model"] == "base"
 
 
+def test_an_empty_field_shows_what_the_server_takes_then(open_page: Callable[..., Page]) -> None:
+    page = open_page()
+    hints = "Object.fromEntries([...document.querySelectorAll('#options input')].map((a) => [a.id, a.placeholder]))"
+    page.until(lambda: page.tab.evaluate(hints)["temperature"] == "0.25")
+    shown = page.tab.evaluate(hints)
+    assert (shown["top_k"], shown["max_tokens"], shown["seed"]) == ("0", "300", "none")
+
+
 def test_the_system_prompt_of_training_stands_there_until_a_person_says_otherwise(
     open_page: Callable[..., Page], served: tuple[FakeApi, str]
 ) -> None:
@@ -191,6 +199,7 @@ def test_json_is_shown_as_it_is_and_thoughts_apart(open_page: Callable[..., Page
     page = open_page()
     page.ask("json")
     assert page.tab.inner_text(".reply pre") == '{"merchant": "_A_ & *B*", "amount": 1}'
+    assert page.tab.locator(".reply button").all_inner_texts() == ["Copy", "Answer again"], "one button copies it"
     page.ask("think")
     reply = page.tab.locator(".reply").last
     assert reply.locator(".markdown").inner_text() == "Done." and not reply.locator(".thinking div").is_visible()
@@ -204,6 +213,10 @@ def test_code_is_copied(open_page: Callable[..., Page]) -> None:
     page.tab.click(".code button")
     page.tab.wait_for_selector(".code button:has-text('Copied')")
     assert page.tab.evaluate("navigator.clipboard.readText()").startswith("def f(x):")
+    page.ask("think")
+    page.tab.locator("[aria-label='Copy this reply']").last.click()
+    page.tab.wait_for_selector("footer button:has-text('Copied')")
+    assert page.tab.evaluate("navigator.clipboard.readText()") == "Done.", "not what it thought"
 
 
 def test_side_by_side_each_model_reads_its_own_replies(
@@ -221,6 +234,10 @@ def test_side_by_side_each_model_reads_its_own_replies(
     last = {asked["model"]: [one["content"].split()[0] for one in asked["messages"]] for asked in served[0].asked[-2:]}
     assert last["notes"] == ["alone", "notes", "both", "notes", "once"]
     assert last["base"] == ["alone", "notes", "both", "base", "once"]
+    again = page.tab.locator("[data-again]")
+    assert again.all_inner_texts() == ["Both answer again"]
+    page.tab.uncheck("#compare")
+    page.until(lambda: again.all_inner_texts() == ["Answer again"])  # of what is chosen now
     left, right = (page.tab.locator(".reply").nth(at).bounding_box() for at in (3, 4))
     assert left["y"] == right["y"] and left["x"] + left["width"] <= right["x"]
 

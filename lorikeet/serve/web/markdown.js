@@ -91,14 +91,14 @@ function fence(lines, at, into) {
   return end + 1; // a fence that is not closed (yet) goes to the end
 }
 
-/** Code with its language and a button that copies it. */
-export function codeBlock(code, language, way = "") {
+/** Code with its language and a button that copies it. `whole`: it is all of a reply, which has such a button. */
+export function codeBlock(code, language, { whole = false } = {}) {
   const button = element("button", { type: "button", class: "quiet", "aria-label": "Copy this code" }, "Copy");
   button.addEventListener("click", () => copy(code, button));
   return element(
     "figure",
-    { class: `code ${way}` },
-    element("figcaption", {}, element("span", {}, language || "text"), button),
+    { class: whole ? "code wrap" : "code" },
+    element("figcaption", {}, element("span", {}, language || "text"), ...(whole ? [] : [button])),
     element("pre", { tabindex: "0", "aria-label": `Code, ${language || "text"}` }, element("code", {}, code)),
   );
 }

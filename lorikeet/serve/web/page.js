@@ -2,6 +2,7 @@
 
 import { element } from "./markdown.js";
 import { ApiError, models, reply, report } from "./api.js";
+import { NUMBERS, options, setOptions, showUsual, unfold } from "./settings.js";
 import { newReply, Talk } from "./talk.js";
 import { fill, turnNode } from "./view.js";
 
@@ -9,8 +10,6 @@ const $ = (id) => document.getElementById(id);
 const root = document.documentElement;
 const log = $("log");
 const question = $("question");
-const MORE = ["top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty"]; // folded away
-const NUMBERS = ["temperature", "top_p", "max_tokens", "seed", ...MORE];
 const KEPT = ["model", "other", "system", "stop", "theme", ...NUMBERS];
 const CLOSE_TO_END = 60; // pixels; who has scrolled further up is reading and stays there
 const narrow = matchMedia("(max-width: 760px)");
@@ -24,25 +23,6 @@ let trained = ""; // the system prompt of training that was filled in last
 // ---- settings
 
 const system = () => ($("system").value === trained ? trained : $("system").value.trim()); // as trained, to the letter
-
-function options() {
-  const made = {};
-  for (const name of NUMBERS) if ($(name).value !== "") made[name] = Number($(name).value);
-  const stop = $("stop").value.split("\n").filter((line) => line !== "");
-  if (stop.length) made.stop = stop;
-  return made;
-}
-
-function setOptions(given) {
-  for (const name of NUMBERS) $(name).value = given[name] ?? "";
-  $("stop").value = [given.stop ?? []].flat().join("\n"); // one text may stand alone
-  unfold();
-}
-
-/** What is set is seen. */
-function unfold() {
-  $("more").open ||= MORE.some((name) => $(name).value !== "");
-}
 
 function keep() {
   try {
@@ -91,13 +71,20 @@ async function fillModels(chosen = {}) {
   $("compare").disabled = found.length < 2; // there is nothing to compare with
   $("compare").parentElement.title = found.length < 2 ? "This server has one model" : "";
   if (found.length < 2) $("compare").checked = false;
-  show();
+  if (stopper) show();
+  else keepingEnd(draw);
 }
 
 /** Fill in the system prompt that the model was trained behind, unless a person wrote another, or emptied this one. */
 function suit(wanted) {
   if (wanted !== trained && [trained, ""].includes($("system").value)) $("system").value = wanted;
   trained = wanted;
+}
+
+/** What the server is like: whether it has a report, and what it does where nothing is set. */
+function suitServer({ report, usual }) {
+  $("report").hidden = !report;
+  showUsual(usual);
 }
 
 function labelled({ id, parent }) {
@@ -141,9 +128,9 @@ function notice(text, action = null) {
 }
 
 function draw() {
-  const busy = stopper !== null;
+  const [busy, lanes] = [stopper !== null, $("compare").checked ? 2 : 1];
   const nodes = talk.turns.map((turn, index) =>
-    turnNode(turn, index, { last: index === talk.turns.length - 1, busy, replaced: editing !== null && index >= editing }, { edit, again }),
+    turnNode(turn, index, { last: index === talk.turns.length - 1, busy, lanes, replaced: editing !== null && index >= editing }, { edit, again }),
   );
   if (!nodes.length) nodes.push(empty());
   log.replaceChildren(...nodes);
@@ -374,6 +361,7 @@ $("ask").addEventListener("submit", (event) => {
 });
 $("options").addEventListener("submit", (event) => event.preventDefault());
 $("options").addEventListener("input", show);
+$("compare").addEventListener("change", () => stopper || keepingEnd(draw)); // what "again" means
 $("key").addEventListener("change", () => fillModels());
 $("stop-reply").addEventListener("click", () => stopper?.abort());
 $("clear").addEventListener("click", clear);
@@ -395,4 +383,4 @@ const kept = recall();
 draw();
 toEnd();
 fillModels(kept);
-fetch("page/about").then((answer) => answer.json()).then((about) => ($("report").hidden = !about.report)).catch(() => {});
+fetch("page/about").then((answer) => answer.json()).then(suitServer).catch(() => {});

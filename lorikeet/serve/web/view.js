@@ -8,8 +8,8 @@ function button(label, run, attributes = {}) {
   return element("button", { type: "button", class: "quiet", onclick: run, ...attributes }, label);
 }
 
-/** A turn: the question, and its replies side by side. `on` has edit(index) and again(). */
-export function turnNode(turn, index, { last, busy, replaced }, on) {
+/** A turn: the question, and its replies side by side. `on` has edit(index) and again(), which asks `lanes` models. */
+export function turnNode(turn, index, { last, busy, lanes, replaced }, on) {
   const edit = button("Edit", () => on.edit(index), { "aria-label": `Edit message ${index + 1}` });
   const question = element(
     "div",
@@ -19,7 +19,10 @@ export function turnNode(turn, index, { last, busy, replaced }, on) {
   );
   const replies = element("div", { class: "replies" });
   const said = turn.replies.filter(Boolean); // one button for all of them
-  for (const one of said) replies.append(replyNode(one, last && !busy && one === said[said.length - 1] ? on.again : null));
+  for (const one of said) {
+    const label = lanes === 2 ? "Both answer again" : one.error ? "Try again" : "Answer again";
+    replies.append(replyNode(one, last && !busy && one === said[said.length - 1] ? { label, run: on.again } : null));
+  }
   const made = element("section", { "aria-label": `Turn ${index + 1}`, class: replaced ? "replaced" : "" });
   made.append(element("div", { class: "question-row" }, ...(busy ? [] : [edit]), question), replies);
   return made;
@@ -31,12 +34,12 @@ export function replyNode(said, again) {
   return made;
 }
 
-/** Draw `said` into its node, whatever was there. */
+/** Draw `said` into its node, whatever was there. `again`: the button that asks once more, {label, run}. */
 export function fill(node, said, again = null) {
   const coming = said.reason === null;
   node.setAttribute("aria-busy", String(coming));
   const { thinking, text } = split(said);
-  const body = element("div", { class: `markdown${coming ? " waiting" : ""}` }, isJson(text) ? codeBlock(text.trim(), "json", "wrap") : markdown(text));
+  const body = element("div", { class: `markdown${coming ? " waiting" : ""}` }, isJson(text) ? codeBlock(text.trim(), "json", { whole: true }) : markdown(text));
   const parts = [element("h2", { class: "who" }, said.model)];
   if (thinking) {
     const open = node.querySelector(".thinking")?.open ?? false;
@@ -75,9 +78,9 @@ function footer(said, again) {
   if (ENDS[said.reason]) figures.push(ENDS[said.reason]);
   const made = element("footer", {}, element("span", {}, figures.join(" · ")));
   if (said.text) {
-    const copies = button("Copy", () => copy(said.text, copies), { "aria-label": "Copy this reply" });
+    const copies = button("Copy", () => copy(split(said).text.trim() || said.text, copies), { "aria-label": "Copy this reply" });
     made.append(copies);
   }
-  if (again) made.append(button(said.error ? "Try again" : "Answer again", again, { "data-again": true, "aria-keyshortcuts": "Alt+R" }));
+  if (again) made.append(button(again.label, again.run, { "data-again": true, "aria-keyshortcuts": "Alt+R" }));
   return made;
 }
