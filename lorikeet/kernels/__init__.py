@@ -44,10 +44,7 @@ def serves(*tensors: Tensor) -> bool:
     dtype = tensors[0].dtype
     if dtype not in DTYPES:
         return False
-    for tensor in tensors:  # asked some hundred times a pass
-        if tensor.dtype != dtype or not (tensor.is_cpu or tensor.is_meta):
-            return False
-    return True
+    return all(tensor.dtype == dtype and (tensor.is_cpu or tensor.is_meta) for tensor in tensors)
 
 
 def has_numbers(tensor: Tensor) -> bool:

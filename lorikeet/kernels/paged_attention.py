@@ -1,4 +1,4 @@
-"""The face of paged_attention.cpp: keys and values that lie in pages, written, and met by one new token of each text."""
+"""The face of paged_attention.cpp: keys and values in pages, written, and met by one new token of each text."""
 
 from __future__ import annotations
 
