@@ -3,7 +3,7 @@
     python benchmarks/decode.py                    needs lorikeet's extra `test` (transformers, accelerate)
 
 In bfloat16 on all cores: decoding of one reply (its time less that of its first token), 16 prompts at once against
-transformers' continuous batching, its padded batch, and one after the other; reading one long prompt, and 16 prompts of
+transformers' continuous batching, its padded batch, and one after the other; reading one prompt of each length, and 16 prompts of
 1 to 16 notes. Nobody stops early, so both make equally many tokens. A share of the machine's read bandwidth stands
 beside the first: a token of one reply needs every weight once.
 """
@@ -33,6 +33,7 @@ from lorikeet.train.metrics import peak_rss_bytes
 
 WORK, AT_ONCE = workloads.WORKLOADS["W1"], 16
 WHAT = ("one", "many", "prefill", "prompts")
+LENGTHS = (128, 512, 1024, 2048)
 Generate = Callable[[Sequence[Sequence[int]], int], int]  # prompts, tokens of each reply -> tokens of all
 Job = Callable[[], float]  # does its work; tokens per second
 
@@ -41,7 +42,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="*", choices=WHAT, default=WHAT)
     parser.add_argument("--tokens", type=int, default=32, help="of each reply")
-    parser.add_argument("--prompt", type=int, default=512, help="tokens of the long prompt")
+    parser.add_argument("--prompt", type=int, nargs="+", default=LENGTHS, help="tokens of the prompts read alone")
     parser.add_argument("--sequential", type=int, default=3, help="how many of the 16 prompts are asked one by one")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, help="CPU threads; default: all cores")
@@ -179,8 +180,8 @@ def main() -> None:
     ours, theirs = Ours(), Theirs(workloads.model_folder(WORK, asked.folder, Path()))
     asks = [row.prompt() for row in conversations([str(notes)], Auto.model_validate({}), reply=False)]
     prompts = [ours.engine.prompt(ask) for ask in asks[:AT_ONCE]]
-    text = Conversation((Message("user", " ".join(str(n) for n in range(asked.prompt))),))
-    long = ours.engine.prompt(text)[: asked.prompt]
+    text = Conversation((Message("user", " ".join(str(n) for n in range(max(asked.prompt)))),))
+    long = ours.engine.prompt(text)
 
     def one_by_one(some: Sequence[Sequence[int]], tokens: int) -> int:
         return sum(theirs.generate([prompt], tokens) for prompt in some)
@@ -202,9 +203,10 @@ def main() -> None:
                  "one after the other": answering(one_by_one, prompts[: asked.sequential], asked.tokens)},
                 asked.rounds,
             )  # fmt: skip
-        if "prefill" in asked.only:
-            found["prefill"] = in_turns(
-                {"lorikeet": reading(ours.generate, [long]), "transformers generate": reading(theirs.generate, [long])},
+        for length in asked.prompt if "prefill" in asked.only else ():
+            some = [long[:length]]
+            found[f"prefill {length}"] = in_turns(
+                {"lorikeet": reading(ours.generate, some), "transformers generate": reading(theirs.generate, some)},
                 asked.rounds,
             )
         if "prompts" in asked.only:
@@ -227,17 +229,20 @@ def main() -> None:
 
 def report(found: dict[str, Any], weights: int) -> None:
     """Medians, all rounds, and the ratio of ours to each of theirs."""
-    for what in WHAT:
-        rates = found.get(what, {})
+    for what, rates in found.items():
+        if not isinstance(rates, dict):
+            continue
         ours = statistics.median(rates["lorikeet"]) if "lorikeet" in rates else 0.0
         for name, each in rates.items():
             middle = statistics.median(each)
             ratio = "" if name == "lorikeet" else f"   lorikeet is {ours / middle:.2f} times as fast"
-            print(f"{what:8}{name:24}{middle:8.1f} tokens/s  ({', '.join(f'{rate:.1f}' for rate in each)}){ratio}")
+            print(f"{what:13}{name:24}{middle:8.1f} tokens/s  ({', '.join(f'{rate:.1f}' for rate in each)}){ratio}")
         if what == "one" and ours:
             bandwidth = found["read bandwidth"]
             share = ours * weights / bandwidth
-            print(f"one     weights read at {ours * weights / 1e9:.1f} GB/s, {share:.0%} of {bandwidth / 1e9:.1f} GB/s")
+            print(
+                f"one          weights read at {ours * weights / 1e9:.1f} GB/s, {share:.0%} of {bandwidth / 1e9:.1f} GB/s"
+            )
 
 
 if __name__ == "__main__":
