@@ -3,8 +3,8 @@
     python benchmarks/decode.py                    needs lorikeet's extra `test` (transformers, accelerate)
 
 In bfloat16 on all cores: decoding of one reply (its time less that of its first token), 16 prompts at once against
-transformers' continuous batching, its padded batch, and one after the other; reading one prompt of each length, and 16 prompts of
-1 to 16 notes. Nobody stops early, so both make equally many tokens. A share of the machine's read bandwidth stands
+transformers' continuous batching, its padded batch, and one after the other; reading one prompt of each length, and 16
+prompts of 1 to 16 notes. Nobody stops early, so both make equally many tokens. A share of the machine's read bandwidth stands
 beside the first: a token of one reply needs every weight once.
 """
 
@@ -239,10 +239,8 @@ def report(found: dict[str, Any], weights: int) -> None:
             print(f"{what:13}{name:24}{middle:8.1f} tokens/s  ({', '.join(f'{rate:.1f}' for rate in each)}){ratio}")
         if what == "one" and ours:
             bandwidth = found["read bandwidth"]
-            share = ours * weights / bandwidth
-            print(
-                f"one          weights read at {ours * weights / 1e9:.1f} GB/s, {share:.0%} of {bandwidth / 1e9:.1f} GB/s"
-            )
+            read, most = ours * weights / 1e9, bandwidth / 1e9
+            print(f"one          weights read at {read:.1f} GB/s, {read / most:.0%} of {most:.1f} GB/s")
 
 
 if __name__ == "__main__":
