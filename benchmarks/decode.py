@@ -4,7 +4,7 @@
 
 In bfloat16 on all cores: decoding of one reply (its time less that of its first token), 16 prompts at once against
 transformers' continuous batching, its padded batch, and one after the other; reading one prompt of each length, and 16
-prompts of 1 to 16 notes. Nobody stops early, so both make equally many tokens. A share of the machine's read bandwidth stands
+prompts of 1 to 16 notes. Nobody stops early, so both make equally many tokens. A share of the read bandwidth stands
 beside the first: a token of one reply needs every weight once.
 """
 
