@@ -6,9 +6,10 @@ MODEL is a run, an adapter folder or a model. --llama-python: a Python with llam
 Bars: no id differs; logits within 2e-2 (of ours in float32, F16 file); greedy replies part only where the two best
 logits are nearer than 0.1; base + LoRA file = merged file. Speed: one reply, and 16 at once, with the same threads.
 
-Logits are compared for files of F32, F16 and BF16, with keys and values in float32 there and as llama.cpp comes. Beside
-that stands how far our own logits in float32 move with the numbers that the file holds, and with the inputs of each
-product rounded to the file's type, which is what ggml does (vec_dot_type in its ggml-cpu.c).
+Logits are compared for files of F32, F16 and BF16 and each of llama.cpp's ways of attention: with ours in float32, and
+with ours where they round as ggml rounds (ggml_arithmetic.py). A number that once rounds the other way moves all behind
+it, so each product and each attention is compared too, given llama.cpp's own inputs (for networks named as Llama). And
+what the order of sums leaves open llama.cpp shows itself: a text read token by token, beside the same read at once.
 """
 
 from __future__ import annotations
@@ -19,13 +20,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from functools import partial
 from pathlib import Path
 from typing import Any
 
+import ggml_arithmetic
 import numpy as np
 import torch
-from torch import Tensor
+from ggml_arithmetic import Arithmetic
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
@@ -34,12 +35,17 @@ from lorikeet.api.exporting import export_gguf
 from lorikeet.base.nouns import Conversation, Message
 from lorikeet.infer.engine import Engine, Request
 from lorikeet.infer.sampling import GenerateOptions
-from lorikeet.models.linear import LinearGroup
-from lorikeet.ops.attention import PackedView
-from lorikeet.ops.lora_linear import Prologue
 from tokens.corpus import TEXTS
 
 TYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
+FULL: dict[str, Any] = {"cache": "f32", "flash": False}
+# what the worker is told, the type of keys and values, flash attention
+WAYS: dict[str, tuple[dict[str, Any], torch.dtype, bool]] = {
+    "cache of F32": (FULL, torch.float32, False),
+    "cache of F16": ({"cache": "f16", "flash": False}, torch.float16, False),
+    "cache of F16, flash attention": ({}, torch.float16, True),  # as llama.cpp comes
+}
+WATCHED = 5  # texts of which each product and attention is compared
 
 PROMPTS = [
     "What is the capital of France?",
@@ -84,36 +90,25 @@ class LlamaCpp:
             raise SystemExit(answer["error"])
         return answer
 
-    def logits(self, ids: list[int], folder: Path) -> np.ndarray:
-        self.ask(logits=ids, file=str(folder / "logits.npy"))
+    def logits(self, ids: list[int], folder: Path, *, by_token: bool = False) -> np.ndarray:
+        self.ask(logits=ids, file=str(folder / "logits.npy"), by_token=by_token)
         found: np.ndarray = np.load(folder / "logits.npy")
         return found
+
+    def nodes(self, ids: list[int], folder: Path) -> dict[str, np.ndarray]:
+        self.ask(nodes=ids, names=sorted(ggml_arithmetic.NODES), file=str(folder / "nodes.npz"))
+        with np.load(folder / "nodes.npz") as found:
+            return dict(found)
 
     def close(self) -> None:
         self.process.kill()
         self.process.wait()
 
 
-@torch.no_grad()
-def logits(engine: Engine, ids: list[int], dtype: torch.dtype = torch.float32) -> np.ndarray:
-    """Ours [T, V] in float32; the inputs of all products are rounded to `dtype` first, as ggml rounds them."""
-    groups = [group for group in engine.model.groups() if isinstance(group, LinearGroup)]
-    if dtype != torch.float32:
-        for group in groups:
-            group.attached = partial(_rounded, group, dtype)
-    seen, positions = torch.full((len(ids),), len(ids), dtype=torch.int32), torch.arange(len(ids))
-    hidden = engine.model.hidden(torch.tensor(ids), positions, PackedView(seen, positions))
-    found: np.ndarray = engine.model.head.logits(hidden.to(dtype).float()).numpy()
-    if dtype != torch.float32:
-        for group in groups:
-            group.attached = None
+def logits(engine: Engine, ids: list[int], arithmetic: Arithmetic | None = None) -> np.ndarray:
+    """Ours [T, V] in float32."""
+    found: np.ndarray = ggml_arithmetic.logits(engine.model, ids, arithmetic).numpy()
     return found
-
-
-def _rounded(group: LinearGroup, dtype: torch.dtype, source: Tensor, prologue: Prologue | None = None) -> Tensor:
-    x = source if prologue is None else prologue.forward(source)[0]
-    y, bias = group.weight.linear(x.to(dtype).float()), group.bias()
-    return y if bias is None else y + bias
 
 
 def prompts(engine: Engine) -> list[list[int]]:
@@ -144,26 +139,49 @@ def compare(engine: Engine, there: LlamaCpp) -> list[list[int]]:
 
 
 def compare_types(model: Path, engine: Engine, texts: list[list[int]], python: str, folder: Path, threads: int) -> None:
-    """Logits of all texts, for a file of each type of floats."""
+    """Logits of all texts, for a file of each type of floats and each of llama.cpp's ways of attention."""
+    ours = [logits(engine, ids) for ids in texts]
     for kind, dtype in TYPES.items():
         file = folder / f"logits-{kind}.gguf"
         export_gguf(model, file, type=kind)
-        there, usual = (LlamaCpp(python, file, threads=threads, full=full) for full in (True, False))
         same = open_engine(file, {"dtype": "float32", "threads": threads})
-        worst = np.zeros(4)
-        for ids in texts:
-            ours, held = logits(engine, ids), logits(same, ids)
-            found = there.logits(ids, folder), usual.logits(ids, folder), held
-            moved = [float(np.abs(one - ours).max()) for one in found]
-            worst = np.maximum(worst, [*moved, float(np.abs(logits(same, ids, dtype) - held).max())])
-        print(
-            f"{kind}: logits at most {worst[0]:.5f} apart, {worst[1]:.5f} with llama.cpp's usual cache of F16; ours"
-            f" move by {worst[2]:.5f} with the file's numbers, and by {worst[3]:.5f} where products round their inputs",
-            flush=True,
-        )
-        for one in (there, usual):
-            one.close()
+        sides = [(one, logits(same, ids)) for one, ids in zip(ours, texts)]
+        moved = max(float(np.abs(one - held).max()) for one, held in sides)
+        print(f"{kind}: ours move by {moved:.5f} with the file's numbers")
+        for name, (said, cache, flash) in WAYS.items():
+            there = LlamaCpp(python, file, threads=threads, watch=True, **said)
+            print(f"  {name}:")
+            compare_way(there, Arithmetic(dtype, cache, flash), same, texts, sides, folder)
+            there.close()
         file.unlink()
+
+
+def compare_way(
+    there: LlamaCpp,
+    way: Arithmetic,
+    same: Engine,
+    texts: list[list[int]],
+    sides: list[tuple[np.ndarray, np.ndarray]],
+    folder: Path,
+) -> None:
+    """llama.cpp's logits against ours of the model and of the file (`sides`), ours that round its way, and its own."""
+    apart, products, attentions = np.zeros(4), np.zeros(2), np.zeros(2)
+    for ids, (ours, held) in zip(texts, sides):
+        found, again = there.logits(ids, folder), there.logits(ids, folder, by_token=True)
+        others = (ours, held, logits(same, ids, way), again)
+        apart = np.maximum(apart, [float(np.abs(found - other).max()) for other in others])
+    for ids in texts[:WATCHED]:
+        nodes = there.nodes(ids, folder)
+        plain, alike = (ggml_arithmetic.one_by_one(same.model, nodes, one) for one in (None, way))
+        products = np.maximum(products, [plain[0], alike[0]])
+        attentions = np.maximum(attentions, [plain[1], alike[1]])
+    print(
+        f"    logits at most {apart[0]:.5f} apart, {apart[1]:.5f} from ours of the file's numbers, {apart[2]:.5f} from"
+        f" ours that round as ggml does, {apart[3]:.5f} from its own read token by token\n"
+        f"    given its inputs: a product at most {products[0]:.1e} apart, {products[1]:.1e} where ours rounds as ggml"
+        f" does; attention {attentions[0]:.1e}, {attentions[1]:.1e}",
+        flush=True,
+    )
 
 
 def compare_adapter(path: Path, python: str, engine: Engine, folder: Path, merged: LlamaCpp, threads: int) -> None:
@@ -172,7 +190,7 @@ def compare_adapter(path: Path, python: str, engine: Engine, folder: Path, merge
     base = locate(path).base.options.path
     export_gguf(base, folder / "base.gguf", type="f32")
     export_gguf(path, folder / "adapter.gguf", adapter_only=True)
-    both = LlamaCpp(python, folder / "base.gguf", lora=folder / "adapter.gguf", threads=threads, full=True)
+    both = LlamaCpp(python, folder / "base.gguf", lora=folder / "adapter.gguf", threads=threads, **FULL)
     found = [np.abs(both.logits(ids, folder) - merged.logits(ids, folder)).max() for ids in prompts(engine)[:5]]
     print(f"base + LoRA file against merged: logits at most {max(found):.4f} apart")
     both.close()
@@ -212,13 +230,13 @@ def main() -> None:
         file = folder / "model.gguf"
         export_gguf(said.model, file, type=said.type)
         engine = open_engine(said.model, {"dtype": "float32", "threads": said.threads})
-        there = LlamaCpp(said.llama_python, file, threads=said.threads, full=True)
+        there = LlamaCpp(said.llama_python, file, threads=said.threads, **FULL)
         texts = compare(engine, there)
         there.close()
         compare_types(said.model, engine, texts, said.llama_python, folder, said.threads)
         if (said.model / "recipe.yaml").is_file() or (said.model / "adapter_config.json").is_file():
             export_gguf(said.model, folder / "merged.gguf", type="f32")
-            merged = LlamaCpp(said.llama_python, folder / "merged.gguf", threads=said.threads, full=True)
+            merged = LlamaCpp(said.llama_python, folder / "merged.gguf", threads=said.threads, **FULL)
             compare_adapter(said.model, said.llama_python, engine, folder, merged, said.threads)
             merged.close()
         if not said.no_speed:

@@ -1,7 +1,8 @@
 """llama.cpp at the other end of a pipe: run by a Python that has llama-cpp-python, which needs nothing of Lorikeet.
 
 One request a line on standard input, as JSON, and one answer a line on standard output. `open` comes first:
-{"open": FILE, "lora": FILE or null, "context": tokens, "threads": n, "sequences": n}.
+{"open": FILE, "lora": FILE or null, "context": tokens, "threads": n, "sequences": n, "cache": "f32" or "f16", "flash":
+bool, "watch": bool}; what is left out is as llama.cpp has it. `nodes` needs "watch".
 """
 
 import ctypes
@@ -29,9 +30,14 @@ class Model:
         settings.n_batch = settings.n_ubatch = said["context"]
         settings.n_seq_max = said.get("sequences", 1)
         settings.n_threads = settings.n_threads_batch = said["threads"]
-        if said.get("full"):  # keys and values in float32, for comparisons
+        if said.get("cache") == "f32":  # F16 otherwise
             settings.type_k = settings.type_v = 0
-            settings.flash_attn_type = 0
+        if "flash" in said:
+            settings.flash_attn_type = int(said["flash"])
+        self.names, self.seen = frozenset(), {}  # what `nodes` wants of the graph, and has
+        if said.get("watch"):  # else its speed would be another
+            self.look = _looking(library, self)  # kept, as the context has only its address
+            settings.cb_eval = self.look
         self.context = library.llama_init_from_model(self.model, settings)
         if not self.context:
             raise RuntimeError("llama.cpp makes no context")
@@ -88,9 +94,19 @@ class Model:
         self.l.llama_batch_free(batch)
         return np.stack(found)
 
-    def logits(self, ids):
+    def logits(self, ids, by_token=False):
+        """[T, V]; the text is read at once, or one token after the other."""
         self.clear()
+        if by_token:
+            return np.concatenate([self.read([([token], place, 0)]) for place, token in enumerate(ids)])
         return self.read([(ids, 0, 0)], last_only=False)
+
+    def nodes(self, ids, names):
+        """What the graph's nodes of these names give, each as [T, D]: "NAME" or, of a layer's, "NAME-NUMBER"."""
+        self.names, self.seen = frozenset(names), {}
+        self.logits(ids)
+        self.names = frozenset()
+        return {name: one.reshape(len(ids), -1) for name, one in self.seen.items()}
 
     def greedy(self, ids, count, ends):
         """(tokens, the gap between the two best logits at each)"""
@@ -117,6 +133,28 @@ class Model:
         return read - start, time.perf_counter() - read
 
 
+def _looking(library, model):
+    """What llama.cpp calls before (`ask`) and behind every node of its graph."""
+    from llama_cpp._ggml import libggml
+
+    libggml.ggml_get_name.argtypes, libggml.ggml_get_name.restype = [ctypes.c_void_p], ctypes.c_char_p
+    libggml.ggml_get_data.argtypes, libggml.ggml_get_data.restype = [ctypes.c_void_p], ctypes.c_void_p
+    libggml.ggml_nelements.argtypes, libggml.ggml_nelements.restype = [ctypes.c_void_p], ctypes.c_int64
+
+    def look(tensor, ask, _):
+        name = libggml.ggml_get_name(tensor).decode() if model.names else ""
+        kind, _, layer = name.partition("-")
+        if kind not in model.names or not (layer or "0").isdigit():  # others are views of them
+            return not ask  # not wanted; or go on
+        if not ask:
+            count, data = libggml.ggml_nelements(tensor), libggml.ggml_get_data(tensor)
+            values = np.ctypeslib.as_array((ctypes.c_float * count).from_address(data))
+            model.seen[name] = values.copy()  # of several, the last: q and k behind their rope
+        return True
+
+    return library.ggml_backend_sched_eval_callback(look)
+
+
 def main():
     sys.stdout.flush()
     out = os.fdopen(os.dup(1), "w")
@@ -135,9 +173,13 @@ def main():
             elif "texts" in said:
                 answer = [model.ids(text, said.get("special", False)) for text in said["texts"]]
             elif "logits" in said:
-                found = model.logits(said["logits"])
+                found = model.logits(said["logits"], said.get("by_token", False))
                 np.save(said["file"], found)
                 answer = list(found.shape)
+            elif "nodes" in said:
+                found = model.nodes(said["nodes"], said["names"])
+                np.savez(said["file"], **found)
+                answer = sorted(found)
             elif "greedy" in said:
                 answer = model.greedy(said["greedy"], said["count"], said["ends"])
             else:

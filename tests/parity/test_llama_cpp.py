@@ -23,10 +23,13 @@ from lorikeet.adapters.lora import Lora
 from lorikeet.api.exporting import export_gguf
 from lorikeet.checkpoints.open import open_checkpoint
 from lorikeet.models.load import load
-from lorikeet.ops.attention import PackedView
 from lorikeet.quant.none import NoQuant
 from parity import test_families, tiny
 from parity.gguf_tokenizer import tokenizer_of
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+sys.path.insert(0, str(BENCHMARKS))
+from ggml_arithmetic import NODES, Arithmetic, logits, one_by_one  # noqa: E402
 
 pytest.importorskip("transformers")
 PYTHON = os.environ.get("LORIKEET_LLAMA_CPP_PYTHON") or (
@@ -36,18 +39,19 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not PYTHON, reason="needs llama-cpp-python, here or in LORIKEET_LLAMA_CPP_PYTHON"),
 ]
-WORKER = Path(__file__).parents[2] / "benchmarks" / "llama_cpp_worker.py"
+WORKER = BENCHMARKS / "llama_cpp_worker.py"
 
 
 class LlamaCpp:
     """llama.cpp in a process of its own."""
 
-    def __init__(self, file: Path, lora: Path | None = None, context: int = 128):
+    def __init__(self, file: Path, lora: Path | None = None, context: int = 128, **way: Any):
         self.process = subprocess.Popen(
             [PYTHON, str(WORKER)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
         )
         self.folder = file.parent
-        self.ask(open=str(file), lora=str(lora) if lora else None, context=context, threads=1, full=True)
+        said: dict[str, Any] = {"cache": "f32", "flash": False, **way}
+        self.ask(open=str(file), lora=str(lora) if lora else None, context=context, threads=1, **said)
 
     def ask(self, **said: Any) -> Any:
         assert self.process.stdin is not None and self.process.stdout is not None
@@ -67,8 +71,8 @@ class LlamaCpp:
 def llama_cpp() -> Iterator[Callable[..., LlamaCpp]]:
     opened: list[LlamaCpp] = []
 
-    def open_(file: Path, lora: Path | None = None, context: int = 128) -> LlamaCpp:
-        opened.append(LlamaCpp(file, lora, context))
+    def open_(file: Path, lora: Path | None = None, context: int = 128, **way: Any) -> LlamaCpp:
+        opened.append(LlamaCpp(file, lora, context, **way))
         return opened[-1]
 
     yield open_
@@ -137,12 +141,7 @@ def network(case: str, folder: Path, **changes: Any) -> Path:
 
 
 def ours(folder: Path, ids: list[int]) -> np.ndarray:
-    model = load(open_checkpoint(folder), NoQuant(), dtype=torch.float32, device=tiny.CPU)
-    tokens = torch.tensor(ids)
-    seen = torch.full((len(ids),), len(ids), dtype=torch.int32)
-    with torch.no_grad():
-        hidden = model.hidden(tokens, torch.arange(len(ids)), PackedView(seen, torch.arange(len(ids))))
-        return model.head.logits(hidden).numpy()
+    return logits(load(open_checkpoint(folder), NoQuant(), dtype=torch.float32, device=tiny.CPU), ids).numpy()
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -154,6 +153,36 @@ def test_logits_are_llama_cpp_s(case: str, tmp_path: Path, llama_cpp: Callable[.
     found = llama_cpp(tmp_path / "model.gguf", context=32).logits(ids)
     expected = ours(folder, ids)
     assert np.abs(found - expected).max() < 2e-3 * max(1, np.abs(expected).max())
+
+
+F16 = torch.float16
+# what llama.cpp is told, where it rounds then
+WAYS = {
+    "cache of F32": ({"cache": "f32", "flash": False}, Arithmetic(F16)),
+    "cache of F16": ({"cache": "f16", "flash": False}, Arithmetic(F16, F16)),
+    "flash attention": ({"cache": "f16", "flash": True}, Arithmetic(F16, F16, flash=True)),
+}
+
+
+@pytest.mark.parametrize("tokens", [30, 70])  # of flash attention's two ways, too
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("case", ["llama", "mistral"])
+def test_what_an_f16_file_changes_is_what_ggml_rounds(
+    case: str, way: str, tokens: int, tmp_path: Path, llama_cpp: Callable[..., LlamaCpp]
+) -> None:
+    """Each product and each attention, given llama.cpp's own inputs: ours is its where it rounds alike, else not."""
+    file = tmp_path / "model.gguf"
+    export_gguf(network(case, tmp_path / "model"), file, type="f16")
+    model = load(open_checkpoint(file), NoQuant(), dtype=torch.float32, device=tiny.CPU)
+    said, arithmetic = WAYS[way]
+    ids = tiny.random_tokens(np.random.default_rng(0), tokens)
+    there = llama_cpp(file, watch=True, **said)
+    there.ask(nodes=ids, names=sorted(NODES), file=str(tmp_path / "nodes.npz"))
+    nodes = dict(np.load(tmp_path / "nodes.npz"))
+    (product, attention), (same_product, same_attention) = (one_by_one(model, nodes, one) for one in (None, arithmetic))
+    assert same_product < 3e-6 and product > 1e-4
+    # a probability may lie between two numbers of F16, where the last bit of a sum decides
+    assert same_attention < (3e-6 if arithmetic.cache == torch.float32 else attention / 5)
 
 
 # one of each layout: rows of q and k reordered, fused, stacked experts, [in, out]
