@@ -61,11 +61,12 @@ class Kernel:
 
     def __call__(self, *arguments: Argument) -> None:
         given: list[Any] = list(arguments)
+        asked = False
         for i, argument in enumerate(given):
             if isinstance(argument, Tensor):
-                if not has_numbers(argument):
+                if not (asked or has_numbers(argument)):
                     return
-                given[i] = argument.data_ptr()
+                given[i], asked = argument.data_ptr(), True
         (self._call or self._bind(arguments))(*given)
 
     def _bind(self, arguments: Sequence[Argument]) -> Callable[..., object]:

@@ -20,7 +20,7 @@ def serves(x: Tensor, weight: Tensor) -> bool:
     return (
         x.dtype == torch.bfloat16
         and kernels.serves(x, weight)
-        and len(x) <= (MOST_ROWS if computes_with() == "tiles" else MOST_ROWS_ON_VECTORS)
+        and x.shape[0] <= (MOST_ROWS if computes_with() == "tiles" else MOST_ROWS_ON_VECTORS)
         and x.stride(1) == 1
         and weight.stride(1) == 1
         and weight.shape[0] % 16 == 0
@@ -30,7 +30,7 @@ def serves(x: Tensor, weight: Tensor) -> bool:
 
 def forward(x: Tensor, weight: Tensor, z: Tensor | None = None, low: Tensor | None = None) -> Tensor:
     """x [T, in] W^T + z [T, S] low^T -> [T, out], for weight [out, in] and low [out, S]; S a multiple of 32."""
-    rows, width = len(x), len(weight)
+    rows, width = x.shape[0], weight.shape[0]
     y = torch.empty(rows, width, dtype=x.dtype, device=x.device)
     rank, z_stride, low_stride = (0, 0, 0) if z is None or low is None else (z.shape[1], z.stride(0), low.stride(0))
     count("linear", 2.0 * rows * width * (x.shape[1] + rank))

@@ -43,7 +43,7 @@ def serves(x: Tensor, out_features: int, in_features: int) -> bool:
     """Whether x [T, in] and a weight [out, in] of the same dtype are for this kernel."""
     return (
         x.dtype == torch.bfloat16
-        and len(x) >= LEAST_ROWS
+        and x.shape[0] >= LEAST_ROWS
         and kernels.serves(x)
         and computes_with() is not None
         and x.stride(1) == 1
@@ -63,9 +63,10 @@ def backward(dy: Tensor, weight: Tensor, *, out: Tensor | None = None) -> Tensor
 
 
 def _product(x: Tensor, weight: Tensor, width: int, transposed: bool, out: Tensor | None) -> Tensor:
-    y = torch.empty(len(x), width, dtype=x.dtype, device=x.device) if out is None else out
-    count("linear", 2.0 * len(x) * width * x.shape[1])
-    _matmul(len(x), x.shape[1], width, int(transposed), x, x.stride(0), weight, weight.stride(0), y)
+    size, inside = x.shape
+    y = torch.empty(size, width, dtype=x.dtype, device=x.device) if out is None else out
+    count("linear", 2.0 * size * width * inside)
+    _matmul(size, inside, width, int(transposed), x, x.stride(0), weight, weight.stride(0), y)
     return y
 
 
