@@ -68,8 +68,10 @@ def _print(shown: Iterator[Shown]) -> None:
     from rich.console import Console
 
     console = Console()
-    # most pages that show a saved notebook take the colours out
-    brackets = console.color_system is None or console.is_jupyter
+    brackets = console.color_system is None
+    if console.is_jupyter:
+        console.width = min(console.width, 96)  # rich's 115 are wider than a page
+        brackets = True  # most pages that show a saved notebook take the colours out
     for one in shown:
         console.print(shows.panel(one, brackets=brackets))
     console.print(shows.legend(brackets=brackets))
