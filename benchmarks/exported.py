@@ -8,7 +8,7 @@ logits are nearer than 0.1; base + LoRA file = merged file. Speed: one reply, an
 
 Logits are compared for files of F32, F16 and BF16 and each of llama.cpp's ways of attention: with ours in float32, and
 with ours where they round as ggml rounds (ggml_arithmetic.py). A number that once rounds the other way moves all behind
-it, so each product and each attention is compared too, given llama.cpp's own inputs (for networks named as Llama). And
+it, so each product and each attention is compared too, given llama.cpp's own inputs, of networks as plain as Llama. And
 what the order of sums leaves open llama.cpp shows itself: a text read token by token, beside the same read at once.
 """
 
@@ -170,14 +170,19 @@ def compare_way(
         found, again = there.logits(ids, folder), there.logits(ids, folder, by_token=True)
         others = (ours, held, logits(same, ids, way), again)
         apart = np.maximum(apart, [float(np.abs(found - other).max()) for other in others])
-    for ids in texts[:WATCHED]:
+    for ids in texts[:WATCHED] if ggml_arithmetic.plain(same.model) else []:
         nodes = there.nodes(ids, folder)
         plain, alike = (ggml_arithmetic.one_by_one(same.model, nodes, one) for one in (None, way))
         products = np.maximum(products, [plain[0], alike[0]])
         attentions = np.maximum(attentions, [plain[1], alike[1]])
     print(
         f"    logits at most {apart[0]:.5f} apart, {apart[1]:.5f} from ours of the file's numbers, {apart[2]:.5f} from"
-        f" ours that round as ggml does, {apart[3]:.5f} from its own read token by token\n"
+        f" ours that round as ggml does, {apart[3]:.5f} from its own read token by token",
+        flush=True,
+    )
+    if not products.any():
+        return
+    print(
         f"    given its inputs: a product at most {products[0]:.1e} apart, {products[1]:.1e} where ours rounds as ggml"
         f" does; attention {attentions[0]:.1e}, {attentions[1]:.1e}",
         flush=True,

@@ -62,6 +62,14 @@ def logits(model: CausalLM, ids: list[int], arithmetic: Arithmetic | None = None
     return model.head.logits(_rounded(hidden, arithmetic.products))
 
 
+def plain(model: CausalLM) -> bool:
+    """Whether `one_by_one` is for it: linears named as Llama's, without biases, and attention without more to it."""
+    spec, linears = getattr(model, "spec", None), dict(model.linears())
+    named = {name.rsplit(".", 1)[-1] for name in linears} >= set(PRODUCTS)
+    attention = spec is not None and not (spec.scale or spec.softcap or spec.final_softcap or any(spec.windows))
+    return named and attention and all(linear.bias is None for linear in linears.values())
+
+
 @torch.no_grad()
 def one_by_one(
     model: CausalLM, nodes: Mapping[str, np.ndarray], arithmetic: Arithmetic | None = None
@@ -69,7 +77,7 @@ def one_by_one(
     """How far ours are from llama.cpp's where each product, and each attention, is given llama.cpp's own inputs: of
     products and of attentions, the length of the difference relative to that of the result, the largest of all.
 
-    `nodes`: those of NODES, each [T, D]. For networks whose tensors are named as Llama's, without biases."""
+    `nodes`: those of NODES, each [T, D]. For networks that are `plain`."""
     arithmetic = arithmetic or Arithmetic()
     there = {name: torch.from_numpy(node) for name, node in nodes.items()}
     shape, count = model.shape, len(there[RESULT])
