@@ -84,6 +84,31 @@ def test_float32_factors_meet_bfloat16_activations_and_get_float32_gradients() -
     assert all(factor.grad is not None and factor.grad.dtype == torch.float32 for factor in pairs)
 
 
+class OwnProducts(DenseWeight):
+    """A kind that never makes its dense form."""
+
+    def linear(self, x: Tensor) -> Tensor:
+        return x @ self.weight.T
+
+    def backward(self, dy: Tensor) -> Tensor:
+        return dy @ self.weight
+
+    def dense(self, dtype: torch.dtype) -> Tensor:
+        raise AssertionError
+
+
+def test_a_kind_with_products_of_its_own_is_asked_for_them() -> None:
+    weight, x = random(9, IN, seed=0).detach(), random(4, IN, seed=1)
+    low_rank, pairs, probe = members([0, 2]), factors([0, 2], [2, 3]), random(4, 9, seed=3).detach()
+    for kind in (OwnProducts, DenseWeight):
+        y = lora_linear(x, kind(weight), None, low_rank, pairs)
+        found = [y, *torch.autograd.grad((y * probe).sum(), [x, *pairs])]
+        if kind is OwnProducts:
+            expected = found
+    for left, right in zip(found, expected):
+        torch.testing.assert_close(left, right)
+
+
 def test_nothing_of_a_frozen_linear_is_kept_or_written_to() -> None:
     """The dense weight may alias storage: the output must not."""
     weight = DenseWeight(random(9, IN, seed=0).detach())
