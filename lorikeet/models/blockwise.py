@@ -64,7 +64,7 @@ class _Entrance(nn.Module):
         self.window = window
         self.given: list[Tensor] = []
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, view: View) -> Tensor:
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, view: View, wanted: None = None) -> Tensor:
         self.given = [x, cos, sin]
         return x
 
