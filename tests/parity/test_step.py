@@ -161,6 +161,9 @@ class ReferenceView:
     def __init__(self, visible_until: Tensor, positions: Tensor):
         self.row = (visible_until, positions)
 
+    def wanted(self) -> None:
+        return None
+
     def attend(self, _layer: int, q: Tensor, k: Tensor, v: Tensor, **options: object) -> Tensor:
         return reference_attention(q, k, v, *self.row, **options)  # type: ignore[arg-type]
 
