@@ -1,4 +1,4 @@
-"""The Dockerfiles, which nothing here builds: every path they copy is there, and every extra they install exists."""
+"""The Dockerfiles, which no test builds: every path they copy is there, and every extra they install exists."""
 
 from __future__ import annotations
 
