@@ -199,7 +199,7 @@ def test_a_saved_chat_is_gone_on_with_and_trained_on(chat: Chat, echo: Engine, t
 
 
 def test_every_option_of_the_page_is_saved_and_loaded(chat: Chat, echo: Engine, tmp_path: Path) -> None:
-    page = (Path(serve.__file__).parent / "web/page.js").read_text("utf-8")
+    page = (Path(serve.__file__).parent / "web/settings.js").read_text("utf-8")
     (more,) = re.findall(r"const MORE = (\[[^\]]*\])", page)
     names = [*json.loads(more), "temperature", "top_p", "max_tokens", "seed", "stop"]
     options = {name: "end" if name == "stop" else 1 + number for number, name in enumerate(sorted(names))}

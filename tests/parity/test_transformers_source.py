@@ -31,7 +31,7 @@ EXPERTS = ("mixtral", "deepseek_v3", "qwen3_moe")
 ALWAYS = ("mamba2", "jamba")  # of the recurrent ones
 ALL = [*CASES, *(pytest.param(case, marks=() if case in ALWAYS else pytest.mark.slow) for case in RECURRENT)]
 # rounding grows with a text where a state is carried along it
-LOOSE = {"zamba2": 10 * TOLERANCE, "qwen3_next": 10 * TOLERANCE}
+LOOSE = {"zamba2": 10 * TOLERANCE, "qwen3_next": 10 * TOLERANCE, "minimax": 3 * TOLERANCE}
 
 
 @pytest.mark.parametrize("case", ALL)
