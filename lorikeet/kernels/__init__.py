@@ -41,10 +41,10 @@ def serves(*tensors: Tensor) -> bool:
     """Whether compiled kernels take these: on the CPU, all of one dtype that the kernels know."""
     if _chosen[0] == "eager" or build.build() is None:
         return False
-    dtype = tensors[0].dtype
-    if dtype not in DTYPES:
-        return False
-    return all(tensor.dtype == dtype and (tensor.is_cpu or tensor.is_meta) for tensor in tensors)
+    first = tensors[0]
+    return first.dtype in DTYPES and all(
+        tensor.device.type in ("cpu", "meta") and tensor.dtype == first.dtype for tensor in tensors
+    )
 
 
 def has_numbers(tensor: Tensor) -> bool:
@@ -60,14 +60,11 @@ class Kernel:
         self._call: Callable[..., object] | None = None
 
     def __call__(self, *arguments: Argument) -> None:
-        given: list[Any] = list(arguments)
-        asked = False
-        for i, argument in enumerate(given):
-            if isinstance(argument, Tensor):
-                if not (asked or has_numbers(argument)):
-                    return
-                given[i], asked = argument.data_ptr(), True
-        (self._call or self._bind(arguments))(*given)
+        first = next(argument for argument in arguments if isinstance(argument, Tensor))
+        if not has_numbers(first):
+            return
+        call = self._call or self._bind(arguments)
+        call(*[argument.data_ptr() if isinstance(argument, Tensor) else argument for argument in arguments])
 
     def _bind(self, arguments: Sequence[Argument]) -> Callable[..., object]:
         library = build.load(self.library)

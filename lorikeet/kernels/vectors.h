@@ -158,7 +158,7 @@ static inline vf sigmoid(vf x) {
     vf below = larger(all(-87.0f), x);  // e^87 is still a float; this order keeps NaN
     vf sum = 1.0f + exp2_of<6>(below * -1.44269504f);
 #ifdef __AVX512F__
-    vf near = (vf)_mm512_rcp14_ps((__m512)sum);  // a division takes ten times as long
+    vf near = (vf)_mm512_rcp14_ps((__m512)sum);  // a division takes longer
     return near * (2.0f - sum * near);
 #else
     return 1.0f / sum;

@@ -127,7 +127,7 @@ class CausalLM(nn.Module):
 
     def groups(self) -> Iterator[LinearGroup]:
         """Every group of linears, in the order of the layers."""
-        return (module for module in _modules(self) if isinstance(module, LinearGroup))
+        return (module for module in self.modules() if isinstance(module, LinearGroup))
 
     def linears(self) -> Iterator[tuple[str, FrozenLinear]]:
         """(checkpoint name, linear) of every linear but the head."""
@@ -150,15 +150,3 @@ class CausalLM(nn.Module):
     def dtype(self) -> torch.dtype:
         """The dtype of activations."""
         return self.activations or self.head.weight.dtype
-
-
-def _modules(module: nn.Module) -> Iterator[nn.Module]:
-    """As `module.modules()`, which builds all their names: of a large network that takes milliseconds."""
-    waiting, seen = [module], set[int]()
-    while waiting:
-        one = waiting.pop()
-        if id(one) in seen:
-            continue
-        seen.add(id(one))
-        yield one
-        waiting += [child for child in reversed(one._modules.values()) if child is not None]
