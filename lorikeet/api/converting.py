@@ -9,6 +9,8 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from lorikeet.adapters import _storage as storage
+from lorikeet.api.verifying import MERGED
 from lorikeet.base.errors import CheckpointError, RecipeError, TokenizerError
 from lorikeet.base.files import check_new, need_space, new_folder, write_file
 from lorikeet.base.log import note
@@ -20,8 +22,10 @@ from lorikeet.checkpoints._safetensors_file import Listed
 from lorikeet.checkpoints.download import resolve
 from lorikeet.checkpoints.meta import PARAMS, MetaCheckpoint
 from lorikeet.checkpoints.open import open_checkpoint
+from lorikeet.tokens.huggingface import FILES
 from lorikeet.tokens.open import open_tokenizer
 
+ANSWERS = "generation_config.json"  # how replies are made, and which ids end them: the same in both formats
 ORIGINAL = "original"  # where a Hugging Face folder keeps what Meta said besides the weights
 _DTYPES = {name: dtype for dtype, name in FLOATS.items()}
 
@@ -29,7 +33,8 @@ _DTYPES = {name: dtype for dtype, name in FLOATS.items()}
 def convert(
     source: str, folder: Path, to: Literal["hf", "meta"], *, shards: int = 1, max_shard_bytes: int = 4 << 30
 ) -> dict[str, Any]:
-    """Write the model at `source` to `folder` in the other format; returns what was written.
+    """Write the model at `source` to `folder` in the other format; returns what was written. What lorikeet.json says of
+    the model goes on (the template, the system prompt, how it was merged), and generation_config.json.
 
     `shards`: files of Meta's format, one for each device of its model-parallel code. Raises CheckpointError,
     ModelError or RecipeError for a model that the format cannot hold, OutputError for a folder that is in use."""
@@ -45,7 +50,7 @@ def convert(
         )
     if to == "hf" and shards != 1:
         raise RecipeError("--shards: has no effect, a Hugging Face folder is cut by size", given=shards, allowed="1")
-    listed = _listed(checkpoint)
+    listed, said = _listed(checkpoint), storage.read_identity(path)
     need_space(folder, _safetensors_file.size_bytes(listed), "the converted model")
     with new_folder(folder) as made:
         if to == "hf":
@@ -53,8 +58,23 @@ def convert(
             _to_hf(checkpoint, listed, path, made, max_shard_bytes)
         else:
             _to_meta(checkpoint, listed, path, made, shards)
+        if (path / ANSWERS).is_file():
+            shutil.copyfile(path / ANSWERS, made / ANSWERS)
+        if kept := _still_true(said, checkpoint, made):
+            write_file(made / storage.IDENTITY, json.dumps(kept, indent=2) + "\n")
     files = sorted(file.name for file in folder.iterdir() if file.suffix in (".safetensors", ".pth"))
     return {"written": str(folder), "format": _spoken(to), "tensors": len(listed), "files": len(files)}
+
+
+def _still_true(said: dict[str, Any], source: Checkpoint, made: Path) -> dict[str, Any]:
+    """What lorikeet.json said of the source, as far as it holds for `made`: not the hashes of other things that its key
+    names, and that of the weights as they are called there."""
+    kept = {key: said[key] for key in ("template", "system", MERGED) if key in said}
+    merged = said.get(MERGED)
+    # weights that were changed after the merge keep the hash that says so
+    if isinstance(merged, dict) and merged.get("weights") == source.fingerprint():
+        kept[MERGED] = merged | {"weights": open_checkpoint(made).fingerprint()}
+    return kept
 
 
 def _spoken(kind: str) -> str:
@@ -167,14 +187,15 @@ def _part(whole: Tensor, name: str, dimension: int | None, of: tuple[int, int], 
 
 
 def _tokenizer_files(path: Path, made: Path) -> None:
-    """Meta's code wants tokenizer.model; ours reads the others, too."""
-    for file in (path / ORIGINAL / "tokenizer.model", path / "tokenizer.model"):
-        if file.is_file():
-            shutil.copyfile(file, made / "tokenizer.model")
-            return
-    copied = [name for name in ("tokenizer.json", "tokenizer_config.json") if (path / name).is_file()]
+    """Meta's code wants tokenizer.model and reads no other file; tokens that were added and the chat template may stand
+    in the others alone."""
+    copied = [name for name in FILES if (path / name).is_file()]
     for name in copied:
         shutil.copyfile(path / name, made / name)
-    note(
-        "this model has no tokenizer.model, which Meta's own code needs" + "; Lorikeet reads what it has" * bool(copied)
-    )
+    if (path / ORIGINAL / "tokenizer.model").is_file():
+        shutil.copyfile(path / ORIGINAL / "tokenizer.model", made / "tokenizer.model")
+    elif "tokenizer.model" not in copied:
+        note(
+            "this model has no tokenizer.model, which Meta's own code needs"
+            + "; Lorikeet reads what it has" * bool(copied)
+        )
