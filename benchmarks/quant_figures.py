@@ -84,14 +84,25 @@ def quality_table(runs: Mapping[str, Figures]) -> str:
     return markdown(columns, rows)
 
 
-def peer_table(rows: Sequence[Figures]) -> str:
-    """Tools with their settings: {tool, setting, seconds: [...], peak_rss_gib, losses}, ours first."""
-    mine = rows[0]
-    cells = [
-        (one["tool"], one["setting"], " ".join(f"{part:.1f}" for part in one["seconds"]),
-         f"{statistics.median(one['seconds']) / statistics.median(mine['seconds']):.2f}",
-         f"{one['peak_rss_gib']:.2f}", f"{one['peak_rss_gib'] / mine['peak_rss_gib']:.2f}", f"{one['losses'][0]:.4f}")
-        for one in rows
-    ]  # fmt: skip
-    columns = ("tool", "setting", "seconds of each round", "times ours", "peak RSS, GiB", "times ours", "first loss")
+def of_tool(runs: Sequence[Figures], setting: str) -> Figures:
+    """The rounds of one tool with one setting: seconds of each, the largest peak, the first loss."""
+    return {
+        "tool": runs[0]["tool"], "setting": setting, "seconds": [run["seconds"] for run in runs],
+        "tokens": runs[0]["tokens"], "peak_rss_gib": max(run["peak_rss_gib"] for run in runs),
+        "loss": runs[0]["losses"][0],
+    }  # fmt: skip
+
+
+def peer_table(pairs: Sequence[Sequence[Figures]]) -> str:
+    """Pairs of `of_tool`'s answers, ours first: ours beside the other's."""
+    columns = ("tool", "setting", "tokens/s", "times as fast", "peak RSS, GiB", "of the other's", "first loss")
+    cells = []
+    for ours, theirs in pairs:
+        faster = statistics.median(there / here for here, there in zip(ours["seconds"], theirs["seconds"]))
+        smaller = ours["peak_rss_gib"] / theirs["peak_rss_gib"]
+        for one, ratios in ((ours, (f"{faster:.2f}", f"{smaller:.2f}")), (theirs, ("", ""))):
+            cells.append(
+                (one["tool"], one["setting"], f"{one['tokens'] / statistics.median(one['seconds']):.0f}", ratios[0],
+                 f"{one['peak_rss_gib']:.2f}", ratios[1], f"{one['loss']:.4f}")
+            )  # fmt: skip
     return markdown(columns, cells)

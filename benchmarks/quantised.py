@@ -48,6 +48,8 @@ TRL_SETTINGS: tuple[Setting, ...] = tuple(  # the first is the fastest dense one
     | ({"packing": packing} if packing else {})
     for size, checkpointing, packing in ((1, False, 2048), (4, False, 0), (1, False, 0), (1, True, 0))
 )
+OURS: Setting = {"kind": "nf4"}
+OURS_SMALL: Setting = OURS | {"row_tokens": 512, "gradient_checkpointing": True}
 TEMPLATES = {"gemma3-270m": "gemma"}  # base models have none of their own
 
 
@@ -219,30 +221,32 @@ def errors(asked: argparse.Namespace) -> dict[str, Any]:
 
 
 def peer(asked: argparse.Namespace) -> dict[str, Any]:
-    """nf4 here and by TRL with PEFT and bitsandbytes: its settings once each, then the fastest and ours in turns."""
+    """nf4 here and by TRL with PEFT and bitsandbytes: its settings once each, then its fastest beside ours, and its
+    smallest beside our smallest, in turns."""
     jobs = KindJobs(asked.data, asked.folder, asked.venvs, asked.results, threads=asked.threads, limit=asked.limit)
-    size, ours = (SHORT if asked.short else FULL)[W1.name], {"kind": "nf4"}
+    size = (SHORT if asked.short else FULL)[W1.name]
     swept = [jobs.run(TRL.name, W1, SHORT[W1.name], setting) for setting in TRL_SETTINGS]
     for run in swept:
         print(describe(run["setting"]), run.get("error") or f"{run['seconds']:.1f} s, {run['peak_rss_gib']:.2f} GiB")
     good = [run for run in swept if "error" not in run]
     if not good or not asked.rounds:
         return {"swept": swept}
-    fastest = min(good, key=lambda run: run["seconds"])
-    smallest = min(good, key=lambda run: run["peak_rss_gib"])
-    turns = {LORIKEET: (LORIKEET, ours), "fastest": (TRL.name, fastest["setting"])}
-    if smallest["setting"] != fastest["setting"]:
-        turns["smallest"] = (TRL.name, smallest["setting"])
-    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in turns}
-    for number in range(asked.rounds):
-        for name, (tool, setting) in turns.items():
-            version = code() if tool == LORIKEET else ""  # what others took stays true when we change
-            runs[name].append(jobs.run(tool, W1, size, setting, round_=f"{version} round {number + 1}"))
-    rows = [
-        {"tool": mine[0]["tool"], "setting": describe(mine[0]["setting"]), "seconds": [run["seconds"] for run in mine],
-         "peak_rss_gib": max(run["peak_rss_gib"] for run in mine), "losses": mine[0]["losses"]}
-        for mine in ([run for run in found if "error" not in run] for found in runs.values()) if mine
-    ]  # fmt: skip
+    fastest = min(good, key=lambda run: run["seconds"])["setting"]
+    smallest = min(good, key=lambda run: run["peak_rss_gib"])["setting"]
+    pairs = [(OURS, fastest), (OURS_SMALL, smallest)]
+    rows = []
+    for ours, theirs in pairs:
+        found: dict[str, list[dict[str, Any]]] = {LORIKEET: [], TRL.name: []}
+        for number in range(asked.rounds):
+            for tool, setting in ((LORIKEET, ours), (TRL.name, theirs)):
+                version = code() if tool == LORIKEET else ""  # what others took stays true when we change
+                found[tool].append(jobs.run(tool, W1, size, setting, round_=f"{version} round {number + 1}"))
+        for runs in found.values():
+            if failed := [run["error"] for run in runs if "error" in run]:
+                raise SystemExit(failed[0])
+        rows.append(
+            [quant_figures.of_tool(runs) | {"setting": describe(runs[0]["setting"])} for runs in found.values()]
+        )
     print(quant_figures.peer_table(rows))
     return {"swept": swept, "rows": rows}
 

@@ -62,9 +62,16 @@ def test_tables_have_every_cell() -> None:
         ["nf4", "4.50", "2.5000", "2.2500", "100", "0.99"],
         ["gptq", "failed: exit code 2: a / b", "", "", "", ""],
     ]
-    ours = {"tool": "lorikeet", "setting": "", "seconds": [10.0, 20.0], "peak_rss_gib": 1.0, "losses": [2.0]}
-    theirs = ours | {"tool": "trl", "seconds": [60.0, 60.0], "peak_rss_gib": 4.0}
-    assert cells(quant_figures.peer_table([ours, theirs]))[3][3:6] == ["4.00", "4.00", "4.00"]
+
+
+def test_a_pair_of_tools_is_compared_round_by_round() -> None:
+    run = {"tool": "lorikeet", "tokens": 300, "seconds": 10.0, "peak_rss_gib": 0.5, "losses": [2.0, 1.9]}
+    ours = quant_figures.of_tool([run, run | {"seconds": 20.0, "peak_rss_gib": 1.0}], "small")
+    theirs = quant_figures.of_tool([run | {"tool": "trl", "seconds": 60.0, "peak_rss_gib": 4.0}] * 2, "packing 2048")
+    assert cells(quant_figures.peer_table([(ours, theirs)]))[2:] == [
+        ["lorikeet", "small", "20", "4.50", "1.00", "0.25", "2.0000"],
+        ["trl", "packing 2048", "5", "", "4.00", "", "2.0000"],
+    ]
 
 
 @pytest.mark.parametrize("kind", list(quant_kinds.KINDS))
@@ -150,6 +157,8 @@ def test_a_setting_names_a_kind_for_us_and_a_quantisation_for_trl(
     ours = jobs.job(peer_jobs.LORIKEET, work, Size(1, 1), {"kind": "nf4 double"})
     assert ours["recipe"]["quant"] == {"kind": "nf4", "double_quant": True}
     assert "kind" not in ours["recipe"]["train"] and ours["setting"] == {"kind": "nf4 double"}
+    small = jobs.job(peer_jobs.LORIKEET, work, Size(1, 1), quantised.OURS_SMALL)["recipe"]
+    assert small["train"]["row_tokens"] == 512 and small["train"]["gradient_checkpointing"]
     theirs = jobs.job(quantised.TRL.name, work, Size(1, 1), quantised.TRL_SETTINGS[0])
     assert theirs["setting"]["quant"] == "nf4" and "quant" not in theirs["recipe"]
     assert theirs["rows"] == ours["rows"]
