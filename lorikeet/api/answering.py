@@ -10,16 +10,19 @@ from typing import Any
 
 from lorikeet.adapters import _storage as storage
 from lorikeet.adapters._contract import Adapter
+from lorikeet.api import run_recipe
 from lorikeet.api.base import Base, attach, open_base
 from lorikeet.api.prompts import read_prompts
 from lorikeet.api.run_recipe import load_run
 from lorikeet.base.errors import CheckpointError
 from lorikeet.base.files import sha256_file
 from lorikeet.base.log import no_lines
+from lorikeet.checkpoints._contract import Checkpoint
 from lorikeet.checkpoints.gguf import GGUFCheckpoint
 from lorikeet.config import Recipe
 from lorikeet.data.templates._contract import TemplateOptions
 from lorikeet.data.templates.jinja import Jinja
+from lorikeet.infer import generation_config
 from lorikeet.infer.chat import Chat
 from lorikeet.infer.engine import Engine
 from lorikeet.infer.predict import check_output
@@ -32,6 +35,10 @@ from lorikeet.quant.none import NoQuant
 from lorikeet.train import state as run_state
 from lorikeet.train.metrics import peak_rss_bytes
 
+_SAMPLED = (
+    "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty",
+    "logit_bias", "stop",
+)  # fmt: skip
 SYSTEM = "lorikeet.system"  # in an exported GGUF file: what its conversations began with
 
 
@@ -83,6 +90,19 @@ def trained_system(path: str | Path) -> str | None:
         with no_lines():  # which of a run's adapters is used was said when it was opened
             folder = run_state.trained_adapter(folder)
     return storage.read_identity(folder).get("system")
+
+
+def own_sampling(
+    path: str | Path, base: Checkpoint, model: Mapping[str, Any] | None = None
+) -> tuple[Path, dict[str, Any]]:
+    """(file that says it, options of `generate`) of whatever can answer: of a run how its recipe samples, so how it was
+    measured; else what the generation_config.json of its `base` says. A recipe's max_new_tokens is of measuring alone.
+    `model`: see `engine`."""
+    if (Path(path) / run_recipe.FILE).is_file():
+        with no_lines():  # it was read when the run was opened
+            said = load_run(Path(path), model=model).generate
+        return Path(path) / run_recipe.FILE, {name: getattr(said, name) for name in _SAMPLED}
+    return base.path / generation_config.FILE, generation_config.read(base.path)
 
 
 @dataclass(frozen=True)

@@ -14,13 +14,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from lorikeet.api.answering import open_any, trained_system
+from lorikeet.api.answering import open_any, own_sampling, trained_system
 from lorikeet.base.errors import LorikeetError, RecipeError
 from lorikeet.base.extras import require
 from lorikeet.base.log import note
 from lorikeet.infer.batch import Batch
 from lorikeet.infer.engine import Engine
 from lorikeet.infer.named_adapters import check_takes
+from lorikeet.infer.sampling import GenerateOptions
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -125,7 +126,7 @@ def application(
         **limits,
     )
     note(f"reading {named.path}")
-    engine, _, adapter, _ = open_any(named.path, named.model, allow_other_base=named.allow_other_base)
+    engine, opened, adapter, _ = open_any(named.path, named.model, allow_other_base=named.allow_other_base)
     base: Literal["same", "apart", "none"] = "same"
     if adapter is not None:
         base = "apart" if _can_do_without(engine) else "none"
@@ -140,10 +141,24 @@ def application(
     )
     for name, folder in named.adapters.items():
         batch.load_adapter(name, folder)
+    settings = replace(settings, generate=_usual(*own_sampling(named.path, opened.checkpoint, named.model), replies))
     app = create_app(Worker(batch, queue=settings.queue), settings)
     if page:
         mount(app, Path(named.path) / "report.html", usual(settings))
     return app, settings
+
+
+def _usual(file: Path, own: Mapping[str, Any], told: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of requests that do not say: the command's (`told`), else the model's `own`, which `file` says."""
+    own = {name: value for name, value in own.items() if name not in told}
+    if told.get("num_beams", 1) > 1:  # which draw nothing
+        own.pop("temperature", None)
+    nothing_said = GenerateOptions().model_dump() | {"temperature": 1.0}
+    changed = {name: value for name, value in own.items() if value != nothing_said[name]}
+    if changed:
+        shown = ", ".join(f"{name} {value}" for name, value in changed.items())
+        note(f"a request that does not say is answered as {file} says: {shown}")
+    return own | dict(told)
 
 
 def _systems(named: Named, own: str) -> dict[str, str]:

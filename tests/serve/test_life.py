@@ -256,6 +256,46 @@ def test_a_run_s_adapter_and_its_base_answer_by_name(tool_model: Path, adapters:
     app.state.service.close()
 
 
+def usual_of(path: Path, **generate: Any) -> dict[str, Any]:
+    """What the page of a server of `path` shows in empty fields; requests that say nothing get it."""
+    app, _ = serving.application(
+        serving.Named(path, model={"dtype": "float32"}), serving.Access(), serving.Rows(2), generate=generate
+    )
+    try:
+        return TestClient(app, "http://localhost").get("/page/about").json()["usual"]
+    finally:
+        app.state.service.close()
+
+
+def test_a_model_s_own_settings_are_those_of_requests_that_say_nothing(
+    tool_model: Path, adapters: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert usual_of(tool_model)["temperature"] == 1  # nothing says otherwise: OpenAI's
+    assert "answered as" not in capsys.readouterr().err
+    said = {"do_sample": True, "temperature": 0.6, "top_p": 0.9, "max_new_tokens": 50, "eos_token_id": 2}
+    model = shutil.copytree(tool_model, tmp_path / "tiny")
+    (model / "generation_config.json").write_text(json.dumps(said))
+    expected = {"temperature": 0.6, "top_p": 0.9, "top_k": 0, "max_tokens": 50}
+    assert usual_of(model).items() >= expected.items()
+    assert "generation_config.json says: temperature 0.6, top_p 0.9" in " ".join(capsys.readouterr().err.split())
+    assert usual_of(model, temperature=0.1).items() >= (expected | {"temperature": 0.1}).items()
+    beams = usual_of(model, num_beams=2)
+    assert beams["temperature"] == 0 and beams["top_p"] == 0.9
+    # an adapter is answered as its base's folder says
+    config = json.loads((adapters / "one" / "adapter_config.json").read_text())
+    mine = shutil.copytree(adapters / "one", tmp_path / "mine")
+    (mine / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": str(model)}))
+    assert usual_of(mine)["temperature"] == 0.6
+    # a run says more than its base: how it was measured
+    run = tmp_path / "run"
+    shutil.copytree(mine, run / "adapter")
+    recipe = {"output_dir": str(run), "model": {"path": str(model)}, "data": {"train": ["none.jsonl"]}}
+    (run / "recipe.yaml").write_text(json.dumps(recipe | {"generate": {"max_new_tokens": 7, "top_k": 3}}))
+    shown = usual_of(run)
+    assert "recipe.yaml says: temperature 0.0, top_k 3\n" in capsys.readouterr().err.replace("\n ", " ")
+    assert shown["temperature"] == 0 and shown["top_k"] == 3 and shown["top_p"] == 1 and "max_tokens" not in shown
+
+
 def test_more_beams_than_rows_are_refused_before_a_model_is_read(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"generate.num_beams: more than the server has rows[\s\S]*--rows 4"):
         serving.application(serving.Named(tmp_path), serving.Access(), serving.Rows(2), generate={"num_beams": 4})
