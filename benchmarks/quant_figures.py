@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 Figures = dict[str, Any]
@@ -82,6 +83,29 @@ def quality_table(runs: Mapping[str, Figures]) -> str:
             f"{run['tokens_per_second']:.0f}", f"{run['training_peak_rss_gib']:.2f}",
         ])  # fmt: skip
     return markdown(columns, rows)
+
+
+def quality_plot(models: Mapping[str, Mapping[str, Figures]], file: Path) -> None:
+    """For each model a panel: the held-out loss of each kind, before and after training, the fewest bits at the top.
+
+    Raises ModuleNotFoundError where matplotlib is not installed."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4.6 * len(models), 3.4), layout="constrained")
+    for axes, (model, runs) in zip(figure.subplots(1, len(models), squeeze=False)[0], models.items()):
+        runs = dict(sorted(runs.items(), key=lambda item: -item[1]["bits"]))
+        for height, run in enumerate(runs.values()):
+            before, after = run["loss_before"], run["loss_after"]
+            axes.plot([before, after], [height, height], "-", color="#b9c7c0", linewidth=2, zorder=1)
+            axes.plot(before, height, "o", color="#9a9a9a", label="" if height else "before")
+            axes.plot(after, height, "o", color="#2a7f62", label="" if height else "after training")
+        axes.set_yticks(range(len(runs)), [f"{kind}  ({run['bits']:.2f})" for kind, run in runs.items()])
+        axes.set_title(f"{model}: held-out loss", loc="left", fontsize=10)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(axis="x", color="#e6e6e6")
+        axes.legend(frameon=False, fontsize=8)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(file, metadata={"Date": None} if file.suffix == ".svg" else None)
 
 
 def of_tool(runs: Sequence[Figures], setting: str) -> Figures:

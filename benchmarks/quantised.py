@@ -71,6 +71,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--venvs", type=Path, default=workloads.FOLDER / "venvs", help="one environment per trainer")
     parser.add_argument("--results", type=Path, default=workloads.FOLDER / "quantised.json", help="what was run")
     parser.add_argument("--limit", type=float, default=1800, help="seconds a run may take")
+    parser.add_argument("--plot", type=Path, help="quality: draw all that is remembered here (needs matplotlib)")
     parser.add_argument("--json", type=Path, help="also write the figures here")
     asked = parser.parse_args()
     if asked.no_memory and asked.only_memory:
@@ -180,7 +181,20 @@ def quality(asked: argparse.Namespace) -> dict[str, Any]:
         if key in done:
             runs[kind] = done[key]
     print(quant_figures.quality_table(runs))
+    if asked.plot:
+        quant_figures.quality_plot(remembered(asked.results), asked.plot)
     return runs
+
+
+def remembered(results: Path) -> dict[str, dict[str, Any]]:
+    """Of each model, each kind's run that did not fail."""
+    models: dict[str, dict[str, Any]] = {}
+    for key, run in json.loads(results.read_text()).items():
+        what, _, rest = key.partition(" ")
+        if what == "quality" and "error" not in run:
+            model, *kind, _, _ = rest.split(" ")  # N steps
+            models.setdefault(model, {})[" ".join(kind)] = run
+    return models
 
 
 def held_out(asked: argparse.Namespace, kind: str) -> dict[str, Any]:

@@ -64,6 +64,19 @@ def test_tables_have_every_cell() -> None:
     ]
 
 
+def test_the_runs_of_each_model_are_remembered_and_drawn(tmp_path: Path) -> None:
+    run = {"bits": 4.5, "loss_before": 2.5, "loss_after": 2.25}
+    names = ("quality a nf4 12 steps", "quality a gptq, group 128 12 steps", "quality b int8 4 steps", "peer a")
+    (tmp_path / "runs.json").write_text(
+        json.dumps(dict.fromkeys(names, run) | {"quality a fp4 1 steps": {"error": ""}})
+    )
+    found = quantised.remembered(tmp_path / "runs.json")
+    assert found == {"a": {"nf4": run, "gptq, group 128": run}, "b": {"int8": run}}
+    pytest.importorskip("matplotlib")
+    quant_figures.quality_plot(found, tmp_path / "plot.svg")
+    assert (tmp_path / "plot.svg").stat().st_size > 5000
+
+
 def test_a_pair_of_tools_is_compared_round_by_round() -> None:
     run = {"tool": "lorikeet", "tokens": 300, "seconds": 10.0, "peak_rss_gib": 0.5, "losses": [2.0, 1.9]}
     ours = quant_figures.of_tool([run, run | {"seconds": 20.0, "peak_rss_gib": 1.0}], "small")
