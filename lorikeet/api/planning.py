@@ -24,7 +24,7 @@ from lorikeet.data.pipeline import Prepared
 from lorikeet.models.causal_lm import CausalLM
 from lorikeet.models.load import identify, pick_device, pick_dtype
 from lorikeet.models.mapped_embedding import mapped_embedding
-from lorikeet.models.stored import fitting
+from lorikeet.models.stored import fitting, kept_as
 from lorikeet.plan import search, speed
 from lorikeet.plan.process import Process, Resident, resident
 from lorikeet.plan.report import Report, flat, nested
@@ -80,7 +80,7 @@ class _Planner:
         family, spec = identify(self.checkpoint, recipe.model.choice)
         device = self.target.device
         mapped = None if recipe.model.family else mapped_embedding(self.checkpoint, family, spec, dtype, device)
-        return Network(family, spec, recipe.quant, dtype, mapped)
+        return Network(family, spec, kept_as(recipe.quant, self.checkpoint), dtype, mapped)
 
     def run(self, recipe: Recipe, changes: search.Changes) -> _Found:
         """Simulate the costliest planned step of the recipe with `changes`."""

@@ -65,6 +65,12 @@ def fitting(quant: Quant, checkpoint: Checkpoint) -> Quant:
     return stored
 
 
+def kept_as(quant: Quant, checkpoint: Checkpoint) -> Quant:
+    """`quant` as the network is built with it: linears that a quantised checkpoint holds dense stay so. What planning
+    asks; before the weights are here, nobody knows of such linears."""
+    return StoredLinears(checkpoint, stored_quant(checkpoint)).kept(quant)
+
+
 class _AsStored(Quant):
     """`quant` for some linears."""
 

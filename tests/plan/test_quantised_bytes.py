@@ -13,10 +13,12 @@ import torch
 
 from lorikeet.adapters._merge import base_tensors
 from lorikeet.adapters.lora import Lora
+from lorikeet.api.planning import plan
 from lorikeet.base.kinds import kind_class, kinds
 from lorikeet.checkpoints import hf
 from lorikeet.checkpoints._contract import Checkpoint
 from lorikeet.checkpoints.open import open_checkpoint
+from lorikeet.config import parse
 from lorikeet.models.causal_lm import CausalLM
 from lorikeet.models.load import identify, load
 from lorikeet.models.mapped_embedding import mapped_embedding
@@ -100,17 +102,40 @@ def test_plan_loaded_and_format_agree_to_the_byte(case: dict[str, Any], tiny_mod
     assert saved > 0 or case["kind"] == "none"
 
 
+def stored(source: Path, folder: Path, quant: Quant) -> Path:
+    """The model in a folder that holds its linears as `quant` keeps them."""
+    folder.mkdir()
+    dense = load(open_checkpoint(source), NoQuant(), dtype=torch.float32, device=CPU)
+    config = dense.shape.config | {"quantization_config": quant.stored_settings(torch.float32), "dtype": "float32"}
+    hf.save(folder, json.loads(json.dumps(config)), base_tensors(dense, torch.float32, into=quant))
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / name).write_bytes((source / name).read_bytes())
+    return folder
+
+
 @pytest.mark.parametrize(
     "case", [{"kind": "int8"}, {"kind": "nf4"}, {"kind": "fp4", "block_size": 32}, GPTQ[0], GPTQ[6]], ids=named
 )
 def test_a_folder_that_is_stored_quantised_too(case: dict[str, Any], tiny_model: Path, tmp_path: Path) -> None:
-    quant, dtype, folder = of(case), torch.float32, tmp_path / "stored"
-    folder.mkdir()
-    dense = load(open_checkpoint(tiny_model), NoQuant(), dtype=dtype, device=CPU)
-    config = dense.shape.config | {"quantization_config": quant.stored_settings(dtype), "dtype": "float32"}
-    hf.save(folder, json.loads(json.dumps(config)), base_tensors(dense, dtype, into=quant))
-    checkpoint = open_checkpoint(folder)
+    quant, dtype = of(case), torch.float32
+    checkpoint = open_checkpoint(stored(tiny_model, tmp_path / "stored", quant))
     kept = fitting(NoQuant(), checkpoint)
     model = load(checkpoint, kept, dtype=dtype, device=CPU)
     assert foretold(checkpoint, kept, dtype) == held(model)
     assert held(load(open_checkpoint(tiny_model), quant, dtype=dtype, device=CPU)) == held(model)
+
+
+@pytest.mark.parametrize("case", [{"kind": "int8"}, {"kind": "nf4", "block_size": 32}, GPTQ[0]], ids=named)
+def test_linears_that_are_stored_dense_are_planned_dense(
+    case: dict[str, Any], tiny_model: Path, tiny_data: Path, tmp_path: Path
+) -> None:
+    """As many quantised folders hold some: loading keeps these dense, and a plan that did not would promise too much."""
+    folder = stored(tiny_model, tmp_path / "stored", of(case | {"target_modules": ["o_proj"]}))
+    model = load(open_checkpoint(folder), NoQuant(), dtype=torch.bfloat16, device=CPU)
+    recipe = {
+        "output_dir": str(tmp_path / "run"),
+        "model": {"path": str(folder), "dtype": "bfloat16", "device": "cpu", "threads": 1},
+        "data": {"train": [str(tiny_data)], "max_length": 128},
+    }
+    found = plan(parse(recipe)).simulated.by_kind
+    assert found["weights"] + found["quantisation state"] == held(model)
