@@ -29,6 +29,7 @@ from lorikeet.config import Recipe
 from lorikeet.infer.engine import Engine
 from lorikeet.models.causal_lm import CausalLM
 from lorikeet.train import state as run_state
+from lorikeet.train.best import check_reached
 from lorikeet.train.capacity import keep_holes_small
 from lorikeet.train.limits import Budget
 from lorikeet.train.loop import train as train_loop
@@ -59,6 +60,7 @@ def train(
     asked_of_model = recipe.model
     recipe, base, template, prepared = prepare(recipe if overwrite else as_begun(recipe))
     refuse_quant(recipe)
+    check_reached(recipe.train, recipe.train.eval_steps, run_steps(recipe, prepared))
     if parent is not None:
         parent.check_base(recipe, base)
     with run_state.locked(folder), _cleared(folder, overwrite=overwrite) as record, resumable(folder):

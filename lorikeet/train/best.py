@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field, field_validator
 
 from lorikeet.base.errors import RecipeError, nearest
+from lorikeet.base.log import note
 from lorikeet.base.option_types import Amount
 from lorikeet.base.options import Options
 from lorikeet.train.evaluate import MEASURED, SCORES, EvaluateOptions
@@ -76,6 +77,29 @@ def judge(options: BestOptions, done: Progress, measured: Mapping[str, Any]) -> 
     if gain > 0:
         done.best = {"step": done.step, "metric": name, "value": value, "measured": dict(measured)}
     return options.early_stopping_patience is not None and done.waited >= options.early_stopping_patience
+
+
+def check_reached(options: BestOptions, eval_steps: int | None, steps: int) -> None:
+    """Raise RecipeError where a run of so many steps has no evaluation before its end, and one of `options` waits for
+    some; say so where there are fewer than patience needs."""
+    patience, there = options.early_stopping_patience, (steps - 1) // eval_steps if eval_steps else 0
+    waiting = ["load_best_model_at_end"] if options.load_best_model_at_end else []
+    waiting += ["early_stopping_patience"] if patience is not None else []
+    if waiting and not there:
+        raise RecipeError(
+            f"train.{waiting[0]}: has no effect in this run, because nothing is evaluated before its end",
+            given=f"train.eval_steps={eval_steps}, and the run has {steps} steps",
+            allowed=f"train.eval_steps below {steps}" if steps > 1 else None,
+            try_=f"train.eval_steps={max(1, steps // 2)}, or leave it out"
+            if steps > 1
+            else "more steps, or leave it out",
+        )
+    # the first one is the best so far, whatever it finds
+    if patience is not None and there < patience + 1:
+        note(
+            f"train.early_stopping_patience={patience} cannot end this run: it needs {patience + 1} evaluations before "
+            f"the last step, and there are {there}"
+        )
 
 
 def check_metric(options: BestOptions, evaluate: EvaluateOptions) -> None:

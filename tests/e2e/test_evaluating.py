@@ -204,6 +204,11 @@ def test_evaluate_by_role_and_by_place(place: Place, copied_run: Path) -> None:
         ({"train": {"metric_for_best_model": "rougeL"}}, "train.metric_for_best_model: no evaluation", ["[rouge]"]),
         ({"train": {"metric_for_best_model": "bleu"}}, "train.metric_for_best_model: no evaluation", ["perplexity"]),
         ({"train": {"load_best_model_at_end": True}}, "train.load_best_model_at_end: has no effect", ["eval_steps"]),
+        (
+            {"train": {"load_best_model_at_end": True, "eval_steps": 90}},
+            "train.load_best_model_at_end: has no effect",
+            ["train.eval_steps=90, and the run has"],
+        ),
         ({"train": {"early_stopping_patience": 0}}, "train.early_stopping_patience", ["1"]),
         ({"train": {"early_stopping_patience": 2}}, "train.early_stopping_patience: has no effect", ["eval_steps"]),
         ({"train": {"early_stopping_threshold": 0.1}}, "train.early_stopping_threshold: has no effect", ["patience"]),

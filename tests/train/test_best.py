@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from lorikeet.base.errors import RecipeError
-from lorikeet.train.best import BestOptions, check_metric, judge
+from lorikeet.train.best import BestOptions, check_metric, check_reached, judge
 from lorikeet.train.evaluate import EvaluateOptions
 from lorikeet.train.run import Progress
 
@@ -50,3 +50,26 @@ def test_a_metric_that_nobody_measures_is_refused() -> None:
     check_metric(BestOptions(metric_for_best_model="rougeL"), EvaluateOptions(metrics=["rouge"]))
     with pytest.raises(RecipeError, match="metric_for_best_model"):
         check_metric(BestOptions(metric_for_best_model="accuracy"), EvaluateOptions())
+
+
+@pytest.mark.parametrize("option", [{"load_best_model_at_end": True}, {"early_stopping_patience": 2}])
+def test_what_waits_for_an_evaluation_that_never_comes_is_refused(option: dict[str, Any]) -> None:
+    for every in (8, 9, 100):  # the one behind the last step has nothing to be compared with
+        with pytest.raises(RecipeError, match=f"train.{next(iter(option))}: has no effect") as error:
+            check_reached(BestOptions(**option), every, 8)
+        assert "8 steps" in str(error.value.given) and error.value.try_ == "train.eval_steps=4, or leave it out"
+    with pytest.raises(RecipeError) as error:
+        check_reached(BestOptions(**option), 1, 1)
+    assert error.value.try_ == "more steps, or leave it out"
+    check_reached(BestOptions(**option), 2, 8)
+    check_reached(BestOptions(), 100, 8)
+
+
+def test_patience_that_cannot_end_before_the_run_does_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    # evaluations behind steps 2, 4 and 6: the first is the best so far, two more end it
+    check_reached(BestOptions(early_stopping_patience=2), 2, 8)
+    assert capsys.readouterr().err == ""
+    check_reached(BestOptions(early_stopping_patience=3), 2, 8)
+    said = " ".join(capsys.readouterr().err.split())
+    assert "early_stopping_patience=3 cannot end this run: it needs 4 evaluations before the last step" in said
+    assert "there are 3" in said
