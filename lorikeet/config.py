@@ -239,7 +239,9 @@ def _idle_in_steps(train: TrainOptions) -> Sequence[tuple[set[str], bool, str, s
     """What of `train` would do nothing: (options, whether so, why, what to write), as `check_effects` reads it."""
     threshold, unset = {"train.early_stopping_threshold"}, train.early_stopping_patience is None
     left_out = "skip" in (train.on_nonfinite, train.on_loss_spike)
+    idle = train.lr_scheduler_type.idle(warmup=bool(train.warmup_steps or train.warmup_ratio))
     return (
+        *(({f"train.lr_scheduler_type.{name}"}, True, why, remedy) for name, (why, remedy) in idle.items()),
         (threshold, unset, "train.early_stopping_patience is not set", "train.early_stopping_patience=3"),
         ({"train.max_skipped_steps"}, not left_out, "no step is left out", "train.on_nonfinite=skip"),
     )

@@ -129,7 +129,7 @@ def test_a_folder_that_is_stored_quantised_too(case: dict[str, Any], tiny_model:
 def test_linears_that_are_stored_dense_are_planned_dense(
     case: dict[str, Any], tiny_model: Path, tiny_data: Path, tmp_path: Path
 ) -> None:
-    """As many quantised folders hold some: loading keeps these dense, and a plan that did not would promise too much."""
+    """Many quantised folders hold some: loading keeps these dense, and a plan that did not would promise too much."""
     folder = stored(tiny_model, tmp_path / "stored", of(case | {"target_modules": ["o_proj"]}))
     model = load(open_checkpoint(folder), NoQuant(), dtype=torch.bfloat16, device=CPU)
     recipe = {

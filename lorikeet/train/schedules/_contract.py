@@ -35,6 +35,7 @@ class Schedule(Options):
     """Base of the schedules; fields are `train.lr_scheduler_type`'s options."""
 
     warms_up: ClassVar[bool] = True  # whether train.warmup_steps and train.warmup_ratio mean something
+    of_warmup: ClassVar[tuple[str, ...]] = ()  # options that only the warm-up reads
 
     def rising(self, at: Moment) -> float:
         """The share of the peak at a step of the warm-up."""
@@ -47,6 +48,11 @@ class Schedule(Options):
     def rate(self, at: Moment) -> float:
         """The learning rate."""
         return at.peak * (self.rising(at) if self.warms_up and at.step < at.warmup else self.falling(at))
+
+    def idle(self, *, warmup: bool) -> dict[str, tuple[str, str]]:
+        """Options that mean nothing where there is no `warmup`, or beside the others: by name, why and what to write
+        instead."""
+        return {} if warmup else dict.fromkeys(self.of_warmup, ("there is no warm-up", "train.warmup_ratio=0.03"))
 
     def check(self, peak: float) -> None:
         """Raise ValueError where the kind's own rates do not fit train.learning_rate."""

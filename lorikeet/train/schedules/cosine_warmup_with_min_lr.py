@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 from typing_extensions import Self
@@ -17,6 +17,7 @@ class CosineWarmupWithMinLr(Schedule):
     """Like cosine_with_min_lr, with steps counted from 1: the warm-up's first step learns, and the last has min_lr."""
 
     kind: Literal["cosine_warmup_with_min_lr"] = "cosine_warmup_with_min_lr"
+    of_warmup: ClassVar[tuple[str, ...]] = ("warmup_lr_rate",)
     min_lr: Rate | None = Field(None, description="The rate of the last step; instead of min_lr_rate.")
     min_lr_rate: float | None = Field(
         None, ge=0, le=1, description="The same as a share of learning_rate; 0.1 where neither is given."

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 from typing_extensions import Self
@@ -16,6 +16,7 @@ class CosineWithMinLr(Schedule):
     """Falls along half a cosine to a rate above zero. With init_lr the warm-up begins above zero too."""
 
     kind: Literal["cosine_with_min_lr"] = "cosine_with_min_lr"
+    of_warmup: ClassVar[tuple[str, ...]] = ("init_lr",)
     min_lr: Rate | None = Field(None, description="The rate behind the last step; instead of min_lr_rate.")
     min_lr_rate: float | None = Field(
         None, ge=0, le=1, description="The same as a share of learning_rate; 0.1 where neither is given."

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -17,6 +17,7 @@ class WarmupStableDecay(Schedule):
     """Stays at the peak and decays in the last steps, so that a run can be prolonged from a checkpoint before them."""
 
     kind: Literal["warmup_stable_decay"] = "warmup_stable_decay"
+    of_warmup: ClassVar[tuple[str, ...]] = ("warmup_type",)
     num_decay_steps: int | None = Field(None, ge=1, description="Steps of the decay; by default a tenth of the run.")
     num_stable_steps: int | None = Field(
         None, ge=0, description="Steps at the peak; by default all that are left. Behind the decay the rate is lowest."
@@ -48,6 +49,11 @@ class WarmupStableDecay(Schedule):
             "1-sqrt": 1.0 - math.sqrt(progress),
         }
         return max(0.0, self._above(curves[self.decay_type]))
+
+    def idle(self, *, warmup: bool) -> dict[str, tuple[str, str]]:
+        """See `Schedule.idle`."""
+        straight = ("decay_type is " + self.decay_type, "train.lr_scheduler_type.decay_type=cosine")
+        return super().idle(warmup=warmup) | ({} if self.decay_type == "cosine" else {"num_cycles": straight})
 
     def _above(self, share: float) -> float:
         return share * (1.0 - self.min_lr_ratio) + self.min_lr_ratio

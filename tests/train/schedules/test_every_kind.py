@@ -127,6 +127,39 @@ def test_phases_longer_than_the_run_are_refused() -> None:
     assert "longer than the run of 12 steps" in str(caught.value) and "at most 7" in str(caught.value)
 
 
+# another value of every option, by kind
+OTHERS: dict[str, dict[str, Any]] = {
+    "cosine_with_restarts": {"num_cycles": 3},
+    "cosine_with_min_lr": {"min_lr": 1e-4, "min_lr_rate": 0.3, "num_cycles": 1.5, "init_lr": 1e-4},
+    "cosine_warmup_with_min_lr": {"min_lr": 1e-4, "min_lr_rate": 0.3, "num_cycles": 1.5, "warmup_lr_rate": 0.7},
+    "polynomial": {"power": 2.0, "lr_end": 1e-5},
+    "inverse_sqrt": {"timescale": 7},
+    "warmup_stable_decay": {
+        "num_decay_steps": 3, "num_stable_steps": 1, "min_lr_ratio": 0.1, "warmup_type": "cosine",
+        "decay_type": "linear", "num_cycles": 1.5,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("rising", [0, 5])
+@pytest.mark.parametrize("given", [{}, {"decay_type": "1-sqrt"}], ids=str)
+@pytest.mark.parametrize("kind", kinds("lorikeet.train.schedules"))
+def test_a_kind_says_which_of_its_options_do_nothing(kind: str, given: dict[str, Any], rising: int) -> None:
+    """What a person wrote and a kind names idle is refused; all else that a person can write changes some rate."""
+    fields = kind_class("lorikeet.train.schedules", Schedule, kind).model_fields.keys() - {"kind"}
+    assert fields == OTHERS.get(kind, {}).keys()
+    if not given.keys() <= fields:
+        return
+
+    def rates(**said: Any) -> list[float]:
+        options = OptimOptions(lr_scheduler_type={"kind": kind, **given, **said}, warmup_steps=rising)
+        return [learning_rate(options, step, 40) for step in range(40)]
+
+    plain = OptimOptions(lr_scheduler_type={"kind": kind, **given}).lr_scheduler_type
+    same = {name for name, value in OTHERS.get(kind, {}).items() if rates(**{name: value}) == rates()}
+    assert same == plain.idle(warmup=rising > 0).keys()
+
+
 CORNERS = (0, 1, 10**18, 5e-324, 1e-6, 0.5, 1000.0, 1e6, 1e30)
 NUMBERS = [
     (kind, name)
