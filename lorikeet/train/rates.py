@@ -49,7 +49,7 @@ class RateOptions(Options):
 def factors(options: RateOptions, names: Iterable[str], given: Mapping[str, float] = {}) -> dict[str, float]:
     """The factor of each trained tensor by name; `given` are those of the adapter.
 
-    Raises RecipeError for a pattern that matches no tensor, and for a decay where no tensor is in a layer."""
+    Raises RecipeError for a pattern that matches no tensor, and for a decay where all tensors would learn alike."""
     found = {name: given.get(name, 1.0) for name in names}
     for name, depth in _depths(options, found).items():
         found[name] *= options.layerwise_lr_decay**depth
@@ -81,4 +81,10 @@ def _depths(options: RateOptions, names: Iterable[str]) -> dict[str, int]:
         )
     count = max(layers.values()) + 1
     below = {name: count for name in names if name not in layers and _EMBEDDING.search(name)}
+    if len({*layers.values()}) == 1 and not below:
+        raise RecipeError(
+            "train.layerwise_lr_decay: has no effect, because all that trains in layers is in one",
+            given=f"{options.layerwise_lr_decay}, layer {count - 1}",
+            try_="leave it out, or use train.lr_multipliers",
+        )
     return {name: count - 1 - layer for name, layer in layers.items()} | below

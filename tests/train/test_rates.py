@@ -73,3 +73,11 @@ def test_a_pattern_that_matches_nothing_is_refused() -> None:
 def test_a_decay_by_layer_without_layers_is_refused() -> None:
     with pytest.raises(RecipeError, match="nothing that trains is inside a layer"):
         factors(RateOptions(layerwise_lr_decay=0.9), ["lm_head.weight"])
+
+
+def test_a_decay_over_one_layer_is_refused() -> None:
+    """Layers are counted from the last one that trains, so a lone one learns at the full rate."""
+    last = [name for name in NAMES if ".layers.2." in name]
+    with pytest.raises(RecipeError, match="no effect, because all that trains in layers is in one"):
+        factors(RateOptions(layerwise_lr_decay=0.9), [*last, "model.norm.weight"])
+    assert factors(RateOptions(layerwise_lr_decay=0.9), [last[0], "model.embed_tokens.weight"])[last[0]] == 1.0

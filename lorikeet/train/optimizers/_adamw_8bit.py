@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 from pydantic import Field
@@ -17,6 +17,7 @@ from lorikeet.train.optimizers._contract import Optimizer, Shared, State
 class BlockwiseAdamW(Optimizer):
     """Tensors of at least min_8bit_size numbers have one-byte states; the others float32 ones."""
 
+    kind: str
     min_8bit_size: int = Field(4096, ge=1, description="Smaller tensors keep float32 states.")
 
     def begin(self, parameter: Tensor) -> State:
@@ -39,6 +40,13 @@ class BlockwiseAdamW(Optimizer):
 
     def computes(self, device: torch.device) -> str:
         return _bitsandbytes.computes(device)
+
+    def remark(self, device: torch.device, parameters: Collection[Tensor] = ()) -> str | None:
+        """See `Optimizer.remark`."""
+        if not parameters or not all(map(self._is_small, parameters)):
+            return None
+        least = f"no trained tensor has {self.min_8bit_size:,} numbers (min_8bit_size)"
+        return f"train.optim: {least}, so {self.kind} keeps float32 states, as adamw_torch does"
 
     def _is_small(self, parameter: Tensor) -> bool:
         return parameter.numel() < self.min_8bit_size

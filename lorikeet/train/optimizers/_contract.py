@@ -6,7 +6,7 @@ and no kind needs a line for either. The clipped gradients and the rate of the s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -51,6 +51,7 @@ class Optimizer(Options):
         """What computes there, for a run's identity: a run does not go on with other arithmetic."""
         return "torch"
 
-    def remark(self, device: torch.device) -> str | None:
-        """A line for the person who asked for this kind on this device, where it does less than its name says."""
+    def remark(self, device: torch.device, parameters: Collection[Tensor] = ()) -> str | None:
+        """A line for the person who asked for this kind on this device, where it does less than its name says: at all,
+        or of these `parameters`."""
         return None

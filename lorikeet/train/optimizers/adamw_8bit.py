@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import ClassVar, Literal
 
 import torch
+from torch import Tensor
 
 from lorikeet.train.optimizers import _bitsandbytes
 from lorikeet.train.optimizers._adamw_8bit import BlockwiseAdamW
@@ -16,8 +18,9 @@ class AdamW8bit(BlockwiseAdamW):
     kind: Literal["adamw_8bit"] = "adamw_8bit"
     also: ClassVar[tuple[str, ...]] = ("adamw_bnb_8bit",)
 
-    def remark(self, device: torch.device) -> str | None:
-        if device.type != "cuda" or _bitsandbytes.installed():
-            return None
+    def remark(self, device: torch.device, parameters: Collection[Tensor] = ()) -> str | None:
+        found = super().remark(device, parameters)
+        if found is not None or device.type != "cuda" or _bitsandbytes.installed():
+            return found
         kernel = "bitsandbytes has a kernel for them: pip install 'lorikeet-llm[bnb]'"
         return f"train.optim: plain PyTorch computes {self.kind}'s steps; {kernel}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import ClassVar, Literal
 
 import torch
@@ -45,5 +45,5 @@ class PagedAdamW32bit(Optimizer):
     def computes(self, device: torch.device) -> str:
         return _bitsandbytes.computes(device, paging=True)
 
-    def remark(self, device: torch.device) -> str | None:
+    def remark(self, device: torch.device, parameters: Collection[Tensor] = ()) -> str | None:
         return _bitsandbytes.remark(self.kind, "adamw_torch", device)

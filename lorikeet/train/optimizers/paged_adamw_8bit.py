@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Literal
 
 import torch
@@ -38,5 +38,5 @@ class PagedAdamW8bit(BlockwiseAdamW):
     def computes(self, device: torch.device) -> str:
         return _bitsandbytes.computes(device, paging=True)
 
-    def remark(self, device: torch.device) -> str | None:
-        return _bitsandbytes.remark(self.kind, "adamw_8bit", device)
+    def remark(self, device: torch.device, parameters: Collection[Tensor] = ()) -> str | None:
+        return super().remark(device, parameters) or _bitsandbytes.remark(self.kind, "adamw_8bit", device)

@@ -197,3 +197,11 @@ def test_plain_pytorch_in_a_kernel_s_place_is_told(monkeypatch: pytest.MonkeyPat
     assert optim.remark(torch.device("cpu")) is None, "the compiled kernel, or a note of its own"
     monkeypatch.setattr(_bitsandbytes, "installed", lambda: True)
     assert optim.remark(cuda) is None
+
+
+@pytest.mark.parametrize("kind", ["adamw_8bit", "paged_adamw_8bit"])
+def test_where_no_tensor_is_large_enough_for_codes_a_line_says_so(kind: str) -> None:
+    optim, cpu = OptimOptions(optim=kind).optim, torch.device("cpu")
+    line = optim.remark(cpu, [torch.zeros(50, 60), torch.zeros(4095)])
+    assert line is not None and "4,096" in line and "min_8bit_size" in line and "float32 states" in line
+    assert "min_8bit_size" not in (optim.remark(cpu, [torch.zeros(50, 60), torch.zeros(4096)]) or "")
