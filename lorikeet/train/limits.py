@@ -1,8 +1,8 @@
 """What a run may take: time, memory, disk, tokens. A run that meets a limit ends well: a checkpoint to go on from, the
 last evaluation, an adapter that loads, and a line that says which limit it was.
 
-Time is foreseen: behind every step it is asked whether another one would leave enough for what comes at the end, going
-by how long each of these took in this run so far.
+Time is foreseen: before every step it is asked whether it would leave enough for what comes at the end, going by how
+long each of these took in this run so far. A run that goes on knows from its record how long its steps took.
 """
 
 from __future__ import annotations
@@ -124,6 +124,13 @@ class Budget:
         """What something is thought to take that was not measured yet."""
         self._expected[what] = seconds
 
+    def remember(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Expect a step to take what most of the last ones in the run's record took: not the longest, because one that
+        slept through a night would keep every later start from making another."""
+        took = sorted(row["seconds"] for row in rows[-STEPS:] if row.get("seconds") is not None)
+        if took:
+            self.expect("step", took[3 * len(took) // 4])
+
     def seconds(self, what: str) -> float:
         """What it will take."""
         return max(self._took.get(what, []), default=self._expected.get(what, 0.0))
@@ -161,6 +168,8 @@ class Budget:
         name = self.ended_by or ""
         limit = getattr(self.limits, name)
         more = {"time": "the same command goes on for as long again, or with limits.time=null to the end"}
+        if "step" not in self._took and "step" in self._expected:  # it would come no farther
+            more = {"time": f"a longer limits.time: a step took {round(self.seconds('step'), 1):g} s before"}
         other = f"lorikeet train {folder / 'recipe.yaml'} limits.{name}=null goes on without it, or with a larger one"
         return f"limits.{name} ({limit})", more.get(name, other)
 

@@ -40,6 +40,7 @@ def train(run: Run, options: TrainOptions, *, done: Progress | None = None, step
     _remarks(run, options)
     run.model.gradient_checkpointing = options.gradient_checkpointing
     guard, budget = Guard(run, options, stepper, metrics, done), run.budget
+    budget.remember([row for row in metrics.rows() if row.get("kind") == "train"] if done.step else [])
     validation.before(done)
     guard.begin()
     with stop_requests() as stop, progress(TextColumn("{task.fields[now]}")) as bar:
@@ -99,7 +100,7 @@ def _remarks(run: Run, options: TrainOptions) -> None:
     check_schedule(options, run.steps)
     if run.steps > 1 and warmup(options, run.steps) >= run.steps:
         note(f"the warm-up takes all {run.steps} steps: the learning rate never reaches {options.learning_rate:g}")
-    for line in (options.optim.remark(run.model.device), options.remark()):
+    for line in (options.optim.remark(run.model.device, run.parameters.values()), options.remark()):
         if line:
             note(line)
 

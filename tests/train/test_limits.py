@@ -77,6 +77,36 @@ def test_a_time_too_short_for_anything_says_so(tmp_path: Path) -> None:
     assert checkpoints(tmp_path) == []
 
 
+def slow_by_its_record(folder: Path, seconds: list[float]) -> None:
+    """As if the run's steps had taken so long."""
+    metrics, times = Metrics(folder / "metrics.jsonl"), iter(seconds)
+    metrics.keep([row | ({"seconds": next(times)} if row["kind"] == "train" else {}) for row in metrics.rows()])
+
+
+def test_the_first_step_of_a_run_that_goes_on_is_foreseen_by_the_steps_before(tmp_path: Path) -> None:
+    options = TrainOptions(**OPTIONS, save_steps=3)
+    with pytest.raises(Interrupted):
+        train(run_in(tmp_path, stop_after=3), options)
+    slow_by_its_record(tmp_path, [40, 60, 50])
+    run = run_in(tmp_path, budget=Budget(LimitOptions(time="30s")))
+    outcome = go_on(run, options)
+    assert outcome.done.step == 3 and run.budget.ended_by == "time" and outcome.evaluation is not None
+    said = run.budget.interrupted(tmp_path, 3, 7)
+    assert "after step 3 of 7" in said.what and "everything is saved" in said.what
+    # the same command would come no farther, however often it is given
+    assert "a longer limits.time: a step took 60 s" in str(said.try_)
+    assert go_on(run_in(tmp_path, budget=Budget(LimitOptions(time="3h"))), options).done.step == 7
+
+
+def test_a_step_that_once_took_for_ever_does_not_hold_up_the_run_for_ever(tmp_path: Path) -> None:
+    """The machine slept, say."""
+    options = TrainOptions(**OPTIONS, save_steps=6)
+    with pytest.raises(Interrupted):
+        train(run_in(tmp_path, stop_after=6), options)
+    slow_by_its_record(tmp_path, [0.1, 0.1, 40_000, 0.1, 0.1, 0.1])
+    assert go_on(run_in(tmp_path, budget=Budget(LimitOptions(time="3h"))), options).done.step == 7
+
+
 def test_what_was_measured_is_expected_again() -> None:
     budget = Budget(LimitOptions(time="1h"), started=time.monotonic() - 3590)
     assert budget.enough_for("step", "save")
