@@ -37,7 +37,7 @@ from lorikeet.data.steps._report import Report, companion, finished
 from lorikeet.data.steps._values import to_line
 
 # raised when the same inputs and steps begin to give other rows: unfinished work from before is then done again
-_VERSION = 4
+_VERSION = 5
 _SMALL_BYTES = 4 << 20  # files below this are clean before processes have started
 _BIG_BYTES = 8 << 20  # files from this size on show a progress bar
 _ENDINGS = (".jsonl", ".json")

@@ -22,7 +22,7 @@ from lorikeet.base.extras import require
 from lorikeet.base.files import sha256_file
 from lorikeet.base.nouns import Origin
 from lorikeet.data.documents import SampleBy, documents
-from lorikeet.data.json_text import is_too_deep, loads
+from lorikeet.data.json_text import is_too_deep, loads, texts
 
 Row = dict[str, Any]
 Advance = Callable[[int], None]
@@ -213,10 +213,10 @@ def _parquet(file: IO[bytes], name: str) -> Iterator[tuple[Row, Origin]]:
     parquet = require("pyarrow.parquet", extra="parquet", needed_by=f"reading the parquet file {name}")
     try:
         table = parquet.ParquetFile(file)
-        row = 0
+        row, binary = 0, "binary" in str(table.schema_arrow)  # somewhere in it; or a column is called so
         for batch in table.iter_batches(batch_size=256):
             for value in batch.to_pylist():
-                yield value, Origin(name, row)
+                yield texts(value) if binary else value, Origin(name, row)
                 row += 1
     except (OSError, ValueError) as error:  # pyarrow's ArrowInvalid is a ValueError
         raise DataError(f"{name}: not a readable parquet file", given=error) from error

@@ -1,4 +1,4 @@
-"""JSON text to values, as orjson reads it, but with every whole number exact.
+"""JSON text to values, as orjson reads it, but with every whole number exact; a table's bytes as text.
 
 orjson makes a float of an integer beyond 64 bits, without a word: an id, or the argument of a call, would come out as
 1.2345678901234568e+29. The standard library keeps it, and is asked where such a float came back.
@@ -27,6 +27,18 @@ def loads(text: str | bytes, deepest: int = DEEPEST) -> Any:
 def is_too_deep(value: Any) -> bool:
     """Whether a value that JSON can hold has more levels than a row may have."""
     return _look(value, DEEPEST)[1]
+
+
+def texts(value: Any) -> Any:
+    """A table's value with its bytes as text, where they are UTF-8: older writers of parquet call text so."""
+    if isinstance(value, bytes):
+        try:
+            return value.decode("utf-8")
+        except UnicodeDecodeError:  # an image
+            return value
+    if isinstance(value, dict):
+        return {key: texts(one) for key, one in value.items()}
+    return [texts(one) for one in value] if isinstance(value, list) else value
 
 
 def _look(value: Any, deepest: int) -> tuple[bool, bool]:

@@ -58,6 +58,17 @@ def test_parquet(tmp_path: Path, gz: bool) -> None:
     assert rows(path) == ROWS
 
 
+def test_text_that_a_parquet_file_calls_bytes_is_text(tmp_path: Path) -> None:
+    """Older writers do, and nothing else would tell it from text in the rows; an image stays bytes."""
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as pq
+
+    said = {"text": "naïve 漢字".encode(), "turns": [{"content": b"hi", "image": b"\x89PNG\xff"}], "none": None}
+    pq.write_table(pa.Table.from_pylist([said]), tmp_path / "x.parquet")
+    expected = {"text": "naïve 漢字", "turns": [{"content": "hi", "image": b"\x89PNG\xff"}], "none": None}
+    assert rows(tmp_path / "x.parquet") == [expected]
+
+
 def test_txt_one_row_per_non_empty_line(tmp_path: Path) -> None:
     found = list(read_rows(write(tmp_path / "x.txt", "one\r\n\n  \n two \n")))
     assert [(row["text"], origin.row, origin.line) for row, origin in found] == [("one", 0, 1), (" two ", 1, 4)]

@@ -78,3 +78,8 @@ def test_what_is_written_every_reader_reads() -> None:
     assert from_line(line) == {
         "id": 2**70, "score": None, "title": "cut \ufffd", "fine": "\U0001f600 \u05d0", "\ufffd": [1],
     }  # fmt: skip
+
+
+def test_bytes_are_written_in_base64() -> None:
+    """A column of pictures, say; Python's spelling of it, b'...', nobody could read back."""
+    assert from_line(to_line({"image": b"\x89PNG\xff", "more": [b""]})) == {"image": "iVBOR/8=", "more": [""]}
