@@ -7,6 +7,7 @@ loses the last exchange when it overflows there, and writes an empty piece befor
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -158,17 +159,46 @@ class Ruler(NamedTuple):
         return max((len(ids) for _, ids, _ in laid), default=0)
 
     def longest(self, record: Record, turns: Sequence[Turn], most: int) -> int:
-        """How many characters of the last turn fit; 0 for none."""
+        """How many characters of the last turn fit, none of them cut as people see it; 0 for none."""
         last = turns[-1]
+
+        def fit(count: int) -> bool:
+            shorter = Turn(last.speaker, last.text[:count], rest=last.rest)
+            return not shorter.content.strip() or self.fits(record, [*turns[:-1], shorter], most)
+
         low, high = 0, len(last.text)
         while high - low > 0:
             middle = (low + high + 1) // 2
-            shorter = Turn(last.speaker, last.text[:middle], rest=last.rest)
-            if shorter.content.strip() and not self.fits(record, [*turns[:-1], shorter], most):
-                high = middle - 1
-            else:
-                low = middle
-        return low if last.text[:low].strip() else 0
+            low, high = (middle, high) if fit(middle) else (low, middle - 1)
+        kept = whole(last.text, low)
+        while kept and not fit(kept):  # rarely, a text has more tokens than a longer one
+            kept = whole(last.text, kept - 1)
+        return kept if last.text[:kept].strip() else 0
+
+
+def whole(text: str, at: int) -> int:
+    """`at`, or the last place before it that is not inside of what people see as one character: an emoji of several, a
+    flag, a letter with its accents (Unicode's annex 29, without the scripts that join letters)."""
+    while 0 < at < len(text) and _goes_on(text, at):
+        at -= 1
+    return at
+
+
+def _goes_on(text: str, at: int) -> bool:
+    before, character = text[at - 1], text[at]
+    if _flag(before) and _flag(character):  # two make a flag
+        start = at
+        while start and _flag(text[start - 1]):
+            start -= 1
+        return (at - start) % 2 == 1
+    joined = "\u200d" in (before, character) or (before, character) == ("\r", "\n")
+    skin_or_tag = "\U0001f3fb" <= character <= "\U0001f3ff" or "\U000e0020" <= character <= "\U000e007f"
+    return joined or skin_or_tag or unicodedata.category(character).startswith("M")
+
+
+def _flag(character: str) -> bool:
+    """Whether it is one of the letters that flags are spelled with."""
+    return "\U0001f1e6" <= character <= "\U0001f1ff"
 
 
 def _format(record: Record) -> Format:

@@ -55,6 +55,26 @@ def test_no_pair_is_lost(policy: str, pairs: list, system: bool, most: int, tiny
         assert policy == "drop" or not cut
 
 
+@pytest.mark.parametrize(
+    "one", ["👩\u200d👩\u200d👧", "👍🏽", "🇩🇪", "❤\ufe0f", "e\u0301", "🏴\U000e0067\U000e0062\U000e007f", "\r\n"]
+)
+@pytest.mark.parametrize("before", ["", "x"])
+def test_a_cut_leaves_characters_whole_as_people_see_them(one: str, before: str) -> None:
+    text = before + one * 3
+    ends = {len(before) + len(one) * count for count in range(4)} | {0}
+    for at in range(len(text) + 1):
+        assert split_turns.whole(text, at) == max(end for end in ends if end <= at)
+
+
+def test_a_reply_is_cut_between_emoji(tiny_model: Path) -> None:
+    family = "👩\u200d👩\u200d👧"
+    for most in range(50, 90):
+        told = record("human: hello", f"gpt: blue {family * 8}")
+        pieces, _ = run("split_turns", told, model=str(tiny_model), max_tokens=most, too_long="cut")
+        kept = pieces[0].turns[1].text.removeprefix("blue ") if pieces else ""
+        assert kept == family * (len(kept) // len(family))
+
+
 def size(model: Path, *texts: str) -> int:
     """Tokens of a conversation of its own."""
     step = step_of("split_turns", model=str(model))
