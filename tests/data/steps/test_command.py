@@ -165,6 +165,34 @@ def test_finished_pieces_are_of_the_rows_that_come_again(tmp_path: Path, monkeyp
     assert said == [f"Q{number}" for number in range(400)]
 
 
+def test_work_on_older_answers_is_done_again_where_they_are_asked_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows of the same places with other texts: what the steps behind made of the former ones does not hold."""
+    version = tmp_path / "version"
+    version.write_text("old")
+    body = f'    answer(said, text=said["text"] + open({str(version)!r}).read())\n'
+    source = write(tmp_path / "in.jsonl", [talk(("human", f"q{number}"), ("gpt", "a")) for number in range(400)])
+    chain: list[Any] = [{"kind": "command", "run": script(tmp_path, body), "roles": ["user"], "remember": False}]
+    chain.append({"kind": "rename_roles", "names": {"gpt": "bot"}})
+    real, left = _work.work, [2]
+
+    def counted(task: _work.Task) -> bytes:
+        left[0] -= 1
+        if left[0] < 0:
+            raise KeyboardInterrupt
+        return real(task)
+
+    monkeypatch.setattr(_work, "work", counted)
+    with pytest.raises(Interrupted):
+        cleaned([source], tmp_path / "out.jsonl", chain, workers=1)
+    version.write_text("new")
+    left[0] = 1 << 30
+    cleaned([source], tmp_path / "out.jsonl", chain, workers=1)
+    said = [row["conversations"][0]["value"] for row in read(tmp_path / "out.jsonl")]
+    assert said == [f"q{number}new" for number in range(400)]
+
+
 def test_answers_are_asked_again_where_that_is_wanted(tmp_path: Path) -> None:
     command = script(tmp_path, '    answer(said, text=f"{os.getpid()}")\n')
     first, second, third = (
