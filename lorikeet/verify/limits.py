@@ -46,11 +46,10 @@ def default_limits(how: Mapping[str, Any]) -> Limits:
     """The limits of a merged folder, from what its lorikeet.json says: `into` {kind, ...}, `base`, `trained` {kind,
     ...} and `kept`, whether the adapter lies beside the base."""
     into, trained = how.get("into") or {}, how.get("trained") or {}
-    quantised = into.get("kind", "none") != "none"
-    if how.get("kept"):
-        return SAME if into == trained else OTHER
-    if how.get("base") == "full" and trained.get("kind", "none") not in ("none", "int8"):
+    kind, before = into.get("kind", "none"), trained.get("kind", "none")
+    if how.get("kept") and into == trained:
+        return SAME  # also of the full base: the same numbers were rounded the same way
+    full, eight = how.get("base") == "full", kind == "int8" or into.get("bits") == 8
+    if (full and before not in ("none", "int8")) or (kind != "none" and not eight):
         return OTHER
-    if how.get("base") == "full" or into.get("kind") == "int8" or into.get("bits") == 8:
-        return NEAR
-    return OTHER if quantised else SAME
+    return NEAR if full or eight else SAME
