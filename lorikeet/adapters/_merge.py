@@ -6,6 +6,7 @@ the checkpoint's own numbers; the sum is written dense or quantised again. One d
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -14,10 +15,11 @@ from torch import Tensor
 
 from lorikeet.adapters._contract import Adapter
 from lorikeet.base.errors import CheckpointError
+from lorikeet.base.tensor_file import finite
 from lorikeet.models.causal_lm import CausalLM
 from lorikeet.models.linear import FrozenLinear
 from lorikeet.ops.attention import PackedView
-from lorikeet.quant._contract import Quant
+from lorikeet.quant._contract import FrozenWeight, Quant
 from lorikeet.quant.none import DenseWeight, NoQuant
 from lorikeet.tokens._contract import Tokenizer
 
@@ -34,7 +36,7 @@ def merged_tensors(
     others = adapter.merged_others(model)
     for slot in model.slots():
         if slot.name in others:
-            yield slot.name, _plain(others.pop(slot.name), dtype)
+            yield slot.name, _plain(slot.name, others.pop(slot.name), dtype)
             continue
         stem, _, suffix = slot.name.rpartition(".")  # a parameter of the network itself has no stem
         linear = linears.get(stem)
@@ -50,8 +52,9 @@ def merged_tensors(
             bias = adapter.merged_bias(linear)
             assert bias is not None
             tensor = bias
-        yield slot.name, _plain(tensor, dtype)
-    yield from ((name, _plain(tensor, dtype)) for name, tensor in others.items())  # those that the base does not have
+        yield slot.name, _plain(slot.name, tensor, dtype)
+    for name, tensor in others.items():  # those that the base does not have
+        yield name, _plain(name, tensor, dtype)
 
 
 def base_tensors(
@@ -71,13 +74,37 @@ def base_tensors(
         if linear is not None and stem in kept:
             yield from _stored(stem, kept[stem], (tensor.T if slot.transposed else tensor).to(dtype), dtype)
         else:
-            yield slot.name, _plain(tensor, dtype)
+            yield slot.name, _plain(slot.name, tensor, dtype)
 
 
 def dense_linears(model: CausalLM, into: Quant) -> list[str]:
     """The linears that `into` leaves dense."""
     kept = _kept(model, into)
     return [name for name, _ in model.linears() if name not in kept]
+
+
+def written_bytes(model: CausalLM, dtype: torch.dtype, into: Quant | None) -> int:
+    """About how many bytes a folder of the network takes: `into` and `dtype` as in `base_tensors`. Scales that are in 8
+    bits in memory are wider in a folder, by less than a tenth."""
+    kept = {} if into is None else _kept(model, into)
+    weights = 0
+    for group in model.groups():
+        for linear in group.linears:
+            size = linear.out_features, linear.in_features
+            if into is None and not isinstance(group.weight, DenseWeight):
+                share = linear.out_features / group.weight.out_features
+                weights += int(_nbytes(group.weight) * share * 1.1)
+            elif linear.name in kept:
+                weights += _nbytes(kept[linear.name].empty(*size, dtype, torch.device("meta")))
+            else:
+                weights += math.prod(size) * dtype.itemsize
+    named = {f"{name}.weight" for name, _ in model.linears()}
+    others = sum(math.prod(slot.shape) for slot in model.slots() if slot.name not in named)
+    return weights + others * dtype.itemsize
+
+
+def _nbytes(weight: FrozenWeight) -> int:
+    return sum(tensor.nbytes for tensor in (*weight.parameters(), *weight.buffers()))
 
 
 def _kept(model: CausalLM, into: Quant) -> dict[str, Quant]:
@@ -106,8 +133,19 @@ def _stored(name: str, quant: Quant, weight: Tensor, dtype: torch.dtype) -> Iter
     yield from ((f"{name}.{part}", tensor) for part, tensor in parts.items())
 
 
-def _plain(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    return (tensor.detach().to(dtype) if tensor.is_floating_point() else tensor).cpu()
+def _plain(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """As a folder holds it. Raises CheckpointError for a number that `dtype` cannot say: it would be infinite there."""
+    if not tensor.is_floating_point():
+        return tensor.cpu()
+    ready = tensor.detach().to(dtype)
+    if not finite(ready):
+        raise CheckpointError(
+            f"{name}: numbers too large for {str(dtype).removeprefix('torch.')}",
+            given=f"{tensor.detach().abs().max().item():.3g}",
+            allowed=f"at most {torch.finfo(dtype).max:.6g}",
+            try_="--dtype bfloat16 or float32",
+        )
+    return ready.cpu()
 
 
 def _with_weight(linear: FrozenLinear, weight: Tensor) -> FrozenLinear:

@@ -5,6 +5,7 @@ lorikeet.json names, by hash, the base, tokenizer and template the adapter was t
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,6 +20,7 @@ from lorikeet.adapters._contract import Adapter
 from lorikeet.adapters._new_tokens import around, from_config
 from lorikeet.base import known_code
 from lorikeet.base.errors import CheckpointError
+from lorikeet.base.files import sha256_file
 from lorikeet.base.kinds import is_named, kind_class, kind_field, kinds, own_kinds
 from lorikeet.base.log import note
 from lorikeet.base.options import Options
@@ -100,6 +102,17 @@ def read_json(file: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise damaged(file, f"a {type(content).__name__}, not an object")
     return content
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    """What an adapter is, for a record that may be compared later: its tensors, and its settings (its scale is one of
+    them) but for the name of the base, which a copy may say otherwise. Raises CheckpointError."""
+    settings = {name: value for name, value in read_json(folder / CONFIG).items() if name != "base_model_name_or_path"}
+    said = json.dumps(settings, sort_keys=True).encode()
+    return {
+        "adapter_sha256": sha256_file(folder / WEIGHTS),
+        "adapter_settings_sha256": hashlib.sha256(said).hexdigest(),
+    }
 
 
 def read_identity(folder: Path) -> dict[str, Any]:

@@ -30,6 +30,7 @@ from lorikeet.infer.predict import predict as predict_file
 from lorikeet.infer.sampling import GenerateOptions
 from lorikeet.models.causal_lm import CausalLM
 from lorikeet.models.load import ModelOptions
+from lorikeet.models.stored import fitting
 from lorikeet.quant._contract import Quant
 from lorikeet.quant.none import NoQuant
 from lorikeet.train import state as run_state
@@ -154,6 +155,8 @@ def locate(path: str | Path, changed: Mapping[str, Any] | None = None, *, allow_
         options = ModelOptions(path=str(path))
         template = storage.read_template(folder, allow_code=allowed) or Jinja()
     base = open_base(options.model_copy(update=dict(changed or {})))
+    if isinstance(quant, NoQuant) and not quant.dequantize:
+        quant = fitting(quant, base.checkpoint)  # as it is stored, where nobody has said
     return Located(base, quant, where, template, recipe, allow_other_base)
 
 

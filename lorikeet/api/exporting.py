@@ -37,7 +37,7 @@ from lorikeet.infer.modelfile import modelfile
 from lorikeet.models.build import Build
 from lorikeet.models.families._contract import Family
 from lorikeet.models.gguf_layouts._plan import Plan
-from lorikeet.models.load import identify
+from lorikeet.models.load import identify, own_tensors
 from lorikeet.models.spec import Spec
 from lorikeet.models.stored import stored_quant
 from lorikeet.quant.none import NoQuant
@@ -191,10 +191,7 @@ def _network(located: Located) -> _Network:
     base, checkpoint = located.base, located.base.checkpoint
     family, spec = identify(checkpoint, base.options.choice)
     dense = isinstance(located.quant, NoQuant) and stored_quant(checkpoint) is None
-
-    def read(name: str) -> Tensor:
-        return family.read(checkpoint, name, spec)
-
+    read = own_tensors(checkpoint, base.options.choice)
     if located.adapter_folder is None and dense and base.new_tokens is None:
         slots = list(family.network(spec, Build(NoQuant(), torch.float32, torch.device("meta"))).slots())
         shapes = [(slot.name, slot.shape) for slot in slots]

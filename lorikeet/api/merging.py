@@ -7,7 +7,6 @@ sum is dense or quantised again; or nothing is summed, and the adapter lies besi
 from __future__ import annotations
 
 import json
-import math
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -19,101 +18,35 @@ from torch import Tensor
 
 from lorikeet.adapters import _storage as storage
 from lorikeet.adapters._contract import Adapter
-from lorikeet.adapters._merge import Source, base_tensors, compare, dense_linears, merged_tensors, probes
+from lorikeet.adapters._merge import (
+    Source,
+    base_tensors,
+    compare,
+    dense_linears,
+    merged_tensors,
+    probes,
+    written_bytes,
+)
 from lorikeet.api.answering import Located, locate
+from lorikeet.api.merge_way import How, certifies, is_dense, refuse
 from lorikeet.api.quantizing import quantize
 from lorikeet.api.verifying import CERTIFICATE, MERGED, refuse_failed, verify_merge
-from lorikeet.base.errors import CheckFailed, CheckpointError, RecipeError
-from lorikeet.base.files import check_new, need_space, new_folder, sha256_file, write_file
+from lorikeet.base.errors import CheckFailed, CheckpointError
+from lorikeet.base.files import check_new, need_space, new_folder, write_file
 from lorikeet.base.heap import give_back
 from lorikeet.base.log import note
-from lorikeet.base.option_fields import as_yaml
 from lorikeet.checkpoints import hf
 from lorikeet.checkpoints.open import open_checkpoint
-from lorikeet.data.sources import validation_of
 from lorikeet.infer.engine import Engine
 from lorikeet.models.causal_lm import CausalLM
-from lorikeet.models.load import identify, load
+from lorikeet.models.load import load, own_tensors
 from lorikeet.models.stored import stored_quant
 from lorikeet.quant._contract import Quant
-from lorikeet.quant._gptq_solver import SolverOptions
-from lorikeet.quant.gptq import Gptq
 from lorikeet.quant.none import NoQuant
 
 GIB = 1 << 30
-MERGED_DTYPES = ("float32", "bfloat16", "float16")
-CALIBRATE = 128  # conversations
+SLACK = GIB // 8
 BASE = "base"  # the folder of the base inside one with the adapter beside it
-
-
-@dataclass(frozen=True)
-class How:
-    """The way to merge."""
-
-    into: Quant | None  # None: dense, or with `keep_adapter` as the base was kept in training
-    base: str  # which weights take the update: quantised, as in training, or full
-    keep_adapter: bool  # beside the base, instead of adding it
-    dtype: str | None  # of what is not quantised; None: the one the model runs in here
-    max_shard_bytes: int
-    verify: bool | None  # None: where something is quantised and the run has held-out conversations
-    calibrate: int | None = None  # conversations that GPTQ rounds by; 0: to the nearest; None: CALIBRATE
-
-    def check(self) -> None:
-        """Raise RecipeError for a way that does not exist."""
-        if self.dtype not in (None, *MERGED_DTYPES):
-            allowed = " ".join(MERGED_DTYPES)
-            raise RecipeError(
-                f"--dtype: there is no '{self.dtype}'", given=self.dtype, allowed=allowed, try_="--dtype bfloat16"
-            )
-        if self.base not in ("quantised", "full"):
-            raise RecipeError(f"--base: there is no '{self.base}'", given=self.base, allowed="quantised full")
-        if self.keep_adapter and self.base == "full" and self.into is None:
-            raise RecipeError(
-                "--base full: the adapter stays beside the base, so nothing is added to it",
-                given="--keep-adapter --base full",
-                allowed="one of them, or both with --into",
-                try_="--keep-adapter alone",
-            )
-        if self.calibrate is not None and not self.calibrates:
-            raise RecipeError(
-                "--calibrate: has no effect, only a merge into gptq is calibrated",
-                given=f"--calibrate {self.calibrate}",
-                allowed="with --into gptq, without --keep-adapter",
-                try_="leave it out",
-            )
-        if self.into is not None and not _dense(self.into) and self.into.stored_settings(torch.float32) is None:
-            raise RecipeError(
-                f"--into: no folder holds weights of the kind {self.into.model_dump()['kind']}",
-                given=self.into.model_dump()["kind"],
-                allowed="none, or a kind that a Hugging Face folder knows",
-                try_="--into none",
-            )
-        self._check_calibrated()
-
-    def _check_calibrated(self) -> None:
-        """Raise RecipeError for options of --into that only rounding to the nearest has."""
-        if not self.conversations or not isinstance(self.into, Gptq):
-            return
-        written = {"target_modules": "all-linear", "checkpoint_format": "gptq" if self.into.sym else "gptq_v2"}
-        for name, value in written.items():
-            given = getattr(self.into, name)
-            if name in self.into.model_fields_set and given != value:
-                raise RecipeError(
-                    f"quant.{name}: has no effect where GPTQ rounds by the training data",
-                    given=as_yaml(given),
-                    allowed=value,
-                    try_="--calibrate 0, which rounds to the nearest",
-                )
-
-    @property
-    def calibrates(self) -> bool:
-        """Whether the sum may be rounded with what it is used on in view."""
-        return isinstance(self.into, Gptq) and not self.keep_adapter
-
-    @property
-    def conversations(self) -> int:
-        """How many of the training data GPTQ rounds by."""
-        return (CALIBRATE if self.calibrate is None else self.calibrate) if self.calibrates else 0
 
 
 @dataclass
@@ -135,14 +68,20 @@ class _Work:
         """The checkpoint's own tensors, where they take the update."""
         if self.how.base == "quantised":
             return None
-        checkpoint = self.located.base.checkpoint
-        family, spec = identify(checkpoint, self.located.base.options.choice)
-        return lambda name: family.read(checkpoint, name, spec)
+        return own_tensors(self.located.base.checkpoint, self.located.base.options.choice)
 
     @property
     def stored(self) -> Quant:
         """How the written linears are kept."""
         return self.how.into or (self.located.quant if self.how.keep_adapter else NoQuant())
+
+    def needed_bytes(self) -> int:
+        """Room on the disk for the weights, about; with what lies there only while they are made."""
+        if not self.how.conversations:
+            into = None if self.how.keep_adapter and self.how.into is None else self.stored
+            return written_bytes(self.model, self.dtype, into)
+        dense = written_bytes(self.model, self.dtype, NoQuant())
+        return 2 * dense + min(dense, self.how.max_shard_bytes)  # the sum, and what `quantize` asks for itself
 
     def tensors(self, into: Quant | None) -> Iterator[tuple[str, Tensor]]:
         """(name, tensor) of the folder, one at a time."""
@@ -176,16 +115,12 @@ def merge(
     how.check()
     check_new(output)
     located = locate(path, model, allow_other_base=allow_other_base)
-    if located.adapter_folder is None:
-        raise CheckpointError(f"{path} has no adapter to merge", given=str(path), allowed="a run or an adapter folder")
-    _refuse_unmergeable(located.adapter_folder, how)
-    _refuse_full_of_quantised(located, how)
-    _need_calibration(located, how, path)
-    plain = _dense(located.quant) and _dense(how.into) and not how.keep_adapter and how.base == "quantised"
-    certify = _certifies(located, how, plain, path)
+    refuse(located, how, path)
+    plain = is_dense(located.quant) and is_dense(how.into) and not how.keep_adapter and how.base == "quantised"
+    certify = certifies(located, how, plain, path)
+    need_space(output, SLACK, "the merged model")  # how much more is known when it is loaded, which takes a while
     work = _load(located, how)
-    size = sum(math.prod(slot.shape) for slot in work.model.slots()) * torch.empty(0, dtype=work.dtype).element_size()
-    need_space(output, size + GIB // 8, "the merged model")
+    need_space(output, work.needed_bytes() + SLACK, "the merged model")
     _write(work, path, output)
     size = sum(file.stat().st_size for file in output.rglob("*.safetensors"))
     found: dict[str, Any] = {"output": str(output), "bytes": size}
@@ -205,62 +140,6 @@ def _load(located: Located, how: How) -> _Work:
     model, adapter, identity = located.load()
     assert adapter is not None
     return _Work(located, model, adapter, identity, how)
-
-
-def _dense(quant: Quant | None) -> bool:
-    return quant is None or isinstance(quant, NoQuant)
-
-
-def _refuse_unmergeable(folder: Path, how: How) -> None:
-    """Raise RecipeError for a kind of adapter that is no change of the weights, or nothing but one."""
-    adapter = storage.read_options(folder)
-    if adapter.merge_refusal is not None and not how.keep_adapter:
-        raise RecipeError(
-            f"adapter.kind: {adapter.merge_refusal}",
-            given=adapter.model_dump()["kind"],
-            allowed="an adapter that changes weights; or --keep-adapter, which lays it beside the base",
-            try_="--keep-adapter",
-        )
-    if adapter.beside_refusal is not None and how.keep_adapter:
-        raise RecipeError(
-            f"--keep-adapter: {adapter.beside_refusal}",
-            given=f"an adapter of the kind {adapter.model_dump()['kind']}",
-            allowed="merging, dense or --into a kind",
-            try_="leave it out",
-        )
-
-
-def _refuse_full_of_quantised(located: Located, how: How) -> None:
-    if how.base == "full" and stored_quant(located.base.checkpoint) is not None:
-        raise CheckpointError(
-            f"{located.base.checkpoint.path} has no full-precision weights: it is stored quantised",
-            given="--base full",
-            allowed="--base quantised",
-            try_="--base quantised",
-        )
-
-
-def _need_calibration(located: Located, how: How, path: Path) -> None:
-    if how.conversations and located.recipe is None:
-        raise RecipeError(
-            "--into gptq: an adapter alone has no training data to round by",
-            given=str(path),
-            allowed="a run, or --calibrate 0",
-            try_="--calibrate 0, which rounds to the nearest",
-        )
-
-
-def _certifies(located: Located, how: How, plain: bool, path: Path) -> bool:
-    """Whether to measure with held-out conversations. Raises RecipeError where that is asked for without any."""
-    held_out = located.recipe is not None and validation_of(located.recipe.data) is not None
-    if how.verify and not held_out:
-        raise RecipeError(
-            "--verify: the run has no held-out conversations",
-            given=str(path),
-            allowed="a run with data.validation",
-            try_="merge without it, then: lorikeet verify merge MERGED --run RUN --data FILE",
-        )
-    return held_out and not plain if how.verify is None else how.verify
 
 
 def _write(work: _Work, path: Path, output: Path) -> None:
@@ -298,8 +177,8 @@ def _fill(work: _Work, folder: Path, stored: Quant, into: Quant | None) -> None:
 
 def _calibrated(work: _Work, folder: Path) -> None:
     """The sum, dense for a while, and rounded by GPTQ with the training data in view: block by block, from the disk."""
-    recipe, into = work.located.recipe, work.how.into
-    assert recipe is not None and isinstance(into, Gptq)
+    recipe = work.located.recipe
+    assert recipe is not None
     dense, made = folder / "dense", folder / "made"
     dense.mkdir()
     _fill(work, dense, NoQuant(), None)
@@ -309,8 +188,8 @@ def _calibrated(work: _Work, folder: Path) -> None:
     made_of = {"path": str(dense), "add_tokens": [], "dtype": str(work.dtype).removeprefix("torch.")}
     options = work.located.base.options.model_copy(update=made_of)  # the run's, and what the command says beside them
     dense_recipe = recipe.model_copy(update={"model": options, "quant": NoQuant()})
-    solver = SolverOptions(bits=into.bits, group_size=into.group_size, sym=into.sym)
-    quantize(dense_recipe, made, solver, rows=work.how.conversations, max_shard_bytes=work.how.max_shard_bytes)
+    sizes = {"rows": work.how.conversations, "max_shard_bytes": work.how.max_shard_bytes}
+    quantize(dense_recipe, made, work.how.solver(), **sizes)
     shutil.rmtree(dense)
     for file in made.iterdir():
         file.rename(folder / file.name)
@@ -333,7 +212,7 @@ def _settings(work: _Work, stored: Quant) -> dict[str, Any]:
     made.pop("quantization_config", None)
     if not work.how.keep_adapter:
         made |= work.adapter.merged_settings(work.model, made)
-    if _dense(stored):
+    if is_dense(stored):
         return made
     settings = stored.stored_settings(work.dtype)
     assert settings is not None, "`How.check` has asked"
@@ -350,7 +229,7 @@ def _said(work: _Work, path: Path) -> dict[str, Any]:
         "run": str(path),
         "model": base.options.path,
         "base_fingerprint": base.checkpoint.fingerprint(),
-        "adapter_sha256": sha256_file(folder / storage.WEIGHTS),
+        **storage.hashes(folder),
         "trained": work.located.quant.model_dump(mode="json"),
         "into": work.stored.model_dump(mode="json"),
         "base": work.how.base,

@@ -16,8 +16,8 @@ import torch
 from lorikeet import kernels
 from lorikeet.adapters import _storage as storage
 from lorikeet.api.answering import Located, locate
-from lorikeet.base.errors import CheckFailed, CheckpointError, DataError, RecipeError
-from lorikeet.base.files import need_space, sha256_file, write_file
+from lorikeet.base.errors import CheckFailed, CheckpointError, DataError, RecipeError, TemplateError
+from lorikeet.base.files import need_space, write_file
 from lorikeet.base.heap import give_back
 from lorikeet.base.log import note
 from lorikeet.base.nouns import Example
@@ -31,10 +31,12 @@ from lorikeet.infer.engine import Engine
 from lorikeet.infer.sampling import GenerateOptions
 from lorikeet.models.load import pick_device, pick_dtype
 from lorikeet.verify import merge as check
+from lorikeet.verify import reading
 from lorikeet.verify.limits import Limits, default_limits
 from lorikeet.verify.merge import HeldOut, Measured, Said
 
 CERTIFICATE = "certificate.json"
+_PARTS = {"adapter_sha256": "adapter", "adapter_settings_sha256": "an adapter's settings"}
 MERGED = "merged"  # the key of a merged folder's lorikeet.json that says what was merged
 
 
@@ -66,12 +68,19 @@ def verify_merge(
 
     Writes the certificate, by default certificate.json in `merged`, and returns it. `limits` replace the defaults of
     the way it was merged; `model`: options of the recipe's section, for both. Raises CheckpointError for a folder that
-    was made from another adapter, CheckFailed for one whose weights have changed since."""
+    was made from another adapter, CheckFailed for one that has changed since or reads prompts otherwise."""
     asked, output = asked or Asked(), output or merged / CERTIFICATE
     need_space(output.parent, 1 << 20, "the certificate")
     if merged.resolve() == run.resolve():
         raise CheckpointError(f"{merged} cannot be compared with itself", given=f"{merged} twice", try_="--run RUN")
     said = storage.read_json(merged / storage.IDENTITY).get(MERGED) if merged.is_dir() else None
+    if limits and "same_replies" in limits and not asked.prompts:
+        raise RecipeError(
+            "--min-same-replies: has no effect without replies",
+            given="--prompts 0",
+            allowed="at least one prompt",
+            try_="--prompts 50",
+        )
     trained = settled(locate(run, model, allow_other_base=allow_other_base))
     if trained.adapter_folder is None:
         raise CheckpointError(f"{run} has no adapter", given=str(run), allowed="the run, or its adapter folder")
@@ -79,14 +88,14 @@ def verify_merge(
     _same_adapter(said, trained.adapter_folder, merged, run)
     _same_vocabulary(trained, other)
     hashes = identity_of(other)
-    if said is not None and said.get("weights") not in (None, hashes["weights"]):
-        raise CheckFailed(
-            f"the weights in {merged} are not those that were written when it was merged",
-            given=hashes["weights"][:16],
-            allowed=said["weights"][:16],
-        )
     template = trained.template.bind(trained.base.tokenizer)
     examples, questions, of_what = examples_of(trained, template, data, asked)
+    try:
+        _unchanged(said, hashes, merged)
+        _reads_the_same(template, other, merged, examples, by_us=said is not None)
+    except CheckFailed:
+        output.unlink(missing_ok=True)  # a certificate that is there is of another folder than this
+        raise
     found = measure(trained, other, template, examples, questions, asked)
     chosen = replace(default_limits(said or _unsaid(other)), **(limits or {}))
     made = _certificate(trained, run, other, merged, hashes, said, of_what, asked, found, chosen)
@@ -112,7 +121,7 @@ def refuse_failed(certificate: Mapping[str, Any]) -> None:
 def identity_of(located: Located) -> dict[str, Any]:
     """The hash of what answers: `weights`, and the adapter's own where one lies on them."""
     weights, folder = located.base.checkpoint.fingerprint(), located.adapter_folder
-    return {"weights": weights} | ({} if folder is None else {"adapter_sha256": sha256_file(folder / storage.WEIGHTS)})
+    return {"weights": weights} | ({} if folder is None else storage.hashes(folder))
 
 
 def _same_adapter(said: Mapping[str, Any] | None, adapter: Path, merged: Path, run: Path) -> None:
@@ -120,14 +129,55 @@ def _same_adapter(said: Mapping[str, Any] | None, adapter: Path, merged: Path, r
     if said is None:
         note(f"{merged} does not say what it was merged from: measured as it is")
         return
-    given = sha256_file(adapter / storage.WEIGHTS)
-    if said.get("adapter_sha256") != given:
-        raise CheckpointError(
-            f"{merged} was not merged from the adapter of {run}",
-            given=f"adapter {given[:16]} in {adapter}",
-            allowed=f"adapter {str(said.get('adapter_sha256'))[:16]}, once in {said.get('run')}",
-            try_="the run it was merged from; after more training, merge again",
+    given = storage.hashes(adapter)
+    for name, what in _PARTS.items():
+        if said.get(name, given[name]) != given[name]:
+            raise CheckpointError(
+                f"{merged} was not merged from the adapter of {run}",
+                given=f"{what} {given[name][:16]} in {adapter}",
+                allowed=f"{what} {str(said[name])[:16]}, once in {said.get('run')}",
+                try_="the run it was merged from; after more training, merge again",
+            )
+
+
+def _unchanged(said: Mapping[str, Any] | None, hashes: Mapping[str, str], merged: Path) -> None:
+    """Raise CheckFailed where the folder is no longer what was written."""
+    known = said or {}
+    if known.get("weights") not in (None, hashes["weights"]):
+        raise CheckFailed(
+            f"the weights in {merged} are not those that were written when it was merged",
+            given=hashes["weights"][:16],
+            allowed=known["weights"][:16],
         )
+    for name, what in _PARTS.items():
+        if name in hashes and known.get(name, hashes[name]) != hashes[name]:
+            raise CheckFailed(
+                f"the adapter in {merged} is not the one that was laid there",
+                given=f"{what} {hashes[name][:16]}",
+                allowed=f"{what} {known[name][:16]}",
+            )
+
+
+def _reads_the_same(
+    template: Template, other: Located, merged: Path, examples: Sequence[Example], *, by_us: bool
+) -> None:
+    """Raise CheckFailed where the folder's tokenizer or template is another one than the run's: both are measured with
+    the run's, and whoever takes the folder has its own. Another program's folder never had the run's template."""
+    tokenizer = other.base.tokenizer
+    found, what = reading.tokenizers_differ(template.tokenizer, tokenizer, examples), "tokenizer"
+    if found is None:
+        what = "template"
+        try:
+            found = reading.templates_differ(template, other.template.bind(tokenizer))
+        except TemplateError:
+            found = reading.Difference("everything", "the run's template", "no template")
+    if found is None:
+        return
+    told = f"the {what} of {merged} makes something else of {found.where} than the one in training"
+    if what == "template" and not by_us:
+        note(f"{told}: {found.merged}, not {found.trained}; measured with the run's")
+        return
+    raise CheckFailed(told, given=found.merged, allowed=found.trained, try_="merge again, or the run's own files")
 
 
 def settled(located: Located) -> Located:
@@ -142,7 +192,7 @@ def settled(located: Located) -> Located:
 def as_trained(trained: Located) -> dict[str, Any]:
     """The options of the model under which the merged one computes as the trained one does."""
     options = trained.base.options
-    names = ("dtype", "device", "threads", "kernels", "family")
+    names = ("dtype", "device", "threads", "kernels", "family", "source", "trust_remote_code")
     return {name: getattr(options, name) for name in names}
 
 
@@ -249,7 +299,7 @@ def _certificate(
             "tokenizer_fingerprint": base.tokenizer.fingerprint,
             "quant": trained.quant.model_dump(mode="json"),
             "adapter_trained_on": trained.other_base() or None,
-            **{key: value for key, value in identity_of(trained).items() if key == "adapter_sha256"},
+            **{key: value for key, value in identity_of(trained).items() if key in _PARTS},
         },
         "merged": {"path": str(merged), **hashes, "how": None if said is None else dict(said)},
         "data": of_what,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -207,6 +207,19 @@ def load(
         named = ", ".join(unread[:3]) + (", ..." if len(unread) > 3 else "")
         note(f"{len(unread)} of {len(checkpoint.names())} tensors have no place in this network: {named}")
     return model
+
+
+def own_tensors(checkpoint: Checkpoint, choice: Choice) -> Callable[[str], Tensor]:
+    """Reads the checkpoint's tensor that goes by a name in its network. A head that the checkpoint ties to its
+    embedding is that; an adapter may have given it a table of its own."""
+    family, spec = identify(checkpoint, choice)
+
+    def read(name: str) -> Tensor:
+        if isinstance(spec, DecoderSpec) and spec.tied and name == f"{spec.names.head}.weight":
+            name = f"{spec.names.embedding}.weight"
+        return family.read(checkpoint, name, spec)
+
+    return read
 
 
 @dataclass(frozen=True)
