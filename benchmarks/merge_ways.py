@@ -30,8 +30,8 @@ WAYS: list[tuple[str, dict[str, Any]]] = [
     ("nf4, of the full base", {"into": NF4(), "base": "full"}),
     ("fp4, of the quantised base", {"into": FP4()}),
     ("fp4, of the full base", {"into": FP4(), "base": "full"}),
-    ("gptq 4 bits, of the quantised base", {"into": GPTQ}),
-    ("gptq 4 bits, of the full base", {"into": GPTQ, "base": "full"}),
+    ("gptq 4 bits group 64, calibrated, of the quantised base", {"into": GPTQ}),
+    ("gptq 4 bits group 64, calibrated, of the full base", {"into": GPTQ, "base": "full"}),
     ("adapter beside its base", {"keep_adapter": True}),
 ]
 
@@ -43,13 +43,16 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--ways", nargs="+", default=[""])
     given = parser.parse_args()
+    ways = [(name, way) for name, way in WAYS if any(part in name for part in given.ways)]
+    if not ways:
+        parser.error(f"--ways: none of the ways is called so; they are: {'; '.join(name for name, _ in WAYS)}")
     asked = verifying.Asked(given.conversations, given.prompts, given.tokens)
     trained = verifying.settled(locate(given.run))
     template = trained.template.bind(trained.base.tokenizer)
     examples, questions, _ = verifying.examples_of(trained, template, [], asked)
     print("| way | mean KL | largest KL | same top token | loss | increase | same replies | MB |")
     print("|---|---:|---:|---:|---:|---:|---:|---:|", flush=True)
-    for name, way in [(name, way) for name, way in WAYS if any(part in name for part in given.ways)]:
+    for name, way in ways:
         folder = given.run.with_name(f"{given.run.name}-merged")
         made = api.merge(given.run, folder, verify=False, **way)
         other = locate(folder, verifying.as_trained(trained))

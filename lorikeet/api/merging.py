@@ -188,8 +188,8 @@ def _calibrated(work: _Work, folder: Path) -> None:
     made_of = {"path": str(dense), "add_tokens": [], "dtype": str(work.dtype).removeprefix("torch.")}
     options = work.located.base.options.model_copy(update=made_of)  # the run's, and what the command says beside them
     dense_recipe = recipe.model_copy(update={"model": options, "quant": NoQuant()})
-    sizes = {"rows": work.how.conversations, "max_shard_bytes": work.how.max_shard_bytes}
-    quantize(dense_recipe, made, work.how.solver(), **sizes)
+    rows, shard = work.how.conversations, work.how.max_shard_bytes
+    quantize(dense_recipe, made, work.how.solver(), rows=rows, max_shard_bytes=shard)
     shutil.rmtree(dense)
     for file in made.iterdir():
         file.rename(folder / file.name)

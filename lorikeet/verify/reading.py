@@ -33,13 +33,17 @@ def tokenizers_differ(trained: Tokenizer, merged: Tokenizer, examples: Sequence[
     fingerprint is the same; another may still be, written by another program."""
     if trained.fingerprint == merged.fingerprint:
         return None
+    seen: set[int] = set()
     for number, example in enumerate(examples):
         ids = example.tokens.tolist()
-        texts = [one.decode(ids, skip_control=False) for one in (trained, merged)]
-        if texts[0] != texts[1]:
-            return Difference(f"the tokens of held-out conversation {number + 1}", *_around(*texts))
-        if found := _encoded(f"the text of held-out conversation {number + 1}", texts[0], trained, merged):
+        seen.update(ids)
+        where = f"held-out conversation {number + 1}"
+        if found := _encoded(where, trained.decode(ids), trained, merged):
             return found
+    for name, token in trained.control.items():
+        there = merged.control.get(name)
+        if there != token and (there is not None or token in seen):
+            return Difference(f"the control token {name}", str(token), "plain text" if there is None else str(there))
     for name, conversation in adversarial(list(trained.control)[:CONTROL]).items():
         for message in conversation.messages:
             if found := _encoded(f"'{name}'", message.content, trained, merged):
