@@ -21,15 +21,16 @@ from lorikeet.quant.none import NoQuant
 
 
 def stored_quant(checkpoint: Checkpoint) -> Quant | None:
-    """The kind in which the checkpoint's linears are stored, with its options; None where they are dense, or of a kind
-    that is not known (which loading refuses)."""
+    """The kind in which the checkpoint's linears are stored, with its options; None where they are dense (whatever
+    config.json says of how they were stored once), or of a kind that is not known (which loading refuses)."""
     settings = checkpoint.config.get("quantization_config")
     if checkpoint.layout != "hf" or not isinstance(settings, dict):
         return None
     for name in kinds("lorikeet.quant"):
         found = kind_class("lorikeet.quant", Quant, name).stored_as(settings, checkpoint.path)
         if found is not None:
-            return found
+            without_weights = not checkpoint.names()  # a plan before they are downloaded
+            return found if without_weights or StoredLinears(checkpoint, found).linears else None
     return None
 
 
@@ -86,6 +87,9 @@ class _AsStored(Quant):
         self.quant.check(names)
 
 
+_PACKED = ("I8", "U8", "I16", "I32")  # what codes are kept in: no other tensor of a network's weights is
+
+
 class Reader(Protocol):
     """What reads one tensor of a checkpoint."""
 
@@ -100,6 +104,7 @@ class StoredLinears:
         parts = () if quant is None else quant.stored_parts
         marks = [f".{part}" for part in parts if part != "weight"]  # dense linears have a tensor of that name, too
         self.linears = {name.removesuffix(mark) for mark in marks for name in self._names if name.endswith(mark)}
+        self.tensors = {f"{linear}.{part}" for linear in self.linears for part in parts}
 
     def kept(self, quant: Quant) -> Quant:
         """`quant` for the linears that are stored so; the others of this checkpoint stay dense."""
@@ -131,19 +136,19 @@ class StoredLinears:
 def refuse_unknown(checkpoint: Checkpoint, known: Quant | None) -> None:
     """Raise CheckpointError for a folder whose numbers mean nothing without scales that lie beside them.
 
-    Read as plain tensors, they would make a network that runs, and is not the model."""
+    Read as plain tensors, they would make a network that runs, and is not the model. A linear in the form of `known`
+    has its scales, or `StoredLinears.fill` misses them."""
     if checkpoint.layout != "hf":
         return  # a GGUF file's reader knows its scales
     names = set(checkpoint.names())
     settings = checkpoint.config.get("quantization_config")
     method = settings.get("quant_method") if isinstance(settings, dict) else None
-    parts = () if known is None else tuple(f".{part}" for part in known.stored_parts)
-    for name in sorted(names):
-        if parts and name.endswith(parts):
-            continue
-        stored = checkpoint.stored(name)
+    for name in sorted(names - StoredLinears(checkpoint, known).tensors):
+        stored, leaf = checkpoint.stored(name), name.rsplit(".", 1)[-1]
+        number = stored.startswith(("F", "BF"))
         scaled = stored.startswith("F8") and (method or {f"{name}_scale", f"{name}_scale_inv"} & names)
-        if name.endswith("weight") and (scaled or not stored.startswith(("F", "BF"))):
+        packed = stored in _PACKED and ("weight" in leaf or (method is not None and known is None))
+        if packed or (name.endswith("weight") and (scaled or not number)):
             raise CheckpointError(
                 f"{checkpoint.path}: the weights are quantised in a way that is not read",
                 given=f"{method or 'no quantization_config'}; '{name}' is {stored}",

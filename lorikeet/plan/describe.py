@@ -18,7 +18,7 @@ from lorikeet.checkpoints.open import open_checkpoint
 from lorikeet.data.templates._contract import TemplateOptions
 from lorikeet.data.templates._suits import suiting
 from lorikeet.models.load import identify
-from lorikeet.models.stored import stored_quant
+from lorikeet.models.stored import refuse_unknown, stored_quant
 from lorikeet.tokens.outline import Outline, outline
 
 # a size's name in config.json (the newest spelling first), and behind `llama.` in a GGUF file
@@ -158,8 +158,10 @@ def _network(checkpoint: Checkpoint, facts: dict[str, Any]) -> str | None:
         "context": shape.max_position,
         "tied": getattr(spec, "tied", None),  # a network of one's own need not say it
     }
-    if checkpoint.layout == "hf" and facts["quantisation"] and stored_quant(checkpoint) is None:
-        return f"its weights are quantised ({facts['quantisation']}), which is not read; take the model unquantised"
+    try:
+        refuse_unknown(checkpoint, stored_quant(checkpoint))
+    except CheckpointError as error:
+        return _said(error)
     return None
 
 

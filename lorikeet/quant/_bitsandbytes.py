@@ -15,7 +15,9 @@ second statistics span rows in the file, and here they must not.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -26,7 +28,7 @@ from lorikeet.base.errors import CheckpointError
 EIGHT_PARTS = ("weight", "SCB", "weight_format")
 FOUR_PARTS = ("weight", "weight.absmax", "weight.quant_map", "weight.nested_absmax", "weight.nested_quant_map")
 STATE = "weight.quant_state.bitsandbytes__"  # and the kind's name
-BLOCK, NESTED_BLOCK = 64, 256
+BLOCK = 64
 SIZES = (32, 64, 128, 256, 512, 1024, 2048, 4096)
 
 
@@ -58,7 +60,9 @@ def block_size(settings: Mapping[str, Any], source: object) -> int:
 
 def kind_of(settings: Mapping[str, Any], source: object) -> str | None:
     """int8, nf4 or fp4 for a quantization_config of bitsandbytes, None for another's. Raises CheckpointError."""
-    if settings.get("quant_method") != "bitsandbytes" and not settings.get("load_in_4bit"):
+    said = settings.get("quant_method")
+    older = said is None and bool(settings.get("load_in_4bit") or settings.get("load_in_8bit"))
+    if said != "bitsandbytes" and not older:  # the first folders of transformers do not name the method
         return None
     kind = "int8" if settings.get("load_in_8bit") else settings.get("bnb_4bit_quant_type", "fp4")
     storage = settings.get("bnb_4bit_quant_storage", "uint8")
@@ -78,13 +82,16 @@ def give_eight(codes: Tensor, absmax: Tensor) -> dict[str, Tensor]:
 
 
 def take_eight(parts: Mapping[str, Tensor], shape: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """The inverse. Raises CheckpointError for parts that are missing or of another size."""
+    """The inverse. Raises CheckpointError for parts that are missing, or of another size or type."""
     codes, absmax = (_part(parts, name) for name in EIGHT_PARTS[:2])
-    layout = parts.get("weight_format")
+    layout = parts.get("weight_format", torch.zeros(1))  # older files leave it out
     if codes.dtype != torch.int8 or tuple(codes.shape) != shape or absmax.numel() != shape[0]:
-        raise _misfit(f"weight {codes.dtype} {tuple(codes.shape)}, SCB {tuple(absmax.shape)}", f"int8 {shape}")
-    if layout is not None and int(layout.max()) != 0:
-        raise _misfit(f"weight_format {int(layout.max())}", "0, rows one after the other")
+        given = f"weight {_name(codes.dtype)} {tuple(codes.shape)}, SCB {tuple(absmax.shape)}"
+        raise _misfit(given, f"int8 {shape}, ({shape[0]},)")
+    if not absmax.is_floating_point():
+        raise _misfit(f"SCB in {_name(absmax.dtype)}", "float32")
+    if layout.numel() != 1 or int(layout) != 0:
+        raise _misfit(f"weight_format {' '.join(map(str, layout.flatten().tolist()))}", "0, rows one after the other")
     return codes, _finite("SCB", absmax).view(-1, 1)
 
 
@@ -101,33 +108,91 @@ def give_four(
 
 
 def take_four(
-    parts: Mapping[str, Tensor], shape: tuple[int, int], *, kind: str, block_size: int
+    parts: Mapping[str, Tensor], shape: tuple[int, int], *, kind: str, block_size: int, table: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The inverse: (codes [out, in / 2], absmax [out, blocks] float32). Raises CheckpointError."""
+    """The inverse: (codes [out, in / 2], absmax [out, blocks] float32). Raises CheckpointError for parts that are
+    missing, of another size or type, or that stand for other numbers than `table` [16]."""
     out, width = shape
-    codes, absmax, state = (_part(parts, name) for name in ("weight", "weight.absmax", f"{STATE}{kind}"))
-    try:
-        said = json.loads(bytes(state.to(torch.uint8).tolist()))
-        given = f"blocks of {said['blocksize']}, shape {tuple(said['shape'])}"
-    except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"the quant_state of a {kind} weight is damaged", given=error) from error
-    if (said["blocksize"], tuple(said["shape"])) != (block_size, shape) or codes.numel() * 2 != out * width:
-        raise _misfit(f"{given}, {codes.numel()} bytes", f"blocks of {block_size}, shape {shape}")
+    codes, absmax, numbers, state = (_part(parts, name) for name in (*FOUR_PARTS[:3], f"{STATE}{kind}"))
+    said = _State.read(state, kind)
+    if said.kind != kind:
+        raise _misfit(f"a weight of the kind {said.kind}", kind)
+    if (said.block_size, said.shape) != (block_size, shape) or codes.numel() * 2 != out * width:
+        given = f"blocks of {said.block_size}, shape {said.shape}, {codes.numel()} bytes"
+        other = said.block_size in SIZES and said.block_size != block_size
+        try_ = f'"bnb_4bit_blocksize": {said.block_size} in config.json\'s quantization_config' if other else None
+        raise _misfit(given, f"blocks of {block_size}, shape {shape}", try_)
+    if codes.dtype != torch.uint8:
+        raise _misfit(f"codes in {_name(codes.dtype)}", "uint8")
+    numbers = numbers.float().flatten().cpu()
+    if len(numbers) != len(table) or not torch.allclose(numbers, table, atol=1e-4):
+        raise _misfit("a quant_map of other numbers", f"the {len(table)} of {kind}")
     if width % block_size:
         raise _misfit(f"{width} inputs in blocks of {block_size}", "a multiple, so that no block runs over a row")
     blocks = out * width // block_size
     if absmax.dtype == torch.uint8:
-        second = float(said.get("nested_offset", 0)), int(said.get("nested_blocksize", NESTED_BLOCK))
-        absmax = _scales(parts, absmax, *second)
-    if absmax.numel() != blocks:
-        raise _misfit(f"{absmax.numel()} scales", f"{blocks}")
+        absmax = _scales(parts, absmax, state, kind)
+    elif absmax.dim() == 2 and absmax.dtype == torch.bfloat16:
+        raise CheckpointError(  # read as they lie, they would be scales of other blocks: see test_library_traps.py
+            "the scales lie transposed, as bitsandbytes writes them on a CPU once the model has evaluated",
+            given=f"bfloat16 {tuple(absmax.shape)}",
+            allowed=f"float32 ({blocks},)",
+            try_="the model quantised again, and saved before it has evaluated",
+        )
+    if absmax.numel() != blocks or absmax.dtype != torch.float32:
+        raise _misfit(f"{absmax.numel()} scales in {_name(absmax.dtype)}", f"{blocks} in float32")
     return codes.reshape(out, -1), _finite("absmax", absmax).view(out, -1)
 
 
-def _scales(parts: Mapping[str, Tensor], codes: Tensor, offset: float, block: int) -> Tensor:
+@dataclass(frozen=True)
+class _State:
+    """What bitsandbytes says of a weight in 4 bits, beside its tensors."""
+
+    kind: str
+    block_size: int
+    shape: tuple[int, ...]
+
+    @classmethod
+    def read(cls, state: Tensor, kind: str) -> _State:
+        """From the bytes of its JSON. Raises CheckpointError where they are damaged."""
+        with _damaged(kind):
+            said = _json(state)
+            return cls(str(said["quant_type"]), int(said["blocksize"]), tuple(said["shape"]))
+
+    @staticmethod
+    def second(state: Tensor, kind: str) -> tuple[float, int]:
+        """The offset of doubly quantised scales, and how many share a second scale."""
+        with _damaged(kind):
+            said = _json(state)
+            return float(said["nested_offset"]), int(said["nested_blocksize"])
+
+
+def _json(state: Tensor) -> Any:
+    return json.loads(bytes(state.to(torch.uint8).tolist()))
+
+
+@contextmanager
+def _damaged(kind: str) -> Iterator[None]:
+    try:
+        yield
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
+        given = f"no {error}" if isinstance(error, KeyError) else error
+        raise CheckpointError(f"the quant_state of a {kind} weight is damaged", given=given) from error
+
+
+def _scales(parts: Mapping[str, Tensor], codes: Tensor, state: Tensor, kind: str) -> Tensor:
     """What doubly quantised scales stand for [blocks]."""
     numbers, scale = (_part(parts, f"weight.nested_{name}") for name in ("quant_map", "absmax"))
-    return numbers.float()[codes.int().view(-1)] * scale.float().repeat_interleave(block)[: codes.numel()] + offset
+    offset, block = _State.second(state, kind)
+    if block < 1:
+        raise _misfit(f"nested_blocksize {block}", "at least 1")
+    if numbers.numel() != 256:
+        raise _misfit(f"a nested_quant_map of {numbers.numel()} numbers", "256")
+    second = -(-codes.numel() // block)
+    if scale.numel() != second:
+        raise _misfit(f"{scale.numel()} nested scales", f"{second}: one for {block} of {codes.numel()}")
+    made = numbers.float().view(-1)[codes.int().view(-1)]
+    return made * scale.float().view(-1).repeat_interleave(block)[: codes.numel()] + offset
 
 
 def _finite(name: str, scales: Tensor) -> Tensor:
@@ -151,5 +216,5 @@ def _part(parts: Mapping[str, Tensor], name: str) -> Tensor:
     return parts[name]
 
 
-def _misfit(given: str, allowed: str) -> CheckpointError:
-    return CheckpointError("a quantised weight does not fit the network", given=given, allowed=allowed)
+def _misfit(given: str, allowed: str, try_: str | None = None) -> CheckpointError:
+    return CheckpointError("a quantised weight does not fit the network", given=given, allowed=allowed, try_=try_)

@@ -103,7 +103,8 @@ class FourBitWeight(FrozenWeight):
         """See `FrozenWeight.take`."""
         assert self.scale is None, "`stored_as` has scales in float32"
         shape, rows = (stop - start, self.in_features), slice(start, stop)
-        codes, absmax = stored.take_four(parts, shape, kind=self.kind, block_size=self.block_size)
+        how: dict[str, Any] = {"kind": self.kind, "block_size": self.block_size, "table": self.table}
+        codes, absmax = stored.take_four(parts, shape, **how)
         self.codes[rows], self.absmax[rows] = codes, absmax
 
     def give(self, start: int, stop: int) -> dict[str, Tensor] | None:

@@ -24,6 +24,8 @@ from lorikeet.base.errors import CheckpointError
 
 BITS = (2, 3, 4, 8)
 PARTS = ("qweight", "qzeros", "scales", "g_idx")
+_FLOATS, _WHOLE = (torch.float16, torch.bfloat16, torch.float32), (torch.int32, torch.int64)
+_TYPES = {"qweight": (torch.int32,), "qzeros": (torch.int32,), "scales": _FLOATS, "g_idx": _WHOLE}
 _PIECE = 1 << 22  # numbers dequantised at a time: what float32 holds of them is 16 MiB
 
 
@@ -90,6 +92,12 @@ def from_parts(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """(packed [rows, bytes], zeros [rows, groups], scales [rows, groups] fp16, g_idx [in] or None for in order) from a
     file's tensors. Raises CheckpointError where shapes do not fit `bits` and `group_size`, or a number does not fit."""
+    if not storable(rows, width, bits):
+        raise CheckpointError(
+            f"the format has no place for a weight [{rows}, {width}] in {bits} bits",
+            given=" ".join(parts),
+            allowed="sizes whose codes fill whole words of 32 bits",
+        )
     groups = math.ceil(width / group_size)
     shapes = {
         "qweight": (width * bits // 32, rows),
@@ -101,12 +109,7 @@ def from_parts(
         if name == "g_idx" and name not in parts:
             continue  # older files leave it out where groups are in order
         if name not in parts:
-            raise CheckpointError(
-                f"no '{name}'",
-                given=" ".join(parts),
-                allowed=" ".join(PARTS),
-                try_="the file as it was written: download it again",
-            )
+            raise _missing(name, parts)
         if tuple(parts[name].shape) != shape:
             raise CheckpointError(
                 f"'{name}' has another shape than {bits} bits and group_size {group_size} give [{rows}, {width}]",
@@ -114,27 +117,61 @@ def from_parts(
                 allowed=shape,
                 try_="the quantization_config that belongs to the weights",
             )
-        if name.startswith("q") and parts[name].dtype != torch.int32:
-            given = str(parts[name].dtype).removeprefix("torch.")
-            raise CheckpointError(f"'{name}' is of another type than the format's", given=given, allowed="int32")
-    if not torch.isfinite(parts["scales"]).all():
+        if parts[name].dtype not in _TYPES[name]:
+            raise CheckpointError(
+                f"'{name}' is of another type than the format's",
+                given=_type(parts[name].dtype),
+                allowed=" ".join(map(_type, _TYPES[name])),
+            )
+    packed = _laid_out(parts["qweight"].T).view(torch.uint8)
+    stored = parts["qzeros"]
+    if v1:
+        stored = _added_by_words(stored) if bits == 3 and _from_words(stored) else _shifted(stored, bits, 1)
+    zeros, scales = unpack(_laid_out(stored).view(torch.uint8), bits, rows), _scales(parts["scales"])
+    return packed, zeros.T.contiguous(), scales.T.contiguous(), _order(parts.get("g_idx"), width, group_size, groups)
+
+
+def _type(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _missing(name: str, parts: dict[str, Tensor]) -> CheckpointError:
+    return CheckpointError(
+        f"no '{name}'",
+        given=" ".join(parts),
+        allowed=" ".join(PARTS),
+        try_="the file as it was written: download it again",
+    )
+
+
+def check_named(parts: dict[str, Tensor]) -> None:
+    """Raise CheckpointError where inputs are not grouped in their order, and nothing says which group each is in."""
+    if "g_idx" not in parts:
+        raise CheckpointError(
+            "no 'g_idx', and desc_act says that groups do not follow the inputs' order",
+            given=" ".join(parts),
+            allowed=" ".join(PARTS),
+            try_='"desc_act": false in config.json\'s quantization_config, if they do',
+        )
+
+
+def _scales(stored: Tensor) -> Tensor:
+    """As float16, exactly. Raises CheckpointError where that cannot be."""
+    if not torch.isfinite(stored).all():
         raise CheckpointError(
             "'scales' has numbers that are not finite",
             given="NaN or infinity",
             allowed="finite numbers",
             try_="the file as it was written: download it again",
         )
-    scales = parts["scales"].to(torch.float16)
-    if not torch.equal(scales.to(parts["scales"].dtype), parts["scales"]):
+    scales = stored.to(torch.float16)
+    if not torch.equal(scales.to(stored.dtype), stored):
         raise CheckpointError(
             "'scales' do not fit into float16, in which GPTQ keeps them",
-            given=f"{parts['scales'].dtype}, up to {parts['scales'].abs().max():.4g}",
+            given=f"{stored.dtype}, up to {stored.abs().max():.4g}",
             allowed="numbers that float16 holds exactly",
         )
-    packed = _laid_out(parts["qweight"].T).view(torch.uint8)
-    stored = _shifted(parts["qzeros"], bits, 1) if v1 else parts["qzeros"]
-    zeros = unpack(_laid_out(stored).view(torch.uint8), bits, rows)
-    return packed, zeros.T.contiguous(), scales.T.contiguous(), _order(parts.get("g_idx"), width, group_size, groups)
+    return scales
 
 
 def _order(g_idx: Tensor | None, width: int, group_size: int, groups: int) -> Tensor | None:
@@ -170,6 +207,24 @@ def _shifted(qzeros: Tensor, bits: int, by: int) -> Tensor:
         zeros = unpack(_laid_out(qzeros).view(torch.uint8), bits, qzeros.shape[1] * 32 // bits)
         return pack(zeros + by & 7, bits).view(torch.int32)
     return qzeros + by * sum(1 << at for at in range(0, 32, bits))
+
+
+# What gptqmodel until 2026 took from three words of 3-bit zero points, and added when it read them again. Two of the
+# three have their bits in other places than the codes: a 4 in the middle of a word becomes a 0 in the file.
+_OLDER = (0b00100100100100100100100100100100, 0b10010010010010010010010010010010, 0b01001001001001001001001001001001)
+
+
+def _added_by_words(qzeros: Tensor) -> Tensor:
+    """3-bit zero points that gptqmodel wrote before it mended that (its pull request 2763)."""
+    words = torch.tensor([word - (word >> 31 << 32) for word in _OLDER], dtype=torch.int32, device=qzeros.device)
+    return (qzeros.view(len(qzeros), -1, 3) + words).view(qzeros.shape)
+
+
+def _from_words(qzeros: Tensor) -> bool:
+    """Whether these are such. Seen where all of them are then the middle, as in a symmetric model; others cannot be
+    told apart."""
+    middle = pack(torch.full((1, 32), 4, dtype=torch.uint8, device=qzeros.device), 3).view(torch.int32)
+    return bool((_added_by_words(qzeros).view(-1, 3) == middle).all())
 
 
 def _laid_out(matrix: Tensor) -> Tensor:

@@ -1,16 +1,17 @@
 """GPTQ's format (Frantar et al. 2022): 2, 3, 4 or 8 bits a weight, a scale and a zero point per group of inputs.
 
-A model that `lorikeet quantize`, gptqmodel, AutoGPTQ or LLM Compressor's GPTQ wrote is taken over byte for byte; a
-dense one is rounded to nearest, which is worse (see docs/gptq.md). What is kept is described in _gptq_layout.py.
+A model that `lorikeet quantize`, gptqmodel or AutoGPTQ wrote is taken over byte for byte; a dense one is rounded to
+nearest, which is worse (see docs/gptq.md). What is kept is described in _gptq_layout.py.
 """
 
 from __future__ import annotations
 
+import json
 import math
 from typing import Any, ClassVar, Literal
 
 import torch
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, PrivateAttr, ValidationError, field_validator
 from torch import Tensor, nn
 
 from lorikeet import kernels
@@ -21,7 +22,7 @@ from lorikeet.quant._contract import FrozenWeight
 from lorikeet.quant._gptq_round import round_to_nearest
 from lorikeet.quant._targets import Quantised
 
-_ROWS = 1024  # rounded at a time
+AT_ONCE = 1 << 20  # weights that are rounded at a time
 
 
 class Gptq(Quantised):
@@ -36,6 +37,7 @@ class Gptq(Quantised):
     )
 
     stored_parts: ClassVar[tuple[str, ...]] = layout.PARTS
+    _sorted: bool = PrivateAttr(False)  # of a model's files: groups were formed in another order than the inputs'
 
     @field_validator("group_size")
     @classmethod
@@ -49,26 +51,31 @@ class Gptq(Quantised):
         """See `Quant.stored_as`: of config.json's quantization_config."""
         if settings.get("quant_method") != "gptq":
             return None
-        named = settings.get("checkpoint_format") or settings.get("format") or "gptq"
+        older = "marlin" if settings.get("is_marlin_format") else "gptq"  # AutoGPTQ, before it named formats
+        named = settings.get("checkpoint_format") or settings.get("format") or older
         given = {"checkpoint_format": named} | {key: settings[key] for key in ("bits", "group_size") if key in settings}
         given["sym"] = bool(settings.get("sym", True))
-        changed = [
-            rule for rule, change in (settings.get("dynamic") or {}).items() if not rule.startswith("-") and change
-        ]
-        if "bits" not in settings or changed:
+        changed = _changed(settings.get("dynamic") or {})
+        if "bits" not in settings or changed is not None:
             raise CheckpointError(
                 f"{source}: its quantization_config has no one number of bits for all linears",
-                given=f"dynamic {changed[0]!r}" if changed else f"no 'bits' among {' '.join(sorted(settings))}",
+                given=f"dynamic {changed}" if changed else f"no 'bits' among {' '.join(sorted(settings))}",
                 allowed="one 'bits' and one 'group_size'",
             )
         try:
-            return cls.model_validate(given)
+            made = cls.model_validate(given)
         except ValidationError as error:
             (key, *_), value = error.errors()[0]["loc"], error.errors()[0]["input"]
             allowed = {"bits": "2 3 4 8", "group_size": "-1, or above 0", "checkpoint_format": "gptq gptq_v2"}
             raise CheckpointError(
-                f"{source}: GPTQ's format as read here has no such {key}", given=value, allowed=allowed.get(str(key))
+                f"{source}: GPTQ's format as read here has no such {key}",
+                given=json.dumps(value),
+                allowed=allowed.get(str(key)),
             ) from None
+        meta = settings.get("meta")
+        in_order = settings.get("static_groups") or (isinstance(meta, dict) and meta.get("static_groups"))
+        made._sorted = bool(settings.get("desc_act")) and not in_order and made.group_size != -1
+        return made
 
     def stored_settings(self, dtype: torch.dtype) -> dict[str, Any]:
         """See `Quant.stored_settings`."""
@@ -77,6 +84,12 @@ class Gptq(Quantised):
 
     def empty(self, out_features: int, in_features: int, dtype: torch.dtype, device: torch.device) -> FrozenWeight:
         return GptqWeight(self, out_features, in_features, device)
+
+
+def _changed(dynamic: Any) -> str | None:
+    """The first of gptqmodel's rules that quantises some linears otherwise ("-:..." leaves them dense), or None."""
+    rules = dynamic.items() if isinstance(dynamic, dict) else [(dynamic, True)]
+    return next((repr(rule) for rule, change in rules if change and not str(rule).startswith("-")), None)
 
 
 class GptqWeight(FrozenWeight):
@@ -88,6 +101,7 @@ class GptqWeight(FrozenWeight):
         self.out_features, self.in_features = out_features, in_features
         self.bits, self.sym, self.v1 = quant.bits, quant.sym, quant.checkpoint_format == "gptq"
         self.group_size = in_features if quant.group_size == -1 else min(quant.group_size, in_features)
+        self._sorted = quant._sorted
         groups = math.ceil(in_features / self.group_size)
 
         def kept(width: int, dtype: torch.dtype) -> nn.Parameter:
@@ -116,14 +130,17 @@ class GptqWeight(FrozenWeight):
     def write(self, start: int, weight: Tensor) -> None:
         """See `FrozenWeight.write`: rounds to nearest."""
         self._order(start, len(weight), None)
-        for i, part in enumerate(weight.split(_ROWS)):
-            at = slice(start + i * _ROWS, start + i * _ROWS + len(part))
+        step = max(1, AT_ONCE // self.in_features)
+        for i, part in enumerate(weight.split(step)):
+            at = slice(start + i * step, start + i * step + len(part))
             codes, zeros, scales = round_to_nearest(part, self.bits, self.group_size, sym=self.sym)
             self.codes[at], self.zeros[at], self.scales[at] = layout.pack(codes, self.bits), zeros, scales
 
     @torch.no_grad()
     def take(self, start: int, stop: int, parts: dict[str, Tensor]) -> None:
         """See `FrozenWeight.take`."""
+        if self._sorted:
+            layout.check_named(parts)
         sizes = {"bits": self.bits, "group_size": self.group_size}
         codes, zeros, scales, g_idx = layout.from_parts(parts, stop - start, self.in_features, v1=self.v1, **sizes)
         self._order(start, stop - start, g_idx)

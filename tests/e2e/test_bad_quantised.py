@@ -122,6 +122,62 @@ def state_of(**changes: Any) -> Change:
     return replaced(STATE, changed)
 
 
+def all_of(*changes: Change) -> Change:
+    """Several changes, one after the other."""
+
+    def change(model: Path) -> None:
+        for one in changes:
+            one(model)
+
+    return change
+
+
+def doubly(lacks: str | None = None, tensor: dict[str, Tensor] | None = None, **said: Any) -> Change:
+    """The scales of one linear in 8 bits, as bitsandbytes lays them out, but for what is changed or left out."""
+    whole = {"nested_blocksize": 256, "nested_dtype": "float32", "nested_offset": 0.0} | said
+
+    def changed(held: dict[str, Tensor]) -> None:
+        scales = held[f"{UP}.weight.absmax"]
+        nested = {"absmax": torch.full_like(scales, 200, dtype=torch.uint8)}
+        nested |= {"nested_absmax": torch.ones(1), "nested_quant_map": torch.linspace(-1, 1, 256)}
+        held.update({f"{UP}.weight.{name}": one for name, one in (nested | (tensor or {})).items() if name != lacks})
+
+    def change(model: Path) -> None:
+        tensors(model, changed)
+        state_of(**{name: value for name, value in whole.items() if name != lacks})(model)
+
+    return change
+
+
+def described_as(**quantization_config: Any) -> Change:
+    """config.json says another way of quantising."""
+
+    def change(model: Path) -> None:
+        config = json.loads((model / "config.json").read_text())
+        (model / "config.json").write_text(json.dumps(config | {"quantization_config": quantization_config}))
+
+    return change
+
+
+def packed_otherwise(model: Path) -> None:
+    """What LLM Compressor writes: a linear without a tensor `weight`."""
+
+    def changed(held: dict[str, Tensor]) -> None:
+        for name in [name for name in held if name.endswith("_proj.qweight")]:
+            held[name.replace("qweight", "weight_packed")] = held.pop(name)
+            held[name.replace("qweight", "weight_scale")] = held.pop(name.replace("qweight", "scales"))
+            del held[name.replace("qweight", "qzeros")], held[name.replace("qweight", "g_idx")]
+
+    for file in model.glob("*.safetensors"):
+        held = load_file(file)
+        changed(held)
+        save_file(held, file)
+    index = model / "model.safetensors.index.json"
+    where = {name: file.name for file in model.glob("*.safetensors") for name in load_file(file)}
+    index.write_text(json.dumps({"weight_map": where}))
+    described_as(quant_method="compressed-tensors", format="pack-quantized")(model)
+
+
 # kind, what is wrong, how it comes to be, how the error begins, what else it says
 BAD: list[tuple[str, str, Change, str, list[str]]] = [
     ("gptq", "a shard missing", shard_gone, "CheckpointError: model: 1 of ", ["shards are missing", "model-00002-of-"]),
@@ -144,7 +200,44 @@ BAD: list[tuple[str, str, Change, str, list[str]]] = [
     ("gptq", "a group that is not there", replaced("g_idx", lambda order: order + 1), f"CheckpointError: {UP}: 'g_idx'", ["0 to 1"]),
     ("gptq", "quantised and not said", unsaid, "CheckpointError: model: the weights are quantised", ["no quantization_config"]),
     ("gptq", "another method", settings(quant_method="awq"), "CheckpointError: model: the weights are quantised", ["awq"]),
+    ("gptq", "zero points cut off", replaced("qzeros", lambda zeros: zeros[:, :-1]), f"CheckpointError: {UP}: 'qzeros'", ["(2, 15)", "(2, 16)"]),
+    ("gptq", "a group below the first", replaced("g_idx", lambda order: order - 1), f"CheckpointError: {UP}: 'g_idx'", ["-1 to 0", "0 to 1"]),
+    ("gptq", "groups that are no whole numbers", replaced("g_idx", lambda order: order * torch.nan), f"CheckpointError: {UP}: 'g_idx'", ["float32", "int32"]),
+    ("gptq", "scales that are whole numbers", replaced("scales", lambda scales: scales.int()), f"CheckpointError: {UP}: 'scales'", ["int32", "float16"]),
+    ("gptq", "scales in 8 bits", replaced("scales", lambda scales: scales.to(torch.float8_e4m3fn)), f"CheckpointError: {UP}: 'scales'", ["float8_e4m3fn", "float16"]),
+    ("gptq", "columns sorted, and their groups not named", all_of(settings(desc_act=True), part_gone("g_idx")), f"CheckpointError: {UP}: no 'g_idx'", ["desc_act"]),
+    ("gptq", "bits as a text", settings(bits="4"), "CheckpointError: model: GPTQ's format", ['given    "4"']),
+    ("gptq", "no group size", described_as(quant_method="gptq", bits=4, group_size=None), "CheckpointError: model: GPTQ's format", ["group_size", "given    null"]),
+    ("gptq", "a layout in planes", settings(checkpoint_format="gptq_p"), "CheckpointError: model: GPTQ's format", ["gptq_p", "gptq gptq_v2"]),
+    ("gptq", "Marlin's layout", settings(checkpoint_format=None, is_marlin_format=True), "CheckpointError: model: GPTQ's format", ["marlin"]),
+    ("gptq", "rules that are a list", settings(dynamic=["up_proj"]), "CheckpointError: model: ", ["dynamic", "up_proj"]),
+    ("gptq", "described as bitsandbytes'", described_as(quant_method="bitsandbytes", load_in_8bit=True), "CheckpointError: model: the weights are quantised", ["bitsandbytes", "I32"]),
+    ("gptq", "fp8", settings(quant_method="fp8"), "CheckpointError: model: the weights are quantised", ["fp8"]),
+    ("gptq", "mxfp4", settings(quant_method="mxfp4"), "CheckpointError: model: the weights are quantised", ["mxfp4"]),
+    ("gptq", "compressed-tensors", packed_otherwise, "CheckpointError: model: the weights are quantised", ["compressed-tensors", "weight_packed' is I32"]),
     ("nf4", "a shard missing", shard_gone, "CheckpointError: model: 1 of ", ["shards are missing"]),
+    ("nf4", "codes of another type", replaced("weight", lambda codes: codes.float()), f"CheckpointError: {UP}: ", ["float32", "uint8"]),
+    ("nf4", "no codes", part_gone("weight"), f"CheckpointError: {UP}: ", ["with weight"]),
+    ("nf4", "no table", part_gone("weight.quant_map"), f"CheckpointError: {UP}: ", ["weight.quant_map"]),
+    ("nf4", "another table", replaced("weight.quant_map", lambda table: table / 2), f"CheckpointError: {UP}: ", ["quant_map", "nf4"]),
+    ("nf4", "half a table", replaced("weight.quant_map", lambda table: table[:8]), f"CheckpointError: {UP}: ", ["quant_map"]),
+    ("nf4", "no state", part_gone(STATE), f"CheckpointError: {UP}: ", [STATE]),
+    ("nf4", "a state of another kind", state_of(quant_type="fp4"), f"CheckpointError: {UP}: ", ["fp4", "nf4"]),
+    ("nf4", "described as fp4", settings(bnb_4bit_quant_type="fp4"), "CheckpointError: model.layers.0", ["bitsandbytes__fp4"]),
+    ("nf4", "described as int8", settings(load_in_4bit=False, load_in_8bit=True), "CheckpointError: model: the weights are quantised", ["bitsandbytes", "U8"]),
+    ("nf4", "described as GPTQ", described_as(quant_method="gptq", bits=4), "CheckpointError: model: the weights are quantised", ["gptq", "U8"]),
+    ("nf4", "blocks of nothing", settings(bnb_4bit_blocksize=0), "CheckpointError: model: ", ["given    0", "32 64"]),
+    ("nf4", "scales of another type", replaced("weight.absmax", lambda scales: scales.int()), f"CheckpointError: {UP}: ", ["int32", "float32"]),
+    ("nf4", "saved after an evaluation", replaced("weight.absmax", lambda scales: scales.view(128, 2).T.bfloat16()), f"CheckpointError: {UP}: ", ["bfloat16 (2, 128)", "before it has evaluated"]),
+    ("nf4", "doubly: no second scales", doubly("nested_absmax"), f"CheckpointError: {UP}: ", ["with weight.nested_absmax"]),
+    ("nf4", "doubly: no second table", doubly("nested_quant_map"), f"CheckpointError: {UP}: ", ["with weight.nested_quant_map"]),
+    ("nf4", "doubly: no offset", doubly("nested_offset"), f"CheckpointError: {UP}: the quant_state", ["nested_offset"]),
+    ("nf4", "doubly: an offset that is none", doubly(nested_offset="x"), f"CheckpointError: {UP}: the quant_state", ["'x'"]),
+    ("nf4", "doubly: an offset beyond all", doubly(nested_offset=float("inf")), f"CheckpointError: {UP}: the scales", ["finite"]),
+    ("nf4", "doubly: blocks of nothing", doubly(nested_blocksize=0), f"CheckpointError: {UP}: ", ["nested_blocksize 0"]),
+    ("nf4", "doubly: too few second scales", doubly(nested_blocksize=64), f"CheckpointError: {UP}: ", ["1 nested", "4"]),
+    ("nf4", "doubly: too many second scales", doubly(tensor={"nested_absmax": torch.ones(5)}), f"CheckpointError: {UP}: ", ["5 nested", "1"]),
+    ("nf4", "doubly: half a table", doubly(tensor={"nested_quant_map": torch.ones(128)}), f"CheckpointError: {UP}: ", ["nested_quant_map", "128", "256"]),
     ("nf4", "codes cut off", replaced("weight", lambda codes: codes[:-1]), f"CheckpointError: {UP}: ", ["bytes"]),
     ("nf4", "scales cut off", replaced("weight.absmax", lambda scales: scales[:-1]), f"CheckpointError: {UP}: ", ["255 scales", "256"]),
     ("nf4", "scales beyond all", replaced("weight.absmax", lambda scales: scales / 0), f"CheckpointError: {UP}: the scales 'absmax'", ["finite"]),
@@ -158,6 +251,12 @@ BAD: list[tuple[str, str, Change, str, list[str]]] = [
     ("int8", "no scales", part_gone("SCB"), f"CheckpointError: {UP}: ", ["SCB"]),
     ("int8", "scales cut off", replaced("SCB", lambda scales: scales[:-1]), f"CheckpointError: {UP}: ", ["(127,)"]),
     ("int8", "codes cut off", replaced("weight", lambda codes: codes[:-1]), f"CheckpointError: {UP}: ", ["(127, 64)"]),
+    ("int8", "no scales, and nothing else of a quantised linear", all_of(part_gone("SCB"), part_gone("weight_format")), "CheckpointError: model: the weights are quantised", [f"'{UP}.weight' is I8"]),
+    ("int8", "scales that are whole numbers", replaced("SCB", lambda scales: scales.int()), f"CheckpointError: {UP}: ", ["int32", "float32"]),
+    ("int8", "scales that are NaN", replaced("SCB", lambda scales: scales * torch.nan), f"CheckpointError: {UP}: the scales 'SCB'", ["finite"]),
+    ("int8", "a layout for tensor cores", replaced("weight_format", lambda layout: layout + 2), f"CheckpointError: {UP}: ", ["weight_format 2"]),
+    ("int8", "no layout in its place", replaced("weight_format", lambda layout: layout.view(1)[:0]), f"CheckpointError: {UP}: ", ["weight_format"]),
+    ("int8", "described as nf4", settings(load_in_8bit=False, load_in_4bit=True, bnb_4bit_quant_type="nf4"), "CheckpointError: model: the weights are quantised", ["bitsandbytes", "I8"]),
     ("int8", "quantised and not said", unsaid, "CheckpointError: model: the weights are quantised", ["I8"]),
 ]  # fmt: skip
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -141,6 +142,22 @@ def test_a_folder_that_does_not_fit_itself_is_refused(folder: Path, change, said
 def test_there_is_nothing_to_dequantise_in_a_dense_model(tiny_model: Path):
     with pytest.raises(RecipeError, match="has no effect, because the model"):
         _load(tiny_model, DEQUANTISED)
+
+
+@pytest.mark.parametrize(
+    "said", [{"quant_method": "gptq", "bits": 4}, {"load_in_8bit": True}, {"quant_method": "awq"}], ids=str
+)
+def test_dense_weights_stay_dense_whatever_config_json_still_says(tiny_model: Path, tmp_path: Path, said):
+    """A folder that was made dense, with its old quantization_config: nobody asked for rounding it again."""
+    dense = tmp_path / "dense"
+    shutil.copytree(tiny_model, dense)
+    config = json.loads((dense / "config.json").read_text())
+    (dense / "config.json").write_text(json.dumps(config | {"quantization_config": said}))
+    model = _load(dense)
+    assert all(linear.stored_dtype == torch.float32 for _, linear in model.linears())
+    assert torch.equal(_hidden(model), _hidden(_load(tiny_model)))
+    rounded = _load(dense, Int8())  # and it may be quantised like any other
+    assert all(linear.stored_dtype == torch.int8 for _, linear in rounded.linears())
 
 
 @pytest.mark.parametrize(

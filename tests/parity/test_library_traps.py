@@ -1,15 +1,14 @@
-"""What libraries' quantised layers do silently, as checks: ours pass, and bitsandbytes' own fail (where installed).
+"""What libraries' quantised layers do silently, as checks: ours pass, and bitsandbytes' own fail.
 
 1. Evaluating repacks the weight for decoding, for good: afterwards no gradient flows through it, and training goes on.
 2. What is saved after an evaluation is another weight.
 
-Seen with bitsandbytes 0.50 on processors with AVX512_BF16 (`python -m venv` of its own: it is no dependency).
+Seen with bitsandbytes 0.50 on processors with AVX512_BF16. What it saves in time is read here as it computes.
 """
 
 from __future__ import annotations
 
 import copy
-import importlib.util
 from collections.abc import Callable
 from typing import Any
 
@@ -17,8 +16,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from lorikeet.base.errors import CheckpointError
 from lorikeet.base.kinds import kind_class, kinds
-from lorikeet.base.machine import cpu_flags
 from lorikeet.ops.lora_linear import LowRank, lora_linear
 from lorikeet.quant._contract import FrozenWeight, Quant
 
@@ -98,40 +97,71 @@ def test_what_is_saved_after_an_evaluation_is_what_was_before(kind: dict[str, An
     assert torch.equal(again.dense(torch.float32), dense)
 
 
-needs_bitsandbytes = pytest.mark.skipif(
-    importlib.util.find_spec("bitsandbytes") is None or "avx512_bf16" not in cpu_flags(),
-    reason="bitsandbytes with a processor that it repacks for",
-)
+@pytest.fixture
+def bitsandbytes() -> Any:
+    return pytest.importorskip("bitsandbytes")
 
 
-def theirs() -> nn.Module:
-    import bitsandbytes as bnb
-
-    layer = bnb.nn.Linear4bit(IN, OUT, bias=False, compute_dtype=torch.bfloat16, quant_type="nf4", device="cpu")
-    params = bnb.nn.Params4bit(a_weight(), requires_grad=False, quant_type="nf4", compress_statistics=False)
+def theirs(bnb: Any, quant_type: str = "nf4", *, double: bool = False) -> nn.Module:
+    """bitsandbytes' own layer over `a_weight`."""
+    layer = bnb.nn.Linear4bit(IN, OUT, bias=False, compute_dtype=torch.bfloat16, quant_type=quant_type, device="cpu")
+    params = bnb.nn.Params4bit(a_weight(), requires_grad=False, quant_type=quant_type, compress_statistics=double)
     layer.weight = params._quantize("cpu")
+    made: nn.Module = layer
+    return made
+
+
+def repacking(bnb: Any) -> nn.Module:
+    """The layer, where it repacks its weight for decoding: on a processor, and in a version, that does so.
+
+    A version that no longer loses anything is no fault of ours: it skips, and says so."""
+    layer = theirs(bnb)
+    if not getattr(layer, "support_avx512bf16_for_cpu", False):
+        pytest.skip(f"bitsandbytes {bnb.__version__} does not repack for this processor (AVX512_BF16)")
     return layer
 
 
+def skip_as_mended(bnb: Any) -> None:
+    pytest.skip(f"bitsandbytes {bnb.__version__} has mended it: the note in docs/quantisation.md can go")
+
+
 @pytest.mark.slow
-@needs_bitsandbytes
-def test_the_library_s_own_layer_loses_its_gradient() -> None:
-    layer = theirs()
+def test_the_library_s_own_layer_loses_its_gradient(bitsandbytes: Any) -> None:
+    layer = repacking(bitsandbytes)
     before = gradient(layer.train())
     evaluated(layer.eval())
     after = gradient(layer.train())
     assert before is not None and before.abs().sum() > 0
-    assert after is None or not torch.allclose(before, after, rtol=0.1)
+    if after is not None and torch.allclose(before, after, rtol=0.1):
+        skip_as_mended(bitsandbytes)
+
+
+def as_read(quant_type: str, parts: dict[str, Tensor]) -> Tensor:
+    """What a folder with these parts of a linear reads as here [out, in]."""
+    kept = options({"kind": quant_type}).empty(OUT, IN, torch.bfloat16, torch.device("cpu"))
+    kept.take(0, OUT, parts)
+    return kept.dense(torch.float32)
+
+
+@pytest.mark.parametrize("quant_type", ["nf4", "fp4"])
+@pytest.mark.parametrize("double", [False, True])
+def test_what_the_library_saves_is_read_as_it_computes(quant_type: str, double: bool, bitsandbytes: Any) -> None:
+    layer = theirs(bitsandbytes, quant_type, double=double)
+    weight: Any = layer.weight
+    weight.quant_state.dtype = torch.float32
+    dense = bitsandbytes.functional.dequantize_4bit(weight.data, weight.quant_state)
+    found = as_read(quant_type, layer.state_dict())
+    assert torch.allclose(found, dense, rtol=1e-6, atol=0)
 
 
 @pytest.mark.slow
-@needs_bitsandbytes
-def test_the_library_s_own_layer_saves_another_weight() -> None:
-    layer = theirs()
+def test_what_the_library_saves_after_an_evaluation_is_refused(bitsandbytes: Any) -> None:
+    """It is another weight, for transformers too: its scales lie transposed."""
+    layer = repacking(bitsandbytes)
     before = copy.deepcopy(layer.state_dict())
     evaluated(layer.eval())
     after = layer.state_dict()
-    assert any(
-        before[name].shape != after[name].shape or not torch.equal(before[name], after[name].to(before[name].dtype))
-        for name in before
-    )
+    if all(before[name].shape == after[name].shape and torch.equal(before[name], after[name]) for name in before):
+        skip_as_mended(bitsandbytes)
+    with pytest.raises(CheckpointError, match="once the model has evaluated"):
+        as_read("nf4", after)

@@ -75,12 +75,20 @@ def test_settings_of_a_known_family_that_cannot_be_built(model):
 
 
 def test_quantised_folders(model):
+    """What config.json says, and whether what lies beside it can be read."""
+    tensors = load_file(model / "model.safetensors")
+    packed = {"model.layers.0.mlp.up_proj.qweight": torch.zeros(8, 128, dtype=torch.int32)}
     change(model / "config.json", quantization_config={"quant_method": "awq", "bits": 4})
     facts = describe(model)
-    assert facts["quantisation"] == "awq, 4 bits" and "quantised (awq, 4 bits)" in facts["why_not"]
+    assert facts["quantisation"] == "awq, 4 bits" and facts["why_not"] is None  # made dense, and not said
+    save_file(tensors | packed, model / "model.safetensors")
+    assert "quantised in a way that is not read (awq; " in describe(model)["why_not"]
     change(model / "config.json", quantization_config={"quant_method": "gptq", "bits": 4})
     facts = describe(model)
     assert facts["quantisation"] == "gptq, 4 bits" and facts["why_not"] is None
+    change(model / "config.json", quantization_config={"quant_method": "gptq", "bits": 5})
+    assert "no such bits (5)" in describe(model)["why_not"]
+    save_file(tensors, model / "model.safetensors")
     change(model / "config.json", quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True})
     assert describe(model)["quantisation"] == "bitsandbytes, 4 bits"
 

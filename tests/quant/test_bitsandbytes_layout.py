@@ -75,6 +75,14 @@ def test_doubly_quantised_scales_are_what_they_stand_for() -> None:
     assert torch.equal(again(NF4(), doubled(parts, codes, scale, 0.25), 150, 128), plain)
 
 
+@pytest.mark.parametrize("settings", [{"load_in_8bit": True}, {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}])
+def test_the_first_folders_do_not_name_the_method(settings: dict[str, Any]) -> None:
+    wanted = Int8 if "load_in_8bit" in settings else NF4
+    assert [one for one in (Int8, NF4, FP4) if one.stored_as(settings, "a folder") is not None] == [wanted]
+    other = settings | {"quant_method": "awq"}
+    assert not any(one.stored_as(other, "a folder") for one in (Int8, NF4, FP4))
+
+
 def test_a_block_that_runs_over_rows_has_no_place() -> None:
     assert NF4().freeze(weight(4, 96)).give(0, 4) is None
     assert NF4(block_size=32).freeze(weight(4, 96)).give(0, 4) is not None
@@ -96,6 +104,8 @@ STATE = f"{stored.STATE}nf4"
         ({"weight": torch.zeros(10, 1, dtype=torch.uint8)}, "10 bytes"),
         ({"weight.absmax": torch.zeros(3)}, "3 scales"),
         ({"weight.absmax": torch.zeros(12, dtype=torch.uint8)}, "weight.nested_quant_map"),
+        ({"weight.quant_map": FP4.table}, "quant_map of other numbers"),
+        ({"weight.absmax": torch.zeros(2, 6, dtype=torch.bfloat16)}, "once the model has evaluated"),
     ],
 )
 def test_four_bits_that_do_not_fit_are_refused(changes: dict[str, Any], fact: str) -> None:
@@ -117,6 +127,15 @@ def test_four_bits_that_do_not_fit_are_refused(changes: dict[str, Any], fact: st
 def test_eight_bits_that_do_not_fit_are_refused(changes: dict[str, Any], fact: str) -> None:
     with pytest.raises(CheckpointError, match=fact):
         again(Int8(), bad(Int8().freeze(weight()).give(0, 6) or {}, **changes), 6, 128)
+
+
+def test_blocks_of_another_size_than_config_json_says_are_named() -> None:
+    """transformers has no word for the size: a folder with other blocks looks like one of 64."""
+    parts = NF4(block_size=128).freeze(weight()).give(0, 6)
+    assert parts is not None
+    with pytest.raises(CheckpointError) as caught:
+        NF4().empty(6, 128, torch.float32, CPU).take(0, 6, parts)
+    assert caught.value.try_ == '"bnb_4bit_blocksize": 128 in config.json\'s quantization_config'
 
 
 @pytest.mark.parametrize(

@@ -117,7 +117,8 @@ def test_packing_any_width_comes_back(bits, width, rows, seed):
 def test_the_kernel_equals_the_definition_bit_by_bit(bits, act_order, dtype):
     if kernels.build.build() is None:
         pytest.skip("no compiler")
-    for rows, width, group_size in ((5, 100, 32), (3, 7, 2), (33, 576, 128), (2, 40, 40)):
+    shapes = ((5, 100, 32), (3, 7, 2), (33, 576, 128), (2, 40, 40), (4, 99, 33), (3, 131, 66), (2, 75, 75))
+    for rows, width, group_size in shapes:
         codes, zeros, scales, g_idx = _random(rows, width, group_size, bits, seed=3, act_order=act_order, sym=False)
         kept = layout.pack(codes.to(torch.uint8), bits), zeros.to(torch.uint8), scales
         order = g_idx.int() if act_order else None
@@ -229,6 +230,56 @@ def test_g_idx_may_be_missing():
     assert torch.equal(weights[0].dense(torch.float32), weights[1].dense(torch.float32))
 
 
+def _from_an_older_gptqmodel(zeros: Tensor) -> Tensor:
+    """qzeros [groups, out * 3 / 32] as gptqmodel 4 wrote them in v1: three constants off three words, which are not
+    the words' ones for 3 bits."""
+    taken = ("00100100100100100100100100100100", "10010010010010010010010010010010", "01001001001001001001001001001001")
+    words = _file(zeros.T, zeros.T, torch.ones(zeros.T.shape), torch.zeros(1), 3, False)["qzeros"].long()
+    found = [(int(word) - int(taken[i % 3], 2)) % (1 << 32) for row in words for i, word in enumerate(row)]
+    return torch.tensor([word - (word >> 31 << 32) for word in found], dtype=torch.int32).view(words.shape)
+
+
+def test_symmetric_three_bits_of_an_older_gptqmodel():
+    numbers = _random(64, 96, 32, 3, seed=0, act_order=False, sym=True)
+    parts = _file(*numbers, 3, True)
+    older = parts | {"qzeros": _from_an_older_gptqmodel(numbers[1].T)}
+    assert not torch.equal(older["qzeros"], parts["qzeros"])
+    for form in (parts, older):
+        weight = Gptq(bits=3, group_size=32).empty(64, 96, torch.float32, CPU)
+        weight.take(0, 64, form)
+        assert torch.equal(weight.dense(torch.float64), _dequantised(*numbers))
+
+
+@pytest.mark.parametrize("rows, width", [(48, 64), (64, 48)])
+def test_sizes_that_the_format_has_no_place_for_are_refused(rows, width):
+    parts = {name: torch.zeros(1, 1, dtype=torch.int32) for name in layout.PARTS}
+    with pytest.raises(CheckpointError, match="no place for a weight"):
+        Gptq(bits=3, group_size=16).empty(rows, width, torch.float32, CPU).take(0, rows, parts)
+
+
+@pytest.mark.parametrize(
+    ("settings", "needed"),
+    [
+        ({"desc_act": True}, True),
+        ({"desc_act": False}, False),
+        ({"desc_act": True, "static_groups": True}, False),
+        ({"desc_act": True, "meta": {"static_groups": True}}, False),  # where gptqmodel says it
+        ({"desc_act": True, "group_size": -1}, False),
+    ],
+)
+def test_g_idx_is_needed_where_groups_follow_another_order(settings, needed):
+    quant = Gptq.stored_as({"quant_method": "gptq", "bits": 4, "group_size": 32} | settings, "a folder")
+    assert quant is not None
+    parts = _file(*_random(32, 64, 64 if quant.group_size == -1 else 32, 4, seed=0, act_order=False, sym=True), 4, True)
+    del parts["g_idx"]
+    weight = quant.empty(32, 64, torch.float32, CPU)
+    if not needed:
+        weight.take(0, 32, parts)
+        return
+    with pytest.raises(CheckpointError, match="desc_act"):
+        weight.take(0, 32, parts)
+
+
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
@@ -246,7 +297,7 @@ def test_settings_that_the_format_lacks_are_refused(settings, said):
 
 def test_settings_of_a_checkpoint():
     read = Gptq.stored_as({"quant_method": "gptq", "bits": 3, "group_size": 64, "sym": False, "desc_act": True}, "it")
-    assert read == Gptq(bits=3, group_size=64, sym=False)
+    assert read is not None and read.model_dump() == Gptq(bits=3, group_size=64, sym=False).model_dump()
     newer = Gptq.stored_as({"quant_method": "gptq", "bits": 8, "checkpoint_format": "gptq_v2"}, "it")
     assert newer is not None and (newer.bits, newer.checkpoint_format) == (8, "gptq_v2")
     assert Gptq.stored_as({"quant_method": "awq", "bits": 4}, "it") is None
