@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
 from tokenizers import Tokenizer as Backend
@@ -115,7 +116,8 @@ def load(path: Path, checkpoint: Checkpoint | None = None) -> HuggingFaceTokeniz
     ranks = parse(file)
     family = FAMILIES[_family(path, file)]
     special = family.special(len(ranks))
-    for id, text, _ in added_tokens(path, max([len(ranks), *(id + 1 for id in special.values())])):
+    flags: dict[str, dict[str, Any]] = {}
+    for id, text, said in added_tokens(path, max([len(ranks), *(id + 1 for id in special.values())])):
         if id < len(ranks):
             raise TokenizerError(
                 f"{path}: the files contradict each other about token {id}",
@@ -124,7 +126,8 @@ def load(path: Path, checkpoint: Checkpoint | None = None) -> HuggingFaceTokeniz
                 try_="the tokenizer files that belong together, from one source",
             )
         special = {name: other for name, other in special.items() if other != id and name != text} | {text: id}
-    backend = _backend(file, family, ranks, special)
+        flags[text] = said
+    backend = _backend(file, family, ranks, special, flags)
     names = {role: name for role, name in family.names.items() if name in special}
     said = special_tokens(path, backend.id_to_token, names, family.add_bos)
     ends = tuple(special[name] for name in family.ends if name in special)
@@ -179,7 +182,10 @@ def parse(file: Path) -> dict[bytes, int]:
     return ranks
 
 
-def _backend(file: Path, family: Family, ranks: dict[bytes, int], special: dict[str, int]) -> Backend:
+def _backend(
+    file: Path, family: Family, ranks: dict[bytes, int], special: dict[str, int], flags: dict[str, dict[str, Any]]
+) -> Backend:
+    """`flags`: what the JSON files say of some of the `special` tokens, among them that one is no control token."""
     letters = byte_letters()
     vocab = {"".join(letters[byte] for byte in token): rank for token, rank in ranks.items()}
     merges = joins(vocab, range(len(vocab)))
@@ -191,6 +197,24 @@ def _backend(file: Path, family: Family, ranks: dict[bytes, int], special: dict[
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     backend.pre_tokenizer = pre_tokenizers.Sequence([split, byte_level])
     backend.decoder = decoders.ByteLevel()
-    ordered = sorted(special, key=special.__getitem__)
-    backend.add_special_tokens([AddedToken(name, normalized=False, special=True) for name in ordered])
+    for control in (True, False):
+        ordered = [name for name in sorted(special, key=special.__getitem__) if _control(flags, name) is control]
+        tokens = [_added(name, flags.get(name, {}), control) for name in ordered]
+        backend.add_special_tokens(tokens) if control else backend.add_tokens(tokens)
     return backend
+
+
+def _control(flags: dict[str, dict[str, Any]], name: str) -> bool:
+    # without flags, it is one of a chat template's: no text should become it
+    return bool(flags.get(name, {}).get("special", True))
+
+
+def _added(name: str, said: dict[str, Any], control: bool) -> AddedToken:
+    return AddedToken(
+        name,
+        special=control,
+        normalized=bool(said.get("normalized", True)) and not control,
+        lstrip=bool(said.get("lstrip", False)),
+        rstrip=bool(said.get("rstrip", False)),
+        single_word=bool(said.get("single_word", False)),
+    )

@@ -151,6 +151,36 @@ def test_the_files_beside_it_count(ranks, tmp_path):
     check(tokenizer, CONTROL)
 
 
+def test_what_is_said_of_added_tokens_counts_as_in_transformers(loaded, ranks, tmp_path):
+    """Whether they take the white space beside them, and whether they are control tokens at all."""
+    transformers = pytest.importorskip("transformers")
+    folder, plain, saved = (tmp_path / name for name in ("ranks", "plain", "saved"))
+    for path in (folder, plain, saved):
+        path.mkdir()
+    size = len(ranks)
+    decoder = {
+        str(size + 6): {"content": "<|start_header_id|>", "special": True, "lstrip": True},
+        str(size + 9): {"content": "<|eot_id|>", "special": True, "rstrip": True},
+        str(size + 256): {"content": "<tool>", "special": False, "normalized": False, "rstrip": True},
+        str(size + 257): {"content": "wor", "special": False, "normalized": False, "single_word": True},
+    }
+    write(folder / "tokenizer.model", ranks)
+    (folder / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": decoder}))
+    loaded["llama"].save(plain)
+    config = json.loads((plain / "tokenizer_config.json").read_text())
+    (plain / "tokenizer_config.json").write_text(json.dumps(config | {"added_tokens_decoder": decoder}))
+    theirs = transformers.AutoTokenizer.from_pretrained(plain)
+    theirs.save_pretrained(tmp_path / "whole")
+    expected, tokenizer = huggingface.load(tmp_path / "whole"), open_tokenizer(folder, None)
+    for name in ("control", "takes_before", "takes_behind", "divides"):
+        assert getattr(tokenizer, name) == getattr(expected, name), name
+    assert tokenizer.takes_before == {"<|start_header_id|>"} and "<tool>" not in tokenizer.control
+    tokenizer.save(saved)
+    ours = transformers.AutoTokenizer.from_pretrained(saved)
+    for text in [" \n<|start_header_id|> a<|eot_id|>  b", "x <tool>  y wor worst word <tool>", *TEXTS]:
+        assert ours(text)["input_ids"] == theirs(text)["input_ids"], text
+
+
 def refused(match, folder):
     with pytest.raises(TokenizerError, match=match) as caught:
         open_tokenizer(folder, None)
