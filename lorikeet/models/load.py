@@ -201,6 +201,8 @@ def load(
     model = found.network(spec, build)
     build.check(model.groups())
     fill(model.slots(), Source(found, spec, watched, stored), dtype=dtype, device=device)
+    if mapped is not None and not all(map(finite, mapped.pieces())):  # one pass over the file
+        _refuse_numbers(mapped.name, mapped.whole(dtype), dtype)
     _refuse_second_head(watched, found, spec, model)
     found.ready(model)
     if unread := watched.unread():

@@ -7,6 +7,7 @@ with the process; the system's cache keeps them near for as long as it has room.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from torch import Tensor
 from lorikeet.base.errors import CheckpointError
 from lorikeet.kernels import has_numbers
 
+_PIECE = 8 << 20  # bytes
 # numpy knows no bfloat16: rows are copied as integers of the same size
 _BITS = {2: (np.uint16, torch.uint16), 4: (np.uint32, torch.uint32), 8: (np.uint64, torch.uint64)}
 
@@ -43,6 +45,12 @@ class MappedRows:
     def whole(self, dtype: torch.dtype) -> Tensor:
         """The matrix [V, D] in `dtype`, a copy."""
         return self.gather(torch.arange(self.shape[0])).to(dtype)
+
+    def pieces(self) -> Iterator[Tensor]:
+        """The matrix in rows [n, D] of a few MiB, one after the other, so that no two are in memory."""
+        step = max(1, _PIECE // (self.shape[1] * self.dtype.itemsize))
+        for start in range(0, self.shape[0], step):
+            yield self.gather(torch.arange(start, min(start + step, self.shape[0])))
 
     def _map(self, integers: type[np.unsignedinteger[Any]]) -> np.ndarray:
         assert self.file is not None

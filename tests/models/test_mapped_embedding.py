@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from lorikeet.base.tensor_file import FLOATS
 from lorikeet.checkpoints import hf
 from lorikeet.checkpoints.open import open_checkpoint
 from lorikeet.models.build import Build, MappedEmbedding
-from lorikeet.models.load import identify
+from lorikeet.models.load import identify, load
 from lorikeet.models.mapped_embedding import mapped_embedding
 from lorikeet.models.mapped_rows import MappedRows
 from lorikeet.quant.none import NoQuant
@@ -96,6 +97,18 @@ def test_a_part_of_a_network_looks_up_the_same_rows(tiny_model: Path) -> None:
     assert slot.write is None and torch.equal(slot.read(torch.float32), dense)
     head = build.embedding("lm_head", 300, 64)
     assert not isinstance(head, MappedEmbedding), "a head is multiplied with, whole"
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_number_that_is_none_is_found_when_the_model_is_loaded(bad: float, tiny_model: Path, tmp_path: Path) -> None:
+    """Not when its token comes, hours later, as a loss that is none."""
+    model, checkpoint = shutil.copytree(tiny_model, tmp_path / "model"), open_checkpoint(tiny_model)
+    tensors = {name: checkpoint.read(name).clone() for name in checkpoint.names()}
+    tensors[NAME][-1, 3] = bad
+    save_file(tensors, model / "model.safetensors")
+    assert rows_of(model) is not None
+    with pytest.raises(CheckpointError, match=f"tensor '{NAME}' has 1 numbers that are NaN or infinite"):
+        load(open_checkpoint(model), NoQuant(), dtype=torch.float32, device=CPU)
 
 
 def test_it_stays_in_memory_where_it_must(tiny_model: Path, make_model: Callable[..., Path], tmp_path: Path) -> None:
