@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from lorikeet.base.errors import RecipeError
 from lorikeet.models.linear import FrozenLinear, LinearGroup
+from lorikeet.models.stored import MAKES_DENSE
 from lorikeet.ops.lora_linear import Prologue
 from lorikeet.ops.trained_linear import trained_linear
 from lorikeet.quant._contract import FrozenWeight
@@ -149,5 +150,5 @@ def refuse_quantised(group: LinearGroup, chosen: Sequence[FrozenLinear]) -> None
             "adapter.target_modules: quantised weights do not train",
             given=f"{chosen[0].name} and {len(chosen) - 1} more of its group",
             allowed="tensors that stay dense: embeddings, norms, and linears that quant.target_modules leaves out",
-            try_="quant.kind=none",
+            try_=f"quant.kind=none; of a model that is stored quantised, {MAKES_DENSE}",
         )

@@ -28,7 +28,7 @@ from lorikeet.kernels import allocator
 from lorikeet.models.causal_lm import CausalLM, Shape
 from lorikeet.models.load import ModelOptions, identify, load, pick_device, pick_dtype
 from lorikeet.models.new_rows import grow
-from lorikeet.models.stored import fitting
+from lorikeet.models.stored import MAKES_DENSE, fitting, stored_quant
 from lorikeet.quant._contract import Quant
 from lorikeet.tokens._contract import Tokenizer
 from lorikeet.tokens.open import open_tokenizer
@@ -96,12 +96,15 @@ def prepare(recipe: Recipe, base: Base | None = None) -> tuple[Recipe, Base, Tem
     return recipe, base, template, pipeline.prepare(recipe.data, base.tokenizer, template, seed=recipe.train.seed)
 
 
-def refuse_quant(recipe: Recipe) -> None:
+def refuse_quant(recipe: Recipe, checkpoint: Checkpoint) -> None:
     """Raise RecipeError where the recipe's adapter cannot train over weights that are kept as its `quant` says."""
     refusal = recipe.adapter.quant_refusal(recipe.quant)
     if refusal is not None:
         raise RecipeError(
-            f"quant.kind: {refusal}", given=recipe.quant.model_dump()["kind"], allowed="none", try_="quant.kind=none"
+            f"quant.kind: {refusal}",
+            given=recipe.quant.model_dump()["kind"],
+            allowed="none",
+            try_="quant.kind=none" if stored_quant(checkpoint) is None else MAKES_DENSE,
         )
 
 

@@ -34,7 +34,7 @@ def verify_invariance(recipe: Recipe, *, output: Path, conversations: int = 6, t
     started = time.time()
     recipe, parent = with_parent(recipe)
     recipe, base, _, prepared = prepare(recipe)
-    refuse_quant(recipe)
+    refuse_quant(recipe, base.checkpoint)
     if parent is not None:
         parent.check_base(recipe, base)
     model = base.load(recipe.quant)

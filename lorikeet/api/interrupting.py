@@ -96,8 +96,8 @@ def refuse_differing(certificate: dict[str, Any]) -> None:
 def _shortened(recipe: Recipe, steps: int) -> tuple[Recipe, int]:
     """The recipe as it is run here, and how many of its steps. Reads the data, which prepares it for the children."""
     ready, _ = with_parent(recipe)
-    ready, _, _, prepared = prepare(ready)
-    refuse_quant(ready)
+    ready, base, _, prepared = prepare(ready)
+    refuse_quant(ready, base.checkpoint)
     all_steps = run_steps(ready, prepared)
     if all_steps < SAVE_EVERY + 2:
         raise RecipeError(

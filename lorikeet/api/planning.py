@@ -119,7 +119,7 @@ def plan(recipe: Recipe, *, memory_bytes: int | None = None) -> Report:
     recipe, parent = with_parent(recipe)
     checkpoint = open_settings(recipe.model.path, allow_pickle=recipe.model.allow_pickle)
     recipe = recipe.model_copy(update={"quant": fitting(recipe.quant, checkpoint)})
-    refuse_quant(recipe)
+    refuse_quant(recipe, checkpoint)
     recipe, prepared, why_unknown = _prepare(recipe, checkpoint)
     planner = _Planner(checkpoint, prepared, target, resident())
     if parent is not None:

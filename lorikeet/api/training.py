@@ -59,7 +59,7 @@ def train(
     recipe, parent = with_parent(recipe)
     asked_of_model = recipe.model
     recipe, base, template, prepared = prepare(recipe if overwrite else as_begun(recipe))
-    refuse_quant(recipe)
+    refuse_quant(recipe, base.checkpoint)
     check_reached(recipe.train, recipe.train.eval_steps, run_steps(recipe, prepared))
     if parent is not None:
         parent.check_base(recipe, base)

@@ -19,6 +19,8 @@ from lorikeet.models.slots import Slot
 from lorikeet.quant._contract import Quant
 from lorikeet.quant.none import NoQuant
 
+MAKES_DENSE = "quant='{kind: none, dequantize: true}'"  # what to write for a model that is stored quantised
+
 
 def stored_quant(checkpoint: Checkpoint) -> Quant | None:
     """The kind in which the checkpoint's linears are stored, with its options; None where they are dense (whatever

@@ -310,3 +310,15 @@ def test_what_has_nothing_to_merge(stored: dict[str, Path], place: Place) -> Non
     place.refused("merge model merged", "CheckpointError: model has no adapter to merge", "a run or an adapter folder")
     place.refused("merge model merged --into gptq", "CheckpointError: model has no adapter to merge")
     place.refused("merge nowhere merged", "CheckpointError: no model 'nowhere'")
+
+
+def test_what_makes_all_weights_train_is_told(stored: dict[str, Path], place: Place) -> None:
+    """Of a model that is stored quantised, quant.kind=none would keep it so."""
+    shutil.copytree(stored["nf4"], place.folder / "model")
+    advice = "quant='{kind: none, dequantize: true}'"
+    whole, part = {"kind": "full", "r": "-"}, {"kind": "full", "r": "-", "target_modules": ["q_proj"]}
+    for adapter, error in ((whole, "quant.kind: quantised weights"), (part, "adapter.target_modules: quantised")):
+        place.recipe(model={"path": "model"}, adapter=adapter, evaluate={"samples": 0})
+        place.refused("train recipe.yaml", f"RecipeError: {error}", advice)
+        place.refused("plan recipe.yaml", f"RecipeError: {error}", advice)
+    place.ok("train", "recipe.yaml", "quant={kind: none, dequantize: true}", "train.max_steps=1")
