@@ -35,6 +35,7 @@ from lorikeet.train.metrics import peak_rss_bytes
 GIB = 1 << 30
 ROW_TOKENS = 2048  # of a packed calibration row
 REPORT = "quantize.json"  # in the folder: the error of each linear
+NAMED = 8  # experts of a layer in a line of output; the report has all
 
 
 def quantize(
@@ -64,8 +65,9 @@ def quantize(
     with progress() as bar:
         work = bar.add_task("blocks", total=base.shape.layers)
         walk = Blockwise(
-            base.checkpoint, options, batches, dtype, device, true_sequential, after_block=lambda: bar.advance(work)
-        )
+            base.checkpoint, options, batches, dtype, device, true_sequential,
+            after_block=lambda: bar.advance(work), family=base.options.family,
+        )  # fmt: skip
         size = sum(math.prod(base.checkpoint.shape(name)) for name in base.checkpoint.names())
         whole = size * dtype.itemsize
         need_space(output, whole + min(whole, max_shard_bytes), "the quantised model")
@@ -80,6 +82,10 @@ def quantize(
     written = _write(output, recipe, base, walk, blocks, template, max_shard_bytes)
     if walk.dense:
         note(f"{len(walk.dense)} linears stay dense: their sizes do not fill 32-bit words, e.g. {walk.dense[0]}")
+    if lines := fallen_back(walk.errors):
+        note("experts that saw fewer calibration tokens than they have inputs, helped by all other tokens:")
+        for line in lines:
+            note(f"  {line}")
     return {
         "output": str(output),
         "bytes": written,
@@ -122,11 +128,31 @@ def _write(
 
 
 def by_layer(errors: list[LinearError]) -> list[tuple[str, str, str, str]]:
-    """(layer, linears, GPTQ's error, rounding to nearest's) for a table, in per cent."""
-    lines = []
+    """(layer, linears, GPTQ's error, rounding to nearest's) for a table, in per cent; of a layer's experts, means."""
+    gathered: dict[tuple[int, str], list[LinearError]] = {}
     for error in errors:
         leaves = " ".join(name.rsplit(".", 1)[-1] for name in error.names)
-        lines.append((str(error.layer), leaves, f"{error.error:.3%}", f"{error.nearest_error:.3%}"))
+        named = leaves if error.expert is None else f"experts' {leaves}"
+        gathered.setdefault((error.layer, named), []).append(error)
+    lines = []
+    for (layer, named), those in gathered.items():
+        ours, nearest = _mean([one.error for one in those]), _mean([one.nearest_error for one in those])
+        lines.append((str(layer), named, f"{ours:.3%}", f"{nearest:.3%}"))
+    return lines
+
+
+def fallen_back(errors: list[LinearError]) -> list[str]:
+    """A line for each layer with experts that saw too few tokens: which, and how many tokens each saw."""
+    seen: dict[int, dict[int, int]] = {}
+    for error in errors:
+        if error.expert is not None and error.fell_back:
+            seen.setdefault(error.layer, {})[error.expert] = error.tokens or 0
+    lines = []
+    for layer, experts in seen.items():
+        fewest = sorted(experts, key=lambda expert: (experts[expert], expert))
+        named = ", ".join(f"expert {expert} saw {experts[expert]}" for expert in fewest[:NAMED])
+        more = f" and {len(fewest) - NAMED} more" if len(fewest) > NAMED else ""
+        lines.append(f"layer {layer}: {named}{more}")
     return lines
 
 

@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,32 +21,39 @@ from lorikeet.base.errors import ModelError
 from lorikeet.base.nouns import Batch
 from lorikeet.checkpoints._blocks import Blocks
 from lorikeet.checkpoints._contract import Checkpoint
+from lorikeet.models.blockwise_experts import round_experts
 from lorikeet.models.build import Build
 from lorikeet.models.decoder import Block, Decoder
 from lorikeet.models.experts import Mixture
-from lorikeet.models.linear import LinearGroup
+from lorikeet.models.linear import FrozenLinear, LinearGroup
 from lorikeet.models.load import Source, Watched, fill, identify
 from lorikeet.models.slots import Slot, slots
 from lorikeet.models.stored import StoredLinears, refuse_unknown, stored_quant
 from lorikeet.ops.attention import PackedView, View
 from lorikeet.ops.lora_linear import Prologue, lora_linear
 from lorikeet.quant._gptq_layout import storable
-from lorikeet.quant._gptq_solver import Hessian, Solved, SolverOptions, solve
+from lorikeet.quant._gptq_solver import Hessian, SolverOptions, solve
 from lorikeet.quant.gptq import Gptq
 from lorikeet.quant.none import NoQuant
 
 META = torch.device("meta")
 
+Parts = dict[str, dict[str, Tensor]]  # of each linear, what a file keeps of it
+See = Callable[[Tensor], object]  # is given a group's inputs [T, in]
+
 
 @dataclass(frozen=True)
 class LinearError:
-    """How far a linear's outputs moved, |X (W - W')^T|^2 / |X W^T|^2 on the calibration rows. q, k and v, which are
-    rounded together, are one."""
+    """How far a linear's outputs moved, |X (W - W')^T|^2 / |X W^T|^2 on the calibration tokens it was rounded for. q,
+    k and v, which are rounded together, are one; so are an expert's gate and up."""
 
     layer: int
     names: tuple[str, ...]
     error: float
     nearest_error: float  # of rounding to nearest
+    tokens: int | None = None  # of the calibration, that reached it
+    expert: int | None = None
+    fell_back: bool = False  # an expert that saw too few tokens: see blockwise_experts.py
 
 
 @dataclass
@@ -83,9 +92,10 @@ class Blockwise:
     errors: list[LinearError] = field(default_factory=list)
     dense: list[str] = field(default_factory=list)  # linears whose sizes the format has no place for
     reordered: bool = False  # whether some linear's groups are not in the order of its inputs
+    family: str | None = None  # the path of someone's own
 
     def __post_init__(self) -> None:
-        family, spec = identify(self.checkpoint)
+        family, spec = identify(self.checkpoint, self.family)
         stored = StoredLinears(self.checkpoint, stored_quant(self.checkpoint))
         refuse_unknown(self.checkpoint, stored.quant)
         if stored.quant is not None:
@@ -95,17 +105,10 @@ class Blockwise:
                 try_="a dense model",
             )
         network = family.network(spec, Build(NoQuant(), self.dtype, META))
-        remedy = "quant.kind=nf4 or int8, which need no calibration; quant.kind=gptq rounds to the nearest"
         if not isinstance(network, Decoder):
+            remedy = "quant.kind=nf4 or int8, which need no calibration; quant.kind=gptq rounds to the nearest"
             given, known = f"{family.kind}: {spec.shape.layers} layers", "the families of docs/models.md"
             raise ModelError("GPTQ walks through native networks only", given=given, allowed=known, try_=remedy)
-        if any(isinstance(part, Mixture) for part in network.modules()):
-            raise ModelError(
-                "GPTQ does not quantise experts here: each sees only the tokens routed to it, few of the calibration's",
-                given=f"{family.kind}, a mixture of experts",
-                allowed="networks without experts",
-                try_=remedy,
-            )
         self.network, self._source = network, Source(family, spec, Watched(self.checkpoint, self.dtype), stored)
 
     @property
@@ -124,9 +127,9 @@ class Blockwise:
             if name in blocks:
                 self._take(block, blocks, name)
             else:
-                before, solved = len(self.errors), self._round(block)
+                before, parts = len(self.errors), self._round(block)
                 told = {"errors": [asdict(error) for error in self.errors[before:]], "reordered": self.reordered}
-                blocks.put(name, dict(self._of_block(block, solved)), told)
+                blocks.put(name, dict(_of_block(block, parts, self.dtype)), told)
             for row in self._rows:
                 row.x = self._run(block, row)
             block.to(META)
@@ -172,8 +175,9 @@ class Blockwise:
                 group.weight.write(linear.rows.start, whole.dense(torch.float32).to(self.dtype))
 
     def _groups(self, block: Block) -> list[LinearGroup]:
-        """What is rounded of a block, in the order in which it computes."""
-        return [part for part in block.modules() if isinstance(part, LinearGroup) and self._storable(part)]
+        """What is rounded of a block, in the order in which it computes. What routes tokens to experts stays dense."""
+        groups = [part for part in block.modules() if isinstance(part, LinearGroup) and not part.routes]
+        return [group for group in groups if self._storable(group)]
 
     def _enter(self, network: Decoder) -> None:
         """What the first block is given, of each row. The network's own `hidden` makes it, with its blocks away."""
@@ -194,26 +198,58 @@ class Blockwise:
         out: Tensor = block(row.x, *row.ropes[block.window is not None], row.view)
         return out
 
-    def _round(self, block: Block) -> dict[LinearGroup, Solved]:
+    def _round(self, block: Block) -> Parts:
         """Round the block's linears, in the order in which they compute; the block then computes with the result."""
         groups = self._groups(block)
-        stages = [[group] for group in groups] if self.true_sequential else [groups]
-        found: dict[LinearGroup, Solved] = {}
-        for stage in stages:
-            hessians = {group: Hessian(group.weight.in_features, self.device) for group in stage}
-            for group in stage:
-                group.attached = _collector(group, hessians[group], stop=len(stage) == 1)
-            for row in self._rows:
-                with suppress(_Enough):
-                    self._run(block, row)
-            for group in stage:
-                group.attached = None
-                weight, names = group.weight.dense(torch.float32), tuple(linear.name for linear in group.linears)
-                found[group] = solved = solve(weight, hessians.pop(group).matrix, self.options)
-                self.errors.append(LinearError(block.index, names, solved.error, solved.nearest_error))
-                group.weight.write(0, solved.dense().to(self.dtype))
-                del weight
+        mixtures = [part for part in block.modules() if isinstance(part, Mixture)]
+        owners: dict[LinearGroup, Mixture] = {group: part for part in mixtures for group in part.expert_groups}
+        steps = list(dict.fromkeys(owners.get(group, group) for group in groups))  # all experts are one
+        found: Parts = {}
+        for stage in [[step] for step in steps] if self.true_sequential else [steps]:
+            hessians = {
+                step: Hessian(step.weight.in_features, self.device) for step in stage if isinstance(step, LinearGroup)
+            }
+            fed: dict[Mixture, list[Tensor]] = {step: [] for step in stage if isinstance(step, Mixture)}
+            seen: dict[LinearGroup, See] = {group: hessian.add for group, hessian in hessians.items()}
+            seen |= {mixture.router: given.append for mixture, given in fed.items()}
+            self._watch(block, seen)
+            for step in stage:
+                if isinstance(step, Mixture):
+                    settle = partial(self._settle, found, block.index)
+                    round_experts(step, fed.pop(step), settle, sequential=self.true_sequential)
+                else:
+                    self._settle(found, block.index, step, step.linears, hessians.pop(step))
         return found
+
+    def _watch(self, block: Block, seen: dict[LinearGroup, See]) -> None:
+        """Run all rows, and give each group's inputs [T, in] to its function."""
+        for group, see in seen.items():
+            group.attached = _collector(group, see, stop=len(seen) == 1)
+        for row in self._rows:
+            with suppress(_Enough):
+                self._run(block, row)
+        for group in seen:
+            group.attached = None
+
+    def _settle(
+        self,
+        found: Parts,
+        layer: int,
+        group: LinearGroup,
+        linears: Sequence[FrozenLinear],
+        hessian: Hessian,
+        **told: Any,
+    ) -> None:
+        """Round `linears`, neighbours in the group: into the group's weight, and into `found` as a file keeps them."""
+        start, stop = linears[0].rows.start, linears[-1].rows.stop
+        solved = solve(group.weight.rows(start, stop, torch.float32), hessian.matrix, self.options)
+        names, told = tuple(linear.name for linear in linears), {"tokens": int(hessian.rows)} | told
+        self.errors.append(LinearError(layer, names, solved.error, solved.nearest_error, **told))
+        self.reordered |= not torch.equal(solved.g_idx, solved.g_idx.sort().values)
+        for linear in linears:
+            rows = slice(linear.rows.start - start, linear.rows.stop - start)
+            found[linear.name] = solved.parts(self.options.bits, rows, v1=self.options.sym)
+        group.weight.write(start, solved.dense().to(self.dtype))
 
     def _storable(self, group: LinearGroup) -> bool:
         fits = all(storable(linear.out_features, linear.in_features, self.options.bits) for linear in group.linears)
@@ -221,29 +257,26 @@ class Blockwise:
             self.dense += [linear.name for linear in group.linears]
         return fits
 
-    def _of_block(self, block: Block, solved: dict[LinearGroup, Solved]) -> Iterator[tuple[str, Tensor]]:
-        parts: dict[str, dict[str, Tensor]] = {}
-        for group, one in solved.items():
-            self.reordered |= not torch.equal(one.g_idx, one.g_idx.sort().values)
-            for linear in group.linears:
-                parts[linear.name] = one.parts(self.options.bits, linear.rows, v1=self.options.sym)
-        for slot in list(_slots(block)):
-            linear_name = slot.name.removesuffix(".weight")
-            if linear_name in parts:
-                yield from ((f"{linear_name}.{part}", tensor) for part, tensor in parts.pop(linear_name).items())
-            else:
-                yield slot.name, slot.read(self.dtype)
+
+def _of_block(block: Block, parts: Parts, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
+    """(name, tensor) of all that a file keeps of a block, in the order of its slots."""
+    for slot in list(_slots(block)):
+        linear_name = slot.name.removesuffix(".weight")
+        if linear_name in parts:
+            yield from ((f"{linear_name}.{part}", tensor) for part, tensor in parts.pop(linear_name).items())
+        else:
+            yield slot.name, slot.read(dtype)
 
 
 class _Enough(Exception):
     """What the collector has seen is all that is wanted of the row."""
 
 
-def _collector(group: LinearGroup, hessian: Hessian, *, stop: bool) -> Callable[[Tensor, Prologue | None], Tensor]:
-    """Computes in the group's place, and adds what it is fed to `hessian`."""
+def _collector(group: LinearGroup, see: See, *, stop: bool) -> Callable[[Tensor, Prologue | None], Tensor]:
+    """Computes in the group's place, and gives what it is fed to `see`."""
 
     def collect(x: Tensor, prologue: Prologue | None) -> Tensor:
-        hessian.add(x if prologue is None else prologue.forward(x)[0])
+        see(x if prologue is None else prologue.forward(x)[0])
         if stop:
             raise _Enough
         return lora_linear(x, group.weight, group.bias(), prologue=prologue)

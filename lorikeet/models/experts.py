@@ -101,6 +101,10 @@ class ExpertGroup(LinearGroup):
         """The linear `leaf` of every expert."""
         return self.linears[self.leaves.index(leaf) :: len(self.leaves)]
 
+    def of_expert(self, expert: int) -> list[FrozenLinear]:
+        """The linears of one expert, neighbours in the storage."""
+        return self.linears[expert * len(self.leaves) : (expert + 1) * len(self.leaves)]
+
     def forward(self, x: Tensor, prologue: Prologue | None = None) -> Tensor:
         raise AssertionError("experts are applied to the tokens that chose them, by `Mixture`")
 
@@ -143,6 +147,11 @@ class Mixture(nn.Module):
         if self.shared is not None:
             y = y + self.shared_gate(x).sigmoid() * self.shared(x)
         return y
+
+    @property
+    def expert_groups(self) -> tuple[ExpertGroup, ExpertGroup]:
+        """The experts' linears, in the order in which they compute."""
+        return self.gate_up, self.down
 
     def route(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """x [T, D] -> (the experts of each token [T, k], their shares [T, k] in float32 or wider)."""

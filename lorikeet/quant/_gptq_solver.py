@@ -76,13 +76,14 @@ class Hessian:
     """H = 2/n X^T X [in, in] in float32, gathered batch by batch."""
 
     def __init__(self, width: int, device: torch.device):
-        self.matrix, self.rows = torch.zeros(width, width, device=device), 0
+        self.matrix, self.rows = torch.zeros(width, width, device=device), 0.0
 
-    def add(self, x: Tensor) -> None:
-        """Inputs x [T, in]."""
-        x = x.float()
-        total = self.rows + len(x)
-        self.matrix.mul_(self.rows / total).addmm_(x.T, x, alpha=2 / total)
+    def add(self, x: Tensor, weight: float = 1.0) -> None:
+        """Inputs x [T, in], each of which counts as `weight` of them."""
+        if not len(x):
+            return
+        x, total = x.float(), self.rows + weight * len(x)
+        self.matrix.mul_(self.rows / total).addmm_(x.T, x, alpha=2 * weight / total)
         self.rows = total
 
 
