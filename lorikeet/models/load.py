@@ -203,7 +203,7 @@ def load(
     fill(model.slots(), Source(found, spec, watched, stored), dtype=dtype, device=device)
     if mapped is not None and not all(map(finite, mapped.pieces())):  # one pass over the file
         _refuse_numbers(mapped.name, mapped.whole(dtype), dtype)
-    _refuse_second_head(watched, found, spec, model)
+    _refuse_second_head(Source(found, spec, watched, stored), model)
     found.ready(model)
     if unread := watched.unread():
         named = ", ".join(unread[:3]) + (", ..." if len(unread) > 3 else "")
@@ -277,23 +277,27 @@ def _refuse_numbers(name: str, dense: Tensor, dtype: torch.dtype) -> None:
     )
 
 
-def _refuse_second_head(checkpoint: Checkpoint, family: Family, spec: Spec, model: CausalLM) -> None:
+def _refuse_second_head(source: Source, model: CausalLM) -> None:
     """Raise CheckpointError where the config ties the head to the embedding and the file holds another head.
 
     A program may take either of them, and the other is then a different model."""
-    if not isinstance(spec, DecoderSpec) or not spec.tied:
+    spec, checkpoint = source.spec, source.checkpoint
+    if not isinstance(spec, DecoderSpec) or not spec.tied or checkpoint.layout != "hf":
         return
     name = f"{spec.names.head}.weight"
-    if checkpoint.layout != "hf" or name not in checkpoint.names():
-        return
-    weight = model.head.weight
-    if not torch.equal(family.read(checkpoint, name, spec).to(device=weight.device, dtype=weight.dtype), weight):
-        raise CheckpointError(
-            f"{checkpoint.path}: the config ties the head to the embedding, and the weights hold a head that differs",
-            given=f"tie_word_embeddings true (perhaps unsaid), and {name}",
-            allowed="one of the two",
-            try_='"tie_word_embeddings": false in config.json, if that head was trained',
-        )
+    if spec.names.head not in source.stored.linears:  # one that is rounded is another in any case
+        if name not in checkpoint.names():
+            return
+        weight = model.head.weight
+        stored = source.family.read(checkpoint, name, spec).to(device=weight.device, dtype=weight.dtype)
+        if torch.equal(stored, weight):
+            return
+    raise CheckpointError(
+        f"{checkpoint.path}: the config ties the head to the embedding, and the weights hold a head that differs",
+        given=f"tie_word_embeddings true (perhaps unsaid), and {name}",
+        allowed="one of the two",
+        try_='"tie_word_embeddings": false in config.json, if that head was trained',
+    )
 
 
 class Watched:

@@ -6,6 +6,7 @@ quantised together or not at all. Embedding, head, norms and the routers of expe
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Literal
 
@@ -18,6 +19,7 @@ from lorikeet.quant._contract import Quant
 from lorikeet.quant.none import NoQuant
 
 OPTION = "quant.target_modules"
+_DENSE = re.compile(r"(lm_head|embed_tokens|embed_out|wte|norm)$")  # what other programs can be told to quantise
 
 
 class Quantised(Quant):
@@ -55,4 +57,15 @@ class Quantised(Quant):
 
     def check(self, names: Sequence[str]) -> None:
         """See `Quant.check`."""
+        words = [self.target_modules] if isinstance(self.target_modules, str) else self.target_modules
+        leaves = list(dict.fromkeys(name.rsplit(".", 1)[-1] for name in names))
+        dense = [word for word in words if _DENSE.search(word) and not any(name.endswith(word) for name in names)]
+        if dense:
+            rest = [word for word in words if word not in dense]
+            raise RecipeError(
+                f"{OPTION}: '{dense[0]}' cannot be quantised: embedding, head and norms stay dense",
+                given=as_yaml(self.target_modules),
+                allowed=" ".join(leaves),
+                try_=f"{OPTION}='{as_yaml(rest)}'" if rest else f"{OPTION}=all-linear",
+            )
         matching(OPTION, self.target_modules, names)

@@ -92,6 +92,24 @@ def test_linears_that_are_stored_dense_stay_dense(tiny_model: Path, tmp_path: Pa
             assert torch.equal(linear.dense(torch.float32), whole[f"{name}.weight"])
 
 
+def test_a_head_that_is_stored_quantised_becomes_dense(tiny_model: Path, tmp_path: Path):
+    """gptqmodel and bitsandbytes can be told to quantise it; here it stays dense, with the numbers it stands for."""
+    folder = tmp_path / "folder"
+    shutil.copytree(tiny_model, folder)
+    tensors = load_file(folder / "model.safetensors")
+    kept = Int8().freeze(torch.randn_like(tensors["model.embed_tokens.weight"]))
+    parts = kept.give(0, kept.out_features)
+    assert parts is not None
+    tensors |= {f"lm_head.{part}": tensor for part, tensor in parts.items()}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((folder / "config.json").read_text()) | {"quantization_config": {"load_in_8bit": True}}
+    (folder / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": False}))
+    assert torch.equal(_load(folder).head.weight, kept.dense(torch.float32))
+    (folder / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": True}))
+    with pytest.raises(CheckpointError, match="ties the head to the embedding"):
+        _load(folder)
+
+
 def test_shards_and_autogptq_s_own_settings_file(folder: Path, tmp_path: Path):
     sharded = tmp_path / "sharded"
     sharded.mkdir()

@@ -99,8 +99,11 @@ REFUSED: Sequence[tuple[Any, str]] = [
     ("(", "not a valid regular expression"),
     (["v_proj"], "kept in one matrix"),
     ("gate_proj", "kept in one matrix"),
-    (["lm_head"], "no linear layer named 'lm_head'"),
-    (["embed_tokens"], "no linear layer named"),
+    (["lm_head"], "'lm_head' cannot be quantised: embedding, head and norms stay dense"),
+    (["down_proj", "lm_head"], "try      quant.target_modules='[down_proj]'"),
+    (".*lm_head", "embedding, head and norms stay dense"),
+    (["embed_tokens"], "embedding, head and norms stay dense"),
+    (["input_layernorm"], "embedding, head and norms stay dense"),
 ]
 
 
