@@ -21,6 +21,7 @@ from lorikeet.quant.none import NoQuant
 
 MERGED_DTYPES = ("float32", "bfloat16", "float16")
 CALIBRATE = 128  # conversations
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -157,7 +158,7 @@ def _refuse_uncalibrated(located: Located, how: How, path: Path) -> None:
     if stored_quant(checkpoint) is not None:
         return  # the sum is dense, and only that is walked through
     try:
-        Blockwise(checkpoint, how.solver(), [], torch.float32, torch.device("cpu"))
+        Blockwise(checkpoint, how.solver(), [], torch.float32, CPU, family=located.base.options.family)
     except ModelError as error:  # before hours went into a sum that is of no use
         raise ModelError(error.what, given=error.given, allowed=error.allowed, try_=nearest) from error
 

@@ -243,3 +243,20 @@ def test_a_merged_model_keeps_what_it_is_asked_by(place: Place) -> None:
     place.ok("quantize", "merged", "--output", "other", *words, "data.template.kind=alpaca")
     said = json.loads((place.folder / "other" / "lorikeet.json").read_text())
     assert said["template"]["kind"] == "alpaca" and said["system"] == "Be brief."
+
+
+def test_a_network_of_one_s_own_that_is_a_decoder(place: Place) -> None:
+    """Its family says how to build it, to GPTQ as to training; a merge into gptq is rounded by it, too."""
+    model = place.copy_model()
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | {"model_type": "own"}))
+    (place.folder / "own.py").write_text(
+        "from lorikeet.models.families.llama import Llama\n\n\n"
+        "class Own(Llama):\n    kind = 'own'\n    model_type = 'own'\n"
+    )
+    about = {"path": "model", "family": "own.py", "kernels": "eager"}
+    place.recipe(model=about, evaluate={"samples": 0}, train={"max_steps": 1})
+    place.ok("quantize", "recipe.yaml", "-o", "small", "--group-size", "32", "--rows", "2")
+    assert (place.folder / "small/quantize.json").is_file()
+    place.ok("train", "recipe.yaml")
+    place.ok("merge", "run", "merged", "--into", "gptq", "quant.group_size=32", "--calibrate", "2", "--no-verify")
