@@ -1,4 +1,4 @@
-"""A merged folder in int8 and nf4 loads in transformers with bitsandbytes, and says there what it says here."""
+"""Our folders in int8, nf4 and fp4 load in transformers with bitsandbytes, and theirs here, with the same numbers."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from lorikeet.adapters._merge import base_tensors
 from lorikeet.api.base import open_base
 from lorikeet.checkpoints import hf
 from lorikeet.models.load import ModelOptions
+from lorikeet.models.stored import stored_quant
 from lorikeet.ops.attention import PackedView
 from lorikeet.quant._contract import Quant
 from lorikeet.quant.fp4 import FP4
@@ -65,3 +66,51 @@ def test_the_folder_in_transformers(
         weight = dict(model.linears())["model.layers.0.self_attn.q_proj"].dense(torch.float32)
         scales = layer.state.SCB if layer.weight.SCB is None else layer.weight.SCB  # its first pass moves them
         assert torch.equal(layer.weight.data.float() * scales[:, None] * 0.007874015718698502, weight)
+
+
+FOUR = {"load_in_4bit": True, "bnb_4bit_compute_dtype": torch.float32}
+THEIRS: list[tuple[str, dict[str, Any]]] = [
+    ("nf4", FOUR | {"bnb_4bit_quant_type": "nf4"}),
+    ("nf4", FOUR | {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}),
+    ("fp4", FOUR | {"bnb_4bit_quant_type": "fp4", "bnb_4bit_use_double_quant": True}),
+    ("int8", {"load_in_8bit": True}),
+    ("int8", {"load_in_8bit": True, "llm_int8_skip_modules": ["lm_head", "down_proj"]}),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind, how", THEIRS, ids=["nf4", "nf4 doubly", "fp4 doubly", "int8", "int8 but down_proj"])
+def test_a_folder_of_transformers_here(
+    kind: str, how: dict[str, Any], tiny_model: Path, tmp_path: Path, transformers: Any
+) -> None:
+    """`save_pretrained` of a model that transformers quantised while it loaded it: no `quant` section needed."""
+    settings = transformers.BitsAndBytesConfig(**how)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(
+        tiny_model, quantization_config=settings, device_map="cpu", dtype=torch.float32
+    )
+    theirs.save_pretrained(tmp_path / "folder")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / "folder" / name).write_bytes((tiny_model / name).read_bytes())
+    base = open_base(ModelOptions(path=str(tmp_path / "folder"), **OPTIONS))
+    ours = dict(base.load(NoQuant()).linears())
+    assert (stored := stored_quant(base.checkpoint)) is not None and stored.model_dump()["kind"] == kind
+    plain = set()
+    for name, linear in ours.items():
+        layer = theirs.get_submodule(name)
+        if type(layer).__name__ == "Linear":
+            wanted = layer.weight
+            plain.add(name.rsplit(".", 1)[-1])
+        else:
+            wanted = unpacked(layer)
+        assert torch.allclose(linear.dense(torch.float32), wanted, rtol=1e-6, atol=0), name
+    assert plain == ({"down_proj"} if "llm_int8_skip_modules" in how else set())
+
+
+def unpacked(layer: Any) -> torch.Tensor:
+    """What a layer of bitsandbytes multiplies with [out, in] float32."""
+    import bitsandbytes.functional as bnb
+
+    if type(layer).__name__ == "Linear8bitLt":
+        return layer.weight.data.float() * layer.weight.SCB[:, None] * 0.007874015718698502
+    made: torch.Tensor = bnb.dequantize_4bit(layer.weight.data, layer.weight.quant_state)
+    return made
