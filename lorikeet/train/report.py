@@ -140,7 +140,8 @@ def _tiles(summary: dict, train: list[dict], evals: list[dict]) -> list[tuple[st
 
     def add(label: str, value: float | None, remark: str = "", text: str | None = None) -> None:
         if value is not None:
-            tiles.append((label, text or short(value), remark))
+            # a number and its unit stay on one line, however narrow the tile
+            tiles.append((label, re.sub(r"(?<=\d) (?=[^\d\s])", "\xa0", text or short(value)), remark))
 
     match, match_before = number(summary.get("exact_match_after")), number(summary.get("exact_match_before"))
     if match is not None:

@@ -88,7 +88,8 @@ def test_a_whole_run(tmp_path):
     assert page.count("<figure") == 6 and "my run" in page and "train: {seed: 0}" in page
     assert 'class="problems"' not in page
     expected = {"Training loss": "0.0731", "Validation loss": "0.5", "Perplexity": "1.649", "Tokens": "301,233"}
-    expected |= {"Time": "3 min 3 s", "Peak memory": "1.50 GiB", "Trainable parameters": "4.88 M"}
+    # a number and its unit stay on one line, in a tile as narrow as a telephone's
+    expected |= {"Time": "3\xa0min 3\xa0s", "Peak memory": "1.50\xa0GiB", "Trainable parameters": "4.88\xa0M"}
     assert expected.items() <= tiles(page).items()
     assert "2 before" in page and "7.389 before" in page and "3.63% of 134.52 M" in page
     for tag, attributes in tags:
