@@ -81,7 +81,7 @@ class Header:
         self.tensors = dict(self._tensor() for _ in range(tensor_count))
         alignment = self.values.get("general.alignment", 32)
         if not isinstance(alignment, int) or alignment < 1:
-            raise self._damaged(f"general.alignment is {alignment!r}")
+            raise self.damaged(f"general.alignment is {alignment!r}")
         self.data_start = -(-self.at // alignment) * alignment
 
     def metadata(self, key: str) -> Any:
@@ -93,7 +93,8 @@ class Header:
         """Everything but the long arrays."""
         return {key: value for key, value in self.values.items() if not isinstance(value, _Array)}
 
-    def _damaged(self, why: str) -> CheckpointError:
+    def damaged(self, why: str) -> CheckpointError:
+        """The error about a file that is not whole, or not what its header says."""
         return CheckpointError(
             f"{self.path}: damaged or cut off: {why}",
             given=f"{len(self.data):,} bytes",
@@ -104,7 +105,7 @@ class Header:
     def _skip(self, size: int) -> int:
         start = self.at
         if start + size > len(self.data):
-            raise self._damaged(f"the header needs {start + size:,} bytes")
+            raise self.damaged(f"the header needs {start + size:,} bytes")
         self.at = start + size
         return start
 
@@ -118,7 +119,7 @@ class Header:
         try:
             return self.data[start : start + size].decode()
         except UnicodeDecodeError as error:
-            raise self._damaged(f"text at byte {start:,} is not UTF-8") from error
+            raise self.damaged(f"text at byte {start:,} is not UTF-8") from error
 
     def _value(self, kind: int) -> Any:
         if kind == STRING:
@@ -128,7 +129,7 @@ class Header:
             value = np.frombuffer(self.data, SCALARS[kind], 1, start)[0].item()
             return bool(value) if kind == BOOL else value
         if kind != ARRAY:
-            raise self._damaged(f"value type {kind} at byte {self.at:,}")
+            raise self.damaged(f"value type {kind} at byte {self.at:,}")
         array = _Array(kind=self._number(4), count=self._number(8), start=self.at)
         self._skip_array(array)
         return array if array.count > LONG else self._decode(array)
@@ -140,11 +141,11 @@ class Header:
             read, at, end = struct.Struct("<Q").unpack_from, self.at, len(self.data) - 8
             for _ in range(array.count):
                 if at > end:
-                    raise self._damaged(f"the header needs more than {at:,} bytes")
+                    raise self.damaged(f"the header needs more than {at:,} bytes")
                 at += 8 + read(self.data, at)[0]
             self._skip(at - self.at)
         else:
-            raise self._damaged(f"an array of type {array.kind} at byte {self.at:,}")
+            raise self.damaged(f"an array of type {array.kind} at byte {self.at:,}")
 
     def _decode(self, array: _Array) -> list[Any]:
         if array.kind != STRING:
@@ -160,5 +161,5 @@ class Header:
         rank = self._number(4)
         dimensions = [self._number(8) for _ in range(rank)] if rank <= MOST_DIMENSIONS else []
         if not dimensions or 0 in dimensions:
-            raise self._damaged(f"tensor '{name}' has {rank} dimensions: {dimensions}")
+            raise self.damaged(f"tensor '{name}' has {rank} dimensions: {dimensions}")
         return name, TensorInfo(shape=tuple(reversed(dimensions)), kind=self._number(4), offset=self._number(8))

@@ -69,12 +69,7 @@ class GGUFCheckpoint:
         for name, info in self._header.tensors.items():
             end = self._start(info) + math.prod(self._byte_shape(name, info))
             if end > len(self._data):
-                raise CheckpointError(
-                    f"{path}: cut off: tensor '{name}' ends at byte {end:,}",
-                    given=f"{len(self._data):,} bytes",
-                    allowed="a complete GGUF file",
-                    try_="download the file again",
-                )
+                raise self._header.damaged(f"tensor '{name}' ends at byte {end:,}")
 
     def metadata(self, key: str) -> Any:
         """The value of one metadata key, long arrays too, as plain Python; None when absent."""

@@ -164,7 +164,7 @@ def test_a_gguf_file_cut_off(place: Place) -> None:
     place.recipe(model={"path": "m.gguf"})
     place.refused(
         TRAIN,
-        f"CheckpointError: {place.folder}/m.gguf: cut off: tensor 'token_embd.weight'",
+        f"CheckpointError: {place.folder}/m.gguf: damaged or cut off: tensor 'token_embd.weight'",
         "bytes",
         "download the file again",
     )
