@@ -157,8 +157,8 @@ def test_few_rows(tmp_path, rows):
 def test_a_run_without_summary_shows_its_last_row(tmp_path):
     page, _ = report(tmp_path / "run", [train_row(1), train_row(2)])
     found = tiles(page)
-    assert found["Training loss"] == "1" and found["Tokens"] == "6,400" and found["Time"] == "2.4 s"
-    assert found["Peak memory"] == "2.00 GiB" and "no summary yet" in page
+    assert found["Training loss"] == "1" and found["Tokens"] == "6,400" and found["Time"] == "2.4\xa0s"
+    assert found["Peak memory"] == "2.00\xa0GiB" and "no summary yet" in page
 
 
 def test_a_diverged_run(tmp_path):
