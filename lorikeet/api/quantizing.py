@@ -83,7 +83,7 @@ def quantize(
     if walk.dense:
         note(f"{len(walk.dense)} linears stay dense: their sizes do not fill 32-bit words, e.g. {walk.dense[0]}")
     if lines := fallen_back(walk.errors):
-        note("experts that saw fewer calibration tokens than they have inputs, helped by all other tokens:")
+        note("experts that saw fewer calibration tokens than they have inputs, and are rounded mostly for others':")
         for line in lines:
             note(f"  {line}")
     return {

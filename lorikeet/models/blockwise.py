@@ -53,7 +53,7 @@ class LinearError:
     nearest_error: float  # of rounding to nearest
     tokens: int | None = None  # of the calibration, that reached it
     expert: int | None = None
-    fell_back: bool = False  # an expert that saw too few tokens: see blockwise_experts.py
+    fell_back: bool = False  # an expert rounded mostly for the tokens of others: see blockwise_experts.py
 
 
 @dataclass

@@ -86,6 +86,12 @@ class Hessian:
         self.matrix.mul_(self.rows / total).addmm_(x.T, x, alpha=2 * weight / total)
         self.rows = total
 
+    def include(self, other: Hessian, rows: float) -> None:
+        """The inputs that `other` was made of, counting as `rows` of them all together."""
+        total = self.rows + rows
+        self.matrix.mul_(self.rows / total).add_(other.matrix, alpha=rows / total)
+        self.rows = total
+
 
 @torch.no_grad()
 def solve(weight: Tensor, hessian: Tensor, options: SolverOptions) -> Solved:
