@@ -221,7 +221,7 @@ def test_what_gptq_cannot_walk_through_is_refused_before_anything_is_written(run
     from lorikeet.api import merge_way, merging
     from lorikeet.base.errors import ModelError
 
-    def refuse(*given: Any) -> None:
+    def refuse(*given: Any, **more: Any) -> None:
         raise ModelError("GPTQ walks through native networks only", given="gpt2", try_="quant.kind=nf4")
 
     with pytest.MonkeyPatch.context() as patch:
