@@ -49,7 +49,7 @@ TRL_SETTINGS: tuple[Setting, ...] = tuple(  # the first is the fastest dense one
     for size, checkpointing, packing in ((1, False, 2048), (4, False, 0), (1, False, 0), (1, True, 0))
 )
 OURS: Setting = {"kind": "nf4"}
-OURS_SMALL: Setting = OURS | {"row_tokens": 512, "gradient_checkpointing": True}
+OURS_SMALL: Setting = OURS | {"row_tokens": 1024, "gradient_checkpointing": True}
 TEMPLATES = {"gemma3-270m": "gemma"}  # base models have none of their own
 
 
@@ -258,9 +258,7 @@ def peer(asked: argparse.Namespace) -> dict[str, Any]:
         for runs in found.values():
             if failed := [run["error"] for run in runs if "error" in run]:
                 raise SystemExit(failed[0])
-        rows.append(
-            [quant_figures.of_tool(runs) | {"setting": describe(runs[0]["setting"])} for runs in found.values()]
-        )
+        rows.append([quant_figures.of_tool(runs, describe(runs[0]["setting"])) for runs in found.values()])
     print(quant_figures.peer_table(rows))
     return {"swept": swept, "rows": rows}
 

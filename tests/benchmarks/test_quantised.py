@@ -171,7 +171,7 @@ def test_a_setting_names_a_kind_for_us_and_a_quantisation_for_trl(
     assert ours["recipe"]["quant"] == {"kind": "nf4", "double_quant": True}
     assert "kind" not in ours["recipe"]["train"] and ours["setting"] == {"kind": "nf4 double"}
     small = jobs.job(peer_jobs.LORIKEET, work, Size(1, 1), quantised.OURS_SMALL)["recipe"]
-    assert small["train"]["row_tokens"] == 512 and small["train"]["gradient_checkpointing"]
+    assert small["train"]["row_tokens"] == 1024 and small["train"]["gradient_checkpointing"]
     theirs = jobs.job(quantised.TRL.name, work, Size(1, 1), quantised.TRL_SETTINGS[0])
     assert theirs["setting"]["quant"] == "nf4" and "quant" not in theirs["recipe"]
     assert theirs["rows"] == ours["rows"]
