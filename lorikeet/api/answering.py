@@ -99,11 +99,18 @@ def own_sampling(
     """(file that says it, options of `generate`) of whatever can answer: of a run how its recipe samples, so how it was
     measured; else what the generation_config.json of its `base` says. A recipe's max_new_tokens is of measuring alone.
     `model`: see `engine`."""
-    if (Path(path) / run_recipe.FILE).is_file():
-        with no_lines():  # it was read when the run was opened
-            said = load_run(Path(path), model=model).generate
-        return Path(path) / run_recipe.FILE, {name: getattr(said, name) for name in _SAMPLED}
-    return base.path / generation_config.FILE, generation_config.read(base.path)
+    if not (Path(path) / run_recipe.FILE).is_file():
+        return base.path / generation_config.FILE, sampling_of(None, base)
+    with no_lines():  # it was read when the run was opened
+        recipe = load_run(Path(path), model=model)
+    return Path(path) / run_recipe.FILE, sampling_of(recipe, base)
+
+
+def sampling_of(recipe: Recipe | None, base: Checkpoint) -> dict[str, Any]:
+    """The same of a run's recipe, or of a base where there is none."""
+    if recipe is None:
+        return generation_config.read(base.path)
+    return {name: getattr(recipe.generate, name) for name in _SAMPLED}
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from lorikeet.adapters._merge import (
     probes,
     written_bytes,
 )
-from lorikeet.api.answering import Located, locate
+from lorikeet.api.answering import Located, locate, sampling_of
 from lorikeet.api.merge_way import How, certifies, is_dense, refuse
 from lorikeet.api.quantizing import quantize
 from lorikeet.api.verifying import CERTIFICATE, MERGED, refuse_failed, verify_merge
@@ -37,6 +37,7 @@ from lorikeet.base.heap import give_back
 from lorikeet.base.log import note
 from lorikeet.checkpoints import hf
 from lorikeet.checkpoints.open import open_checkpoint
+from lorikeet.infer import generation_config
 from lorikeet.infer.engine import Engine
 from lorikeet.models.causal_lm import CausalLM
 from lorikeet.models.load import load, own_tensors
@@ -172,7 +173,8 @@ def _fill(work: _Work, folder: Path, stored: Quant, into: Quant | None) -> None:
     base = work.located.base
     for code in base.checkpoint.path.glob("*.py") if base.options.trust_remote_code else ():
         shutil.copyfile(code, folder / code.name)
-    write_file(folder / "generation_config.json", json.dumps(engine.generation_config(), indent=2) + "\n")
+    answers = generation_config.written(sampling_of(work.located.recipe, base.checkpoint)) | engine.generation_config()
+    write_file(folder / generation_config.FILE, json.dumps(answers, indent=2) + "\n")
 
 
 def _calibrated(work: _Work, folder: Path) -> None:
@@ -190,6 +192,7 @@ def _calibrated(work: _Work, folder: Path) -> None:
     dense_recipe = recipe.model_copy(update={"model": options, "quant": NoQuant()})
     rows, shard = work.how.conversations, work.how.max_shard_bytes
     quantize(dense_recipe, made, work.how.solver(), rows=rows, max_shard_bytes=shard)
+    (dense / generation_config.FILE).replace(made / generation_config.FILE)  # the same ends, and the sampling
     shutil.rmtree(dense)
     for file in made.iterdir():
         file.rename(folder / file.name)

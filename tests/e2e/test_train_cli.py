@@ -255,6 +255,7 @@ def test_merge_gives_a_folder_that_transformers_reads(place: Place, finished: Pa
         "model.safetensors",
     } <= names
     from lorikeet import api
+    from lorikeet.infer import generation_config
     from lorikeet.ops.attention import PackedView
 
     ours = api.engine(finished)
@@ -270,6 +271,9 @@ def test_merge_gives_a_folder_that_transformers_reads(place: Place, finished: Pa
     chat = [{"role": "user", "content": "hi"}]
     assert "<|im_start|>assistant" in tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
     assert theirs.generation_config.eos_token_id == [tokenizer.convert_tokens_to_ids("<|im_end|>")]
+    # as the run's recipe samples, so a server of either answers alike
+    assert theirs.generation_config.do_sample is False
+    assert generation_config.read(tmp_path / "merged")["temperature"] == 0
 
 
 def test_the_merged_model_answers_the_same(place: Place, finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,6 +45,7 @@ def test_no_file_says_nothing(tmp_path: Path) -> None:
         {},
         {"temperature": 0.0, "repetition_penalty": 1.1},
         {"temperature": 0.7, "top_p": 0.9, "top_k": 0, "min_p": 0.05},
+        {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0},
         {"max_new_tokens": 5},
     ],
 )
