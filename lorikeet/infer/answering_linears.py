@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from lorikeet.adapters.lora import LoraGroup, LoraPair
+from lorikeet.infer.dense_copies import is_kept, is_plain
 from lorikeet.kernels import few_rows
 from lorikeet.kernels import linear as tiles
 from lorikeet.models.causal_lm import CausalLM
@@ -75,6 +76,8 @@ class AnsweringGroup:
     def _product(self, x: Tensor) -> Tensor:
         weight, mixed = self.weight, len(self.of.now) > 1
         one = None if mixed else self.factors.get(self.of.now[0][0])
+        if self._from_stored(x):
+            return weight.few_rows(x, *(self._low(x, one) if not mixed else self._mixed_low(x)))
         if self.plain:
             dense = weight.dense(x.dtype)
             if few_rows.serves(x, dense):
@@ -91,6 +94,16 @@ class AnsweringGroup:
         elif mixed:
             self._add_each(x, y)
         return y
+
+    def _from_stored(self, x: Tensor) -> bool:
+        """Whether a quantised weight multiplies these rows as it is kept."""
+        weight = self.weight
+        return (
+            self.plain
+            and weight.has_few_rows()
+            and not is_kept(weight)
+            and few_rows.serves_sizes(x, weight.out_features, weight.in_features)
+        )
 
     def _low(self, x: Tensor, one: Factors | None) -> tuple[Tensor | None, Tensor | None]:
         return (None, None) if one is None else (few_rows.forward(x, one[0]), one[1])
@@ -190,11 +203,7 @@ def answering_linears(model: CausalLM) -> Iterator[Answering]:
     if already:
         yield already[0].of
         return
-    groups = [
-        group
-        for group in everyone
-        if type(group) is LinearGroup and (group.attached is None or isinstance(group.attached, LoraGroup))
-    ]
+    groups = [group for group in everyone if is_plain(group)]
     with torch.no_grad():
         answering = Answering(groups, model.dtype)
     for group, computes in zip(groups, answering.groups):

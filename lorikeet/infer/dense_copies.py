@@ -1,10 +1,11 @@
 """Dense copies of quantised weights, kept while replies are made.
 
 A training step makes a weight dense twice and multiplies thousands of tokens with it. A new token of a reply is one
-row: making the weight dense costs more than the product. So while replies are made the dense form is kept from its
-first use on, where the copies of all weights and the cache of keys and values leave an eighth of the memory free (or
-where `generate.dequantize` says so); else none is kept. The copies are what `dense` answers anyway, so no reply depends
-on them. They are gone when the block ends.
+row: making the weight dense costs more than the product. Where a kernel multiplies few rows with the weight as it is
+kept (`FrozenWeight.few_rows`: on a CPU in bfloat16), that is as fast as with a dense one, and no copy is wanted.
+Elsewhere the dense form is kept from its first use on while replies are made, where the copies of all such weights and
+the cache of keys and values leave an eighth of the memory free; `generate.dequantize` says always, or never. The copies
+are what `dense` answers anyway, so no reply depends on them. They are gone when the block ends.
 """
 
 from __future__ import annotations
@@ -15,11 +16,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from lorikeet.adapters.lora import LoraGroup
 from lorikeet.base.heap import give_back
 from lorikeet.base.machine import memory
+from lorikeet.kernels import few_rows
 from lorikeet.models.causal_lm import CausalLM
+from lorikeet.models.linear import LinearGroup
 from lorikeet.quant._contract import FrozenWeight
 
 Dequantize = Literal["auto"] | bool
@@ -46,16 +50,32 @@ class Decision:
         return f"quantised weights are made dense anew for each token: {kept}, {room} (generate.dequantize)"
 
 
-def copied_weights(model: CausalLM) -> list[FrozenWeight]:
-    """The weights that are smaller as kept than dense, and have no product of their own."""
+def copied_weights(model: CausalLM, asked: Dequantize = True) -> list[FrozenWeight]:
+    """The weights that are smaller as kept than dense, and have no product of their own; if "auto" is `asked`, none for
+    few rows either."""
     size = torch.empty(0, dtype=model.dtype).element_size()
     found = []
-    for weight in (group.weight for group in model.groups()):
+    for group in model.groups():
+        weight = group.weight
         kept = sum(tensor.numel() * tensor.element_size() for tensor in (*weight.parameters(), *weight.buffers()))
         fused = type(weight).linear is not FrozenWeight.linear
+        fused = fused or (asked == "auto" and multiplies_as_kept(group, model.dtype))
         if kept < weight.out_features * weight.in_features * size and not fused:
             found.append(weight)
     return found
+
+
+def is_plain(group: nn.Module) -> bool:
+    """Whether a group is of linears without an adapter, or with LoRA: answering_linears.py computes those."""
+    return type(group) is LinearGroup and (group.attached is None or isinstance(group.attached, LoraGroup))
+
+
+def multiplies_as_kept(group: LinearGroup, dtype: torch.dtype) -> bool:
+    """Whether a new token is multiplied with this group's weight as it is kept."""
+    weight = group.weight
+    token = torch.empty(1, weight.in_features, dtype=dtype, device=next(weight.parameters()).device)
+    sizes = weight.out_features, weight.in_features
+    return is_plain(group) and weight.has_few_rows() and few_rows.serves_sizes(token, *sizes)
 
 
 def memory_of(device: torch.device) -> tuple[int, int]:
@@ -71,7 +91,7 @@ def decide(model: CausalLM, asked: Dequantize, beside: int = 0) -> Decision | No
 
     `beside`: bytes that making the replies takes besides."""
     size = torch.empty(0, dtype=model.dtype).element_size()
-    weights = [weight for weight in copied_weights(model) if "dense" not in vars(weight)]
+    weights = [weight for weight in copied_weights(model, asked) if not is_kept(weight)]
     if not weights:
         return None
     needed = sum(weight.out_features * weight.in_features * size for weight in weights)
@@ -81,10 +101,15 @@ def decide(model: CausalLM, asked: Dequantize, beside: int = 0) -> Decision | No
     return Decision(keep, needed, beside, free, reserve)
 
 
+def is_kept(weight: FrozenWeight) -> bool:
+    """Whether a copy of this one is kept now."""
+    return "dense" in vars(weight)
+
+
 @contextmanager
-def dense_copies(model: CausalLM) -> Iterator[None]:
-    """Keep copies inside the block. Inside another such block it changes nothing."""
-    weights = [weight for weight in copied_weights(model) if "dense" not in vars(weight)]
+def dense_copies(model: CausalLM, asked: Dequantize = True) -> Iterator[None]:
+    """Keep copies of `copied_weights` inside the block. Inside another such block it changes nothing."""
+    weights = [weight for weight in copied_weights(model, asked) if not is_kept(weight)]
     for weight in weights:
         vars(weight).update(zip(("dense", "rows"), _keeping(weight, model.dtype)))
     try:

@@ -102,7 +102,7 @@ class Engine:
         if decided is not None and decided.keep not in self._said:
             self._said.add(decided.keep)
             note(str(decided))
-        return dense_copies(self.model) if decided is not None and decided.keep else nullcontext()
+        return dense_copies(self.model, asked) if decided is not None and decided.keep else nullcontext()
 
     def check(self, request: Request) -> None:
         """Raise LorikeetError for a request that cannot be answered."""

@@ -82,8 +82,8 @@ class GenerateOptions(Options):
     batch_size: int = Field(32, ge=1, description="Replies generated at once.")
     dequantize: Dequantize = Field(
         "auto",
-        description="Keep quantised weights dense while replies are made: always, never, or where an eighth of the "
-        "memory stays free. The samples of a training run never do.",
+        description="Keep quantised weights dense while replies are made: always, never, or where no kernel answers "
+        "with them as they are kept and an eighth of the memory stays free. The samples of a training run never do.",
     )
 
     @model_validator(mode="before")

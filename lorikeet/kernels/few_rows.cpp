@@ -1,10 +1,12 @@
-// Products of few rows (decoding), with a low-rank update in the same sums: y = x W^T + z B^T.
+// Products of few rows (decoding), with a low-rank update in the same sums: y = x W^T + z B^T. W may be quantised: the
+// numbers are those of its dense form, which is never whole in memory.
 //
 // Such a product takes as long as its weights take to be read, so they are read once, as they lie. On matrix tiles the
 // lines of the next rows are already asked for meanwhile, and what is turned into pairs is x: the sums are y's transpose,
 // 16 outputs by 16 rows.
 #include "tiles.h"
 #include "few_rows_vectors.h"
+#include "quantised_rows.h"
 
 static const i64 MOST = 64;  // rows of x at once: four tiles of sums
 
@@ -36,10 +38,13 @@ static void multiply(const Factor& p, i64 n, bool more, const char* pairs) {
 }
 
 template <int TILES>
-static void product(const Factor* parts, int count, i64 rows, i64 width, bf16* y, i64 y_stride) {
+static void product(const Factor* factors, int count, const Stored* stored, i64 rows, i64 width, bf16* y,
+                    i64 y_stride) {
+    Factor parts[2] = {factors[0], factors[1]};
     i64 depth = 0, blocks = width / 16;
     for (int i = 0; i < count; i++) depth += parts[i].depth;
     in_parallel([=](Team& team) {
+        Sixteen some(parts, stored);
         configure_tiles();
         char* packed = (char*)scratch(64, size_t(depth * TILES * 32));
         char* at = packed;
@@ -50,9 +55,10 @@ static void product(const Factor* parts, int count, i64 rows, i64 width, bf16* y
             if (TILES > 1) _tile_zero(1);
             if (TILES > 2) _tile_zero(2);
             if (TILES > 3) _tile_zero(3);
+            const Factor* factors = some.at(b * 16);
             char* at = packed;
             for (int i = 0; i < count; at += parts[i].depth * TILES * 32, i++)
-                multiply<TILES>(parts[i], b * 16, i == 0 && b + 1 < blocks, at);
+                multiply<TILES>(factors[i], b * 16, i == 0 && b + 1 < blocks && !stored, at);
             _tile_stored(0, sums, 64);
             if (TILES > 1) _tile_stored(1, sums + 256, 64);
             if (TILES > 2) _tile_stored(2, sums + 512, 64);
@@ -67,22 +73,65 @@ static void product(const Factor* parts, int count, i64 rows, i64 width, bf16* y
 }
 #endif
 
-// y [rows, width] = x [rows, depth] weight^T + z [rows, rank] low^T, for weight [width, depth] and low [width, rank];
-// depth and rank are multiples of 32, width of 16
-extern "C" void few_rows_product(i64 rows, i64 depth, i64 width, const bf16* x, i64 x_stride, const bf16* weight,
-                                 i64 weight_stride, i64 rank, const bf16* z, i64 z_stride, const bf16* low,
-                                 i64 low_stride, bf16* y, i64 y_stride) {
-    Factor parts[2] = {{x, x_stride, depth, weight, weight_stride}, {z, z_stride, rank, low, low_stride}};
+static void any_product(Factor* parts, const Stored* stored, i64 rows, i64 width, bf16* y, i64 y_stride) {
+    const int count = parts[1].depth ? 2 : 1;
 #if HAS_AMX
     if (tiles_allowed()) {
         for (i64 t = 0; t < rows; t += MOST) {
             i64 some = rows - t < MOST ? rows - t : MOST;
             auto call = some <= 16 ? product<1> : some <= 32 ? product<2> : some <= 48 ? product<3> : product<4>;
-            call(parts, rank ? 2 : 1, some, width, y + t * y_stride, y_stride);
-            parts[0].x += MOST * x_stride, parts[1].x += MOST * z_stride;
+            call(parts, count, stored, some, width, y + t * y_stride, y_stride);
+            parts[0].x += MOST * parts[0].x_stride, parts[1].x += MOST * parts[1].x_stride;
         }
         return;
     }
 #endif
-    vector_product(parts, rank ? 2 : 1, rows, width, y, y_stride);
+    vector_product(parts, count, stored, rows, width, y, y_stride);
+}
+
+template <typename Rows>
+static void quantised(const Rows& weight, i64 rows, i64 width, const Factor& x, const Factor& low, bf16* y,
+                      i64 y_stride) {
+    Stored stored{&weight, [](const void* rows, i64 n, bf16* out, void* room) { ((const Rows*)rows)->row(n, out, room); },
+                  weight.room()};
+    Factor parts[2] = {x, low};
+    any_product(parts, &stored, rows, width, y, y_stride);
+}
+
+// y [rows, width] = x [rows, depth] weight^T + z [rows, rank] low^T, for weight [width, depth] and low [width, rank];
+// depth and rank are multiples of 32, width of 16. Behind these arguments each kind has those of its weight.
+#define PRODUCT                                                                                                   \
+    i64 rows, i64 depth, i64 width, const bf16 *x, i64 x_stride, i64 rank, const bf16 *z, i64 z_stride,           \
+        const bf16 *low, i64 low_stride, bf16 *y, i64 y_stride
+#define OF_X Factor{x, x_stride, depth, nullptr, 0}
+#define OF_LOW Factor{z, z_stride, rank, low, low_stride}
+
+extern "C" void few_rows_product(PRODUCT, const bf16* weight, i64 weight_stride) {
+    Factor parts[2] = {{x, x_stride, depth, weight, weight_stride}, OF_LOW};
+    any_product(parts, nullptr, rows, width, y, y_stride);
+}
+
+extern "C" void few_rows_int8(PRODUCT, const int8_t* codes, const float* absmax) {
+    quantised(Int8Rows{depth, codes, absmax}, rows, width, OF_X, OF_LOW, y, y_stride);
+}
+
+extern "C" void few_rows_four_bit(PRODUCT, i64 block, const float* table, const void* codes, const void* absmax,
+                                  const float* scale, const float* offset, const float* map) {
+    FourBitRows weight{depth, block, table, (const uint8_t*)codes, absmax, scale, offset, map};
+    quantised(weight, rows, width, OF_X, OF_LOW, y, y_stride);
+}
+
+template <int BITS>
+static void gptq(i64 row_bytes, i64 groups, i64 group_size, const void* packed, const void* zeros, const float* scales,
+                 const int32_t* g_idx, PRODUCT) {
+    GptqRows<BITS> weight{depth, row_bytes, groups, group_size, (const uint8_t*)packed, (const uint8_t*)zeros, scales,
+                          g_idx};
+    quantised(weight, rows, width, OF_X, OF_LOW, y, y_stride);
+}
+
+extern "C" void few_rows_gptq(PRODUCT, i64 bits, i64 row_bytes, i64 groups, i64 group_size, const void* packed,
+                              const void* zeros, const float* scales, const int32_t* g_idx) {
+    auto call = bits == 2 ? gptq<2> : bits == 3 ? gptq<3> : bits == 4 ? gptq<4> : gptq<8>;
+    call(row_bytes, groups, group_size, packed, zeros, scales, g_idx, rows, depth, width, x, x_stride, rank, z, z_stride,
+         low, low_stride, y, y_stride);
 }

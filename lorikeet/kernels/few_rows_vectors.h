@@ -10,6 +10,46 @@ struct Factor {
     i64 weight_stride;
 };
 
+// How to make rows of a quantised weight dense: quantised_rows.h.
+struct Stored {
+    const void* rows;
+    void (*row)(const void* rows, i64 n, bf16* out, void* room);
+    i64 room;
+};
+
+// A thread's view of the factors, 16 outputs at a time. Of a quantised weight those 16 rows are made dense here, where
+// they stay in the cache until they are multiplied; memory gives the codes only.
+class Sixteen {
+public:
+    Sixteen(const Factor* factors, const Stored* stored) : parts{factors[0], factors[1]}, stored(stored) {
+        if (!stored) return;
+        parts[0].weight_stride = parts[0].depth;
+        dense = (bf16*)scratch(64, size_t(16 * parts[0].depth * 2));
+        room = std::malloc(stored->room);
+    }
+    ~Sixteen() {
+        if (!stored) return;
+        std::free(dense);
+        std::free(room);
+    }
+    Sixteen(const Sixteen&) = delete;
+
+    // the factors with W's rows n..n+16 to be read, at their places
+    const Factor* at(i64 n) {
+        if (stored) {
+            for (i64 i = 0; i < 16; i++) stored->row(stored->rows, n + i, dense + i * parts[0].depth, room);
+            parts[0].weight = dense - n * parts[0].depth;
+        }
+        return parts;
+    }
+
+private:
+    Factor parts[2];
+    const Stored* stored;
+    bf16* dense = nullptr;
+    void* room = nullptr;
+};
+
 #ifdef __AVX512BF16__
 struct Dots {
     static const i64 STEP = 32;
@@ -53,6 +93,24 @@ struct Dots {
 #endif
 
 static const i64 BLOCKS = 4;  // of 16 outputs, in a task: whole lines of y; of two hyperthreads one is often late
+
+// body(n, factors) for every n-th 16 outputs
+template <typename Body>
+static inline void each_sixteen(const Factor* factors, const Stored* stored, i64 width, const Body& body) {
+    Factor parts[2] = {factors[0], factors[1]};
+    auto all = [=](Team* team) {
+        Sixteen some(parts, stored);
+        auto one = [&](i64 block) { body(block * 16, some.at(block * 16)); };
+        if (team)
+            team->take(width / 16, BLOCKS, one);
+        else
+            for (i64 block = 0; block < width / 16; block++) one(block);
+    };
+    if (width / 16 <= BLOCKS)  // to wake the others takes longer
+        all(nullptr);
+    else
+        in_parallel([=](Team& team) { all(&team); });
+}
 static const int AHEAD = 16;  // weights' rows that are asked for before they are wanted
 
 // ROWS rows from t on against OUTPUTS outputs from n on
@@ -154,34 +212,36 @@ static void lanes(const Factor* parts, int count, i64 n, const char* pairs, floa
 }
 
 template <int TILES>
-static void lane_product(const Factor* factors, int count, i64 rows, i64 width, bf16* y, i64 y_stride) {
-    Factor parts[2] = {factors[0], factors[1]};
+static void lane_product(const Factor* parts, int count, const Stored* stored, i64 rows, i64 width, bf16* y,
+                         i64 y_stride) {
     i64 depth = 0;
     for (int i = 0; i < count; i++) depth += parts[i].depth;
     char* packed = (char*)scratch(64, size_t(depth * TILES * 32));
     char* at = packed;
     for (int i = 0; i < count; at += parts[i].depth * TILES * 32, i++) pack(parts[i], rows, TILES, at);
-    parallel_loop(width / 16, BLOCKS, [=](i64 block) {
+    each_sixteen(parts, stored, width, [=](i64 n, const Factor* some) {
         alignas(64) float turned[TILES * 256];
-        lanes<TILES>(parts, count, block * 16, packed, turned);
+        lanes<TILES>(some, count, n, packed, turned);
         for (int tile = 0; tile < TILES; tile++)
-            write(turned + tile * 256, rows - tile * 16, y + tile * 16 * y_stride + block * 16, y_stride);
+            write(turned + tile * 256, rows - tile * 16, y + tile * 16 * y_stride + n, y_stride);
     });
     std::free(packed);
 }
 #endif
 
-static void vector_product(const Factor* factors, int count, i64 rows, i64 width, bf16* y, i64 y_stride) {
+static void vector_product(const Factor* factors, int count, const Stored* stored, i64 rows, i64 width, bf16* y,
+                           i64 y_stride) {
     Factor parts[2] = {factors[0], factors[1]};
 #ifdef __AVX512BF16__
     for (; rows > 4; rows -= 32) {
-        (rows > 16 ? lane_product<2> : lane_product<1>)(parts, count, rows < 32 ? rows : 32, width, y, y_stride);
+        (rows > 16 ? lane_product<2> : lane_product<1>)(parts, count, stored, rows < 32 ? rows : 32, width, y,
+                                                        y_stride);
         for (int i = 0; i < count; i++) parts[i].x += 32 * parts[i].x_stride;
         y += 32 * y_stride;
     }
 #endif
     if (rows <= 0) return;
-    parallel_loop(width / 16, BLOCKS, [=](i64 block) {
-        for (i64 t = 0; t < rows;) t = some_rows(parts, count, t, rows, block * 16, y, y_stride);
+    each_sixteen(parts, stored, width, [=](i64 n, const Factor* some) {
+        for (i64 t = 0; t < rows;) t = some_rows(some, count, t, rows, n, y, y_stride);
     });
 }

@@ -7,16 +7,6 @@
 
 static const i64 PAGE = 32, SEGMENT = 256;
 
-static inline vf load16(const int8_t* at) {
-#ifdef __AVX512F__
-    return (vf)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)at)));
-#else
-    vf x;
-    for (int i = 0; i < 16; i++) x[i] = float(at[i]);
-    return x;
-#endif
-}
-
 struct Call {
     i64 rows, heads, kv_heads, width, pages, q_row, q_head, k_row, k_head, v_row, v_head, window;
     const int32_t* table;  // [rows, pages]

@@ -7,7 +7,7 @@
 //
 // With AVX-512 the body is compiled for 16 numbers (vf) and for one (float), which is what remains of a row: left to
 // itself, the compiler takes a dozen instructions to round a vector to bfloat16, where newer processors have one. (That
-// one takes a number below 1.2e-38 for zero.) Elsewhere the body is for one number, and the compiler makes vectors of
+// one takes a number below LEAST for zero.) Elsewhere the body is for one number, and the compiler makes vectors of
 // the loop: of vf it makes poor code there.
 #pragma once
 #include "common.h"
@@ -29,6 +29,24 @@ static inline vf load16(const bf16* from) {
     return out;
 #endif
 }
+
+static inline float to_float(int8_t x) { return float(x); }
+static inline float to_float(uint8_t x) { return float(x); }
+template <typename T> static inline vf load16_bytes(const T* from) {
+#ifdef __AVX512F__
+    const __m128i bytes = _mm_loadu_si128((const __m128i*)from);
+    return (vf)_mm512_cvtepi32_ps(T(-1) < 0 ? _mm512_cvtepi8_epi32(bytes) : _mm512_cvtepu8_epi32(bytes));
+#else
+    vf out;
+    for (int i = 0; i < 16; i++) out[i] = float(from[i]);
+    return out;
+#endif
+}
+static inline vf load16(const int8_t* from) { return load16_bytes(from); }
+static inline vf load16(const uint8_t* from) { return load16_bytes(from); }
+
+// a number below this may become zero where it is rounded to bfloat16
+static const float LEAST = 1.2e-38f;
 
 // to the nearest, ties to even, as torch rounds; NaN stays NaN
 #ifdef __AVX512F__

@@ -48,6 +48,16 @@ class FrozenWeight(nn.Module):
         """x [T, in] -> x W^T [T, out]. A kind may bring a fused kernel."""
         return x @ self.dense(x.dtype).T
 
+    def has_few_rows(self) -> bool:
+        """Whether `few_rows` is there."""
+        return False
+
+    def few_rows(self, x: Tensor, z: Tensor | None, low: Tensor | None) -> Tensor:
+        """x [T, in] W^T + z [T, S] low^T -> [T, out] for few rows (of new tokens), from what is stored: the bits that
+        kernels/few_rows.py gives with the dense form, which takes longer to make than to multiply. The caller has asked
+        `has_few_rows`, and `few_rows.serves_sizes` about x."""
+        raise NotImplementedError
+
     def backward(self, dy: Tensor) -> Tensor:
         """dy [T, out] -> dy W [T, in], the gradient of `linear` with respect to x."""
         return dy @ self.dense(dy.dtype)

@@ -27,6 +27,7 @@ from lorikeet.base.errors import CheckpointError
 from lorikeet.base.extras import require
 from lorikeet.base.installed import version
 from lorikeet.kernels import dequantise as kernel
+from lorikeet.kernels import few_rows
 from lorikeet.quant import _bitsandbytes as stored
 from lorikeet.quant._contract import FrozenWeight
 from lorikeet.quant._targets import Quantised
@@ -119,15 +120,34 @@ class FourBitWeight(FrozenWeight):
     @torch.no_grad()
     def rows(self, start: int, stop: int, dtype: torch.dtype) -> Tensor:
         """See `FrozenWeight.rows`."""
-        rows, second = slice(start, stop), None
-        if self.scale is not None and self.offset is not None:
-            second = self.scale[rows], self.offset[rows], DYNAMIC_MAP
+        rows = slice(start, stop)
         made = kernel.four_bit(
-            self.codes[rows], self.absmax[rows], second, self.table, self.block_size, self.in_features, dtype
+            self.codes[rows],
+            self.absmax[rows],
+            self._second(rows),
+            self.table,
+            self.block_size,
+            self.in_features,
+            dtype,
         )
         if made is None:
             made = self._on_cuda(rows, dtype) if self.codes.is_cuda else None
         return self._plain(rows, dtype) if made is None else made
+
+    def has_few_rows(self) -> bool:
+        """See `FrozenWeight.has_few_rows`."""
+        return True
+
+    def few_rows(self, x: Tensor, z: Tensor | None, low: Tensor | None) -> Tensor:
+        """See `FrozenWeight.few_rows`."""
+        second = self._second(slice(None))
+        return few_rows.four_bit(x, z, low, self.codes, self.absmax, second, self.table, self.block_size)
+
+    def _second(self, rows: slice) -> tuple[Tensor, Tensor, Tensor] | None:
+        """What the scales of these rows are made of, where they are quantised."""
+        if self.scale is None or self.offset is None:
+            return None
+        return self.scale[rows], self.offset[rows], DYNAMIC_MAP
 
     def _plain(self, rows: slice, dtype: torch.dtype) -> Tensor:
         """`rows` in plain PyTorch, some of them at a time."""

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from lorikeet import kernels
 from lorikeet.base.errors import CheckpointError
 from lorikeet.kernels import dequantise_gptq as kernel
+from lorikeet.kernels import few_rows
 from lorikeet.quant import _gptq_layout as layout
 from lorikeet.quant._contract import FrozenWeight
 from lorikeet.quant._gptq_round import round_to_nearest
@@ -125,6 +126,15 @@ class GptqWeight(FrozenWeight):
             compute(*kept, out[rows.start - start : rows.stop - start], bits=self.bits, group_size=self.group_size)
             at = rows.stop
         return out
+
+    def has_few_rows(self) -> bool:
+        """See `FrozenWeight.has_few_rows`: not where members have orders of their own."""
+        return self._run(0)[0] == self.out_features
+
+    def few_rows(self, x: Tensor, z: Tensor | None, low: Tensor | None) -> Tensor:
+        """See `FrozenWeight.few_rows`."""
+        kept = self.codes, self.zeros, self.scales, self._run(0)[1]
+        return few_rows.gptq(x, z, low, *kept, bits=self.bits, group_size=self.group_size)
 
     @torch.no_grad()
     def write(self, start: int, weight: Tensor) -> None:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from lorikeet.kernels import dequantise as kernel
+from lorikeet.kernels import few_rows
 from lorikeet.quant import _bitsandbytes as stored
 from lorikeet.quant._contract import FrozenWeight
 from lorikeet.quant._four_bit import AT_ONCE, check_finite
@@ -92,6 +93,14 @@ class Int8Weight(FrozenWeight):
             part = slice(at, min(stop, at + step))
             out[part.start - start : part.stop - start].copy_(dequantise(self.codes[part], self.absmax[part]))
         return out
+
+    def has_few_rows(self) -> bool:
+        """See `FrozenWeight.has_few_rows`."""
+        return True
+
+    def few_rows(self, x: Tensor, z: Tensor | None, low: Tensor | None) -> Tensor:
+        """See `FrozenWeight.few_rows`."""
+        return few_rows.int8(x, z, low, self.codes, self.absmax)
 
 
 def dequantise(codes: Tensor, absmax: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from infer.conftest import VOCAB, ByteTokenizer, LineTemplate, ids
 from lorikeet.adapters.lora import LoraGroup
-from lorikeet.infer import answering_linears as module
+from lorikeet.infer import dense_copies
 from lorikeet.infer.answering_linears import answering_linears, side_by_side
 from lorikeet.infer.engine import Engine, Request
 from lorikeet.infer.sampling import GenerateOptions
@@ -121,6 +121,6 @@ def test_other_adapters_and_experts_compute_themselves(monkeypatch: pytest.Monke
     with answering_linears(network):
         assert group.answering is None
         assert torch.equal(group(torch.zeros(1, 2)), torch.ones(1, 2))
-    monkeypatch.setattr(module, "LinearGroup", type("Other", (), {}))
+    monkeypatch.setattr(dense_copies, "LinearGroup", type("Other", (), {}))
     with answering_linears(network):
         assert all(group.answering is None for group in network.groups())

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from infer.conftest import VOCAB, ByteTokenizer, LineTemplate, ids
-from lorikeet import config
+from lorikeet import config, kernels
 from lorikeet.base.kinds import kind_class, kinds
 from lorikeet.base.nouns import Example
 from lorikeet.infer import dense_copies as module
@@ -25,15 +25,18 @@ from lorikeet.infer.samples import write_samples
 from lorikeet.infer.sampling import GenerateOptions
 from lorikeet.models.kv_cache import KvCache
 from lorikeet.quant._contract import FrozenWeight, Quant
+from lorikeet.quant.gptq import Gptq
 from lorikeet.quant.int8 import Int8, Int8Weight
 from lorikeet.quant.nf4 import NF4
 from parity import tiny
 
+TEXTS = tuple(enumerate(("one", "another", "x")))
 
-def engine(quant: Quant) -> Engine:
-    model = tiny.decoder(3, vocab=VOCAB, dtype=torch.float32, max_position=96)
+
+def engine(quant: Quant, dtype: torch.dtype = torch.float32, **sizes: int) -> Engine:
+    model = tiny.decoder(3, vocab=VOCAB, dtype=dtype, max_position=96, **sizes)
     for group in model.groups():
-        group.weight = quant.freeze(group.weight.dense(torch.float32))
+        group.weight = quant.freeze(group.weight.dense(dtype))
         for linear in group.linears:
             linear._weight[0] = group.weight
     return Engine(model, ByteTokenizer(), LineTemplate())
@@ -41,7 +44,7 @@ def engine(quant: Quant) -> Engine:
 
 def replies(engine: Engine, **options: object) -> list[str]:
     made = GenerateOptions(max_new_tokens=8, **options)
-    requests = [Request(i, ids(text), made) for i, text in enumerate(("one", "another", "x"))]
+    requests = [Request(i, ids(text), made) for i, text in TEXTS]
     texts = [""] * len(requests)
     for event in engine.generate(requests):
         texts[event.name] += event.text
@@ -118,6 +121,36 @@ def test_another_dtype_and_rows_are_answered_as_ever() -> None:
             for dtype, dense in expected.items():
                 assert torch.equal(weight.dense(dtype), dense)
             assert torch.equal(weight.rows(1, 4, torch.float64), expected[torch.float64][1:4])
+
+
+QUANTS = [NF4(), NF4(double_quant=True), Int8(), Gptq(bits=4, group_size=32)]
+
+
+@pytest.mark.parametrize("quant", QUANTS, ids=str)
+def test_new_tokens_are_multiplied_with_what_is_kept_to_the_same_bits(
+    quant: Quant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answering = engine(quant, torch.bfloat16, width=32, head_dim=8)
+    if not kernels.serves(torch.empty(1, dtype=torch.bfloat16)):
+        pytest.skip("no compiler here")
+    asked, auto = copied_weights(answering.model), copied_weights(answering.model, "auto")
+    fit = [weight for weight in asked if weight.out_features % 16 == 0 and weight.in_features % 32 == 0]
+    assert fit and set(auto) == set(asked) - set(fit), "copies only of sizes that the kernel does not take"
+
+    def states(keep: Dequantize) -> list[Tensor]:
+        requests = [Request(i, ids(text), GenerateOptions(max_new_tokens=8, dequantize=keep)) for i, text in TEXTS]
+        found: list[Tensor] = []
+        plain = answering.model.head.logits
+        with monkeypatch.context() as patch:
+            patch.setattr(answering.model.head, "logits", lambda x: found.append(x.clone()) or plain(x))
+            for _ in answering.generate(requests):
+                pass
+        return found
+
+    copied = states(True)
+    assert len(copied) > 4
+    for other in (states(False), states("auto")):
+        assert all(torch.equal(one, two) for one, two in zip(copied, other, strict=True))
 
 
 def memory_is(monkeypatch: pytest.MonkeyPatch, total: int, free: int) -> None:

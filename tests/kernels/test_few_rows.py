@@ -5,13 +5,16 @@ from __future__ import annotations
 import ctypes
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from lorikeet import kernels
+from lorikeet.base.kinds import kind_class
 from lorikeet.base.machine import cpu_flags
 from lorikeet.kernels import Kernel, build, few_rows
+from lorikeet.quant._contract import Quant
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3, 4, 5, 7, 16, 17, 33, 40, 64, 70, 96])
@@ -26,6 +29,30 @@ def test_few_rows_equal_the_plain_product(rows: int, rank: int) -> None:
     expected = x.float() @ weight.float().T + z.float() @ low.float().T
     found = few_rows.forward(x, weight, z, low) if rank else few_rows.forward(x, weight)
     torch.testing.assert_close(found.float(), expected, rtol=1e-2, atol=1e-2)
+
+
+KINDS: list[dict[str, Any]] = [
+    {"kind": "int8"},
+    {"kind": "nf4"},
+    {"kind": "fp4", "block_size": 32, "double_quant": True},
+    *({"kind": "gptq", "bits": bits, "group_size": 40, "sym": False} for bits in (2, 3, 4, 8)),
+    {"kind": "gptq", "bits": 4, "group_size": 33},
+]
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 4, 5, 17, 40, 64])
+@pytest.mark.parametrize("quant", KINDS, ids=str)
+def test_a_quantised_weight_gives_the_bits_of_its_dense_form(quant: dict[str, Any], rows: int) -> None:
+    generator = torch.Generator().manual_seed(rows)
+    sizes = (rows, 96), (80, 96), (rows, 32), (80, 32)
+    x, weight, z, low = (torch.randn(size, generator=generator).bfloat16() for size in sizes)
+    if not kernels.serves(x):
+        pytest.skip("no compiler here")
+    kept = kind_class("lorikeet.quant", Quant, quant["kind"]).model_validate(quant).freeze(weight)
+    assert kept.has_few_rows() and few_rows.serves_sizes(x, 80, 96)
+    dense = kept.dense(torch.bfloat16)
+    assert torch.equal(kept.few_rows(x, None, None), few_rows.forward(x, dense))
+    assert torch.equal(kept.few_rows(x, z, low), few_rows.forward(x, dense, z, low))
 
 
 def test_what_the_kernel_does_not_take() -> None:

@@ -1,0 +1,128 @@
+// A row of a quantised weight, dense: w.row(n, out, room), where `room` has w.room() bytes that are the thread's own. A
+// product is made in float and rounded once, so that every bit is the one that quant/ defines.
+#pragma once
+#include "look_up.h"
+#include "vectors.h"
+
+struct Int8Rows {
+    i64 width;
+    const int8_t* codes;
+    const float* absmax;
+
+    i64 room() const { return 0; }
+
+    template <typename T>
+    void row(i64 n, T* out, void*) const {
+        const int8_t* from = codes + n * width;
+        const float scale = absmax[n];
+        auto one = [=](i64 i, auto kind) { write(read(from + i, kind) * scale * 0.007874015718698502f, out + i); };
+        if (scale > LEAST * 127)
+            across(width, one);
+        else
+            for (i64 i = 0; i < width; i++) one(i, 0.0f);
+    }
+};
+
+struct FourBitRows {
+    i64 width, block;
+    const float* table;
+    const uint8_t* codes;
+    const void* absmax;                  // float; with a second scale, uint8 codes of `map`
+    const float *scale, *offset, *map;  // null, or of the second quantisation
+
+    i64 blocks() const { return (width + block - 1) / block; }
+    i64 room() const { return scale ? blocks() * sizeof(float) : 0; }
+
+    // the scales of one row. The two loops keep the compiler from joining product and sum to one rounding.
+    const float* scales(i64 n, float* made) const {
+        const i64 count = blocks();
+        if (!scale) return (const float*)absmax + n * count;
+        const uint8_t* kept = (const uint8_t*)absmax + n * count;
+        const float* second = scale + n * ((count + 255) / 256);
+        for (i64 b = 0; b < count; b++) {
+            float product = map[kept[b]] * second[b / 256];
+            std::memcpy(made + b, &product, 4);
+        }
+        __asm__ volatile("" ::: "memory");
+        for (i64 b = 0; b < count; b++) made[b] += offset[n];
+        return made;
+    }
+
+    template <typename T>
+    void row(i64 n, T* out, void* room) const {
+        const float* of_block = scales(n, (float*)room);
+        const uint8_t* from = codes + n * ((width + 1) / 2);
+        for (i64 start = 0; start < width; start += block) {
+            const i64 count = width - start < block ? width - start : block;
+            look_up<true>(count, from + start / 2, table, *of_block++, out + start);
+        }
+    }
+};
+
+// a row's codes are one stream of bits, lowest first
+template <int BITS>
+static void unpack(i64 width, const uint8_t* packed, uint8_t* codes) {
+    if (BITS == 8) {
+        std::memcpy(codes, packed, width);
+    } else if (BITS == 3) {
+        for (i64 i = 0; i < width; i += 8, packed += 3) {
+            uint32_t word = packed[0] | packed[1] << 8 | packed[2] << 16;
+#pragma omp simd
+            for (int k = 0; k < 8; k++) codes[i + k] = word >> 3 * k & 7;
+        }
+    } else {
+        constexpr int PER = 8 / BITS, MASK = (1 << BITS) - 1;
+#pragma omp simd
+        for (i64 i = 0; i < (width + PER - 1) / PER; i++)
+            for (int k = 0; k < PER; k++) codes[i * PER + k] = packed[i] >> BITS * k & MASK;
+    }
+}
+
+// out[n, j] = (code - zero[n, g(j)]) * scale[n, g(j)]
+template <int BITS>
+struct GptqRows {
+    i64 width, row_bytes, groups, group_size;
+    const uint8_t *packed, *zeros;
+    const float* scales;
+    const int32_t* g_idx;  // null: groups in the inputs' order
+
+    i64 room() const { return width + 8; }  // whole bytes are unpacked
+
+    template <typename T>
+    void row(i64 n, T* out, void* room) const {
+        const uint8_t *from = packed + n * row_bytes, *zero = zeros + n * groups;
+        const float* scale = scales + n * groups;
+        uint8_t* codes = (uint8_t*)room;
+        const bool looked_up = BITS == 4 && !g_idx && group_size % 2 == 0;  // groups begin with a byte
+        if (!looked_up) unpack<BITS>(width, from, codes);
+        if (g_idx) {
+#pragma omp simd
+            for (i64 j = 0; j < width; j++) put((float(codes[j]) - float(zero[g_idx[j]])) * scale[g_idx[j]], out + j);
+            return;
+        }
+        for (i64 start = 0; start < width; start += group_size, zero++, scale++) {
+            const i64 count = width - start < group_size ? width - start : group_size;
+            if (looked_up)
+                of_four(count, from + start / 2, *zero, *scale, out + start);
+            else
+                of_group(count, codes + start, *zero, *scale, out + start);
+        }
+    }
+
+    // `z` is whole, so that a difference is exact, and 0 or at least 1
+    template <typename T>
+    static void of_group(i64 count, const uint8_t* codes, float z, float s, T* out) {
+        auto one = [=](i64 i, auto kind) { write((read(codes + i, kind) - z) * s, out + i); };
+        if (std::fabs(s) > LEAST)
+            across(count, one);
+        else
+            for (i64 i = 0; i < count; i++) one(i, 0.0f);
+    }
+
+    template <typename T>
+    static void of_four(i64 count, const uint8_t* packed, float z, float s, T* out) {
+        float table[16];
+        for (int c = 0; c < 16; c++) table[c] = float(c) - z;
+        look_up<false>(count, packed, table, s, out);
+    }
+};
