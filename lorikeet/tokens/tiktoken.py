@@ -117,7 +117,7 @@ def load(path: Path, checkpoint: Checkpoint | None = None) -> HuggingFaceTokeniz
     family = FAMILIES[_family(path, file)]
     special = family.special(len(ranks))
     flags: dict[str, dict[str, Any]] = {}
-    for id, text, said in added_tokens(path, max([len(ranks), *(id + 1 for id in special.values())])):
+    for id, text, flags_of in added_tokens(path, max([len(ranks), *(id + 1 for id in special.values())])):
         if id < len(ranks):
             raise TokenizerError(
                 f"{path}: the files contradict each other about token {id}",
@@ -126,7 +126,7 @@ def load(path: Path, checkpoint: Checkpoint | None = None) -> HuggingFaceTokeniz
                 try_="the tokenizer files that belong together, from one source",
             )
         special = {name: other for name, other in special.items() if other != id and name != text} | {text: id}
-        flags[text] = said
+        flags[text] = flags_of
     backend = _backend(file, family, ranks, special, flags)
     names = {role: name for role, name in family.names.items() if name in special}
     said = special_tokens(path, backend.id_to_token, names, family.add_bos)
