@@ -12,7 +12,7 @@ import torch
 from lorikeet import config, kernels
 from lorikeet.api.base import base_of, prepare, refuse_quant, within_context
 from lorikeet.api.continuing import with_parent
-from lorikeet.api.rows import run_steps, step_batches, with_row_tokens
+from lorikeet.api.rows import check_steps, run_steps, step_batches, with_row_tokens
 from lorikeet.base import machine
 from lorikeet.base.errors import DataError, DownloadError, ModelError, TokenizerError
 from lorikeet.base.log import note
@@ -31,6 +31,7 @@ from lorikeet.plan.report import Report, flat, nested
 from lorikeet.plan.simulate import Network, Simulated, simulate
 from lorikeet.plan.steps import Planned, costliest, full, full_row
 from lorikeet.train.capacity import holes_are_lost
+from lorikeet.train.optim import check_dtype
 from lorikeet.train.options import TrainOptions
 
 LARGE = 0.05  # gradients and an optimizer's state are worth a change from this share of all bytes on
@@ -120,7 +121,10 @@ def plan(recipe: Recipe, *, memory_bytes: int | None = None) -> Report:
     checkpoint = open_settings(recipe.model.path, allow_pickle=recipe.model.allow_pickle)
     recipe = recipe.model_copy(update={"quant": fitting(recipe.quant, checkpoint)})
     refuse_quant(recipe, checkpoint)
+    check_dtype(recipe.train, target.dtype)
     recipe, prepared, why_unknown = _prepare(recipe, checkpoint)
+    if prepared is not None:
+        check_steps(recipe, prepared)
     planner = _Planner(checkpoint, prepared, target, resident())
     if parent is not None:
         parent.check_function(recipe, planner.network(recipe, {}).build("meta"))

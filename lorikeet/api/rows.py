@@ -9,7 +9,9 @@ from lorikeet.config import Recipe
 from lorikeet.data.pack import ExampleSource, pack_row, plan_rows, run_step, total_steps
 from lorikeet.data.pipeline import Prepared
 from lorikeet.models.causal_lm import CausalLM
+from lorikeet.train.best import check_reached
 from lorikeet.train.capacity import default_row_tokens
+from lorikeet.train.optim import check_schedule
 
 
 def with_row_tokens(recipe: Recipe, model: CausalLM, device: torch.device | None = None) -> Recipe:
@@ -32,6 +34,13 @@ def run_steps(recipe: Recipe, prepared: Prepared) -> int:
     """Steps of the whole run."""
     options = recipe.train
     return total_steps(prepared.epoch_examples, options.examples_per_step, options.num_train_epochs, options.max_steps)
+
+
+def check_steps(recipe: Recipe, prepared: Prepared) -> None:
+    """Raise RecipeError for options that do not fit a run of so many steps."""
+    steps = run_steps(recipe, prepared)
+    check_reached(recipe.train, recipe.train.eval_steps, steps)
+    check_schedule(recipe.train, steps)
 
 
 def step_batches(examples: ExampleSource, recipe: Recipe, model: CausalLM, step: int) -> list[Batch]:

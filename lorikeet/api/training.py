@@ -17,23 +17,23 @@ from torch import nn
 
 from lorikeet import config
 from lorikeet.adapters import _storage as storage
-from lorikeet.api.base import prepare, refuse_quant
+from lorikeet.api.base import Base, prepare, refuse_quant
 from lorikeet.api.continuing import attach_new, with_parent
 from lorikeet.api.guarding import ended_by, ends_told, guarded, reopen
 from lorikeet.api.measuring import Replies, check_scores, keep_best
 from lorikeet.api.resuming import adapter_identity, as_begun, identity, resumable, resume, what_was_forced
-from lorikeet.api.rows import longest_row, run_steps, step_batches, validation_rows, with_row_tokens
+from lorikeet.api.rows import check_steps, longest_row, run_steps, step_batches, validation_rows, with_row_tokens
 from lorikeet.base.files import need_space, new_folder, write_file
 from lorikeet.base.log import note
 from lorikeet.config import Recipe
 from lorikeet.infer.engine import Engine
 from lorikeet.models.causal_lm import CausalLM
 from lorikeet.train import state as run_state
-from lorikeet.train.best import check_reached
 from lorikeet.train.capacity import keep_holes_small
 from lorikeet.train.limits import Budget
 from lorikeet.train.loop import train as train_loop
 from lorikeet.train.memory import held_bytes
+from lorikeet.train.optim import check_dtype
 from lorikeet.train.report import write_report
 from lorikeet.train.run import Run, summarise
 from lorikeet.train.status import Record, recorded
@@ -60,12 +60,12 @@ def train(
     asked_of_model = recipe.model
     recipe, base, template, prepared = prepare(recipe if overwrite else as_begun(recipe))
     refuse_quant(recipe, base.checkpoint)
-    check_reached(recipe.train, recipe.train.eval_steps, run_steps(recipe, prepared))
+    check_steps(recipe, prepared)
     if parent is not None:
         parent.check_base(recipe, base)
     with run_state.locked(folder), _cleared(folder, overwrite=overwrite) as record, resumable(folder):
         note(f"data: {prepared}")
-        model = base.load(recipe.quant)
+        model = _loaded(base, recipe)
         recipe = with_row_tokens(recipe, model)
         keep_holes_small(model.shape, model.dtype, model.device, longest_row(recipe, prepared))
         attach_new(recipe, model, parent)
@@ -102,6 +102,13 @@ def train(
             replies.show("after")
         summary = summarise(outcome, run, wall_seconds=time.time() - started) | {"data": prepared.as_dict()}
         return _ended(run, summary | ({} if parent is None else {"parent": parent.as_dict()}), done.step)
+
+
+def _loaded(base: Base, recipe: Recipe) -> CausalLM:
+    """The model. Raises RecipeError for an option that training in its dtype cannot do."""
+    model = base.load(recipe.quant)
+    check_dtype(recipe.train, model.dtype)
+    return model
 
 
 def _ended(run: Run, summary: dict[str, Any], step: int) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from lorikeet.base.errors import RecipeError, TrainingError
+from lorikeet.base.errors import TrainingError
 from lorikeet.base.log import note
 from lorikeet.base.memory_errors import memory_ended
 from lorikeet.base.nouns import Batch
@@ -23,7 +23,7 @@ from lorikeet.train.halves import halves
 from lorikeet.train.loss_scale import LossScale
 from lorikeet.train.memory_ceiling import Ceiling
 from lorikeet.train.metrics import Metrics
-from lorikeet.train.optim import Stepper
+from lorikeet.train.optim import Stepper, check_dtype
 from lorikeet.train.options import TrainOptions
 from lorikeet.train.out_of_memory import OutOfMemory, release
 from lorikeet.train.run import Progress, Run
@@ -39,6 +39,7 @@ class Guard:
 
     def __init__(self, run: Run, options: TrainOptions, stepper: Stepper, metrics: Metrics, done: Progress):
         self.run, self.options, self.stepper, self.metrics, self.done = run, options, stepper, metrics, done
+        check_dtype(options, run.model.dtype)
         memory = run.budget.limits.amount("memory")
         self.ceiling = Ceiling(run.model.device, None if memory is None else int(memory))
         self.splits: list[str] = []  # the last step's rows, and parts of rows, that were cut
@@ -47,12 +48,6 @@ class Guard:
         self._shown_by_first: rehearsal.Costliest | None = None
         if run.model.dtype == torch.float16:
             self.scale = self.scale or LossScale()
-            if options.optimizer_in_backward:
-                raise RecipeError(
-                    "train.optimizer_in_backward: float16 has to know all gradients before one is used",
-                    given="model.dtype is float16",
-                    try_="model.dtype=float32, or train.optimizer_in_backward=false",
-                )
 
     def begin(self) -> None:
         """Before the first step of this start: the costliest row, where it is worth it."""

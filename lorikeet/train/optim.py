@@ -16,7 +16,7 @@ from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from lorikeet.base.errors import CheckpointError
+from lorikeet.base.errors import CheckpointError, RecipeError
 from lorikeet.base.kinds import kind_class, kind_field, kinds
 from lorikeet.base.option_types import MOST_RATE, Amount
 from lorikeet.ops.weight_gradient import straight
@@ -102,6 +102,16 @@ def learning_rate(options: OptimOptions, step: int, steps: int) -> float:
 def check_schedule(options: OptimOptions, steps: int) -> None:
     """Raise RecipeError for a schedule that does not fit a run of `steps`."""
     options.lr_scheduler_type.check_length(Moment(0, steps, warmup(options, steps), options.learning_rate))
+
+
+def check_dtype(options: OptimOptions, dtype: torch.dtype) -> None:
+    """Raise RecipeError for an option that training in `dtype` cannot do."""
+    if dtype == torch.float16 and options.optimizer_in_backward:
+        raise RecipeError(
+            "train.optimizer_in_backward: float16 has to know all gradients before one is used",
+            given="model.dtype is float16",
+            try_="model.dtype=float32, or train.optimizer_in_backward=false",
+        )
 
 
 class _Update:

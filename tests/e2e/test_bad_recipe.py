@@ -91,6 +91,8 @@ OPTIONS: list[tuple[dict[str, Any], str | None, str, list[str]]] = [
     ({"train": {"lr_scheduler_type": {"kind": "cosine_with_min_lr", "init_lr": 1e-5}}}, "init_lr", "train.lr_scheduler_type.init_lr: has no effect", ["there is no warm-up", "train.warmup_ratio"]),
     ({"train": {"lr_scheduler_type": {"kind": "warmup_stable_decay", "warmup_type": "cosine"}}}, "warmup_type", "train.lr_scheduler_type.warmup_type: has no effect", ["there is no warm-up"]),
     ({"train": {"lr_scheduler_type": {"kind": "warmup_stable_decay", "decay_type": "linear", "num_cycles": 1}}}, "num_cycles", "train.lr_scheduler_type.num_cycles: has no effect", ["decay_type is linear", "decay_type=cosine"]),
+    ({"train": {"lr_scheduler_type": {"kind": "warmup_stable_decay", "num_decay_steps": 8}}}, "num_decay_steps", "train.lr_scheduler_type.num_decay_steps: the phases are longer", ["at most 4 here"]),
+    ({"model": {"dtype": "float16"}, "train": {"optimizer_in_backward": True, "max_grad_norm": 0}}, "optimizer_in_backward", "train.optimizer_in_backward: float16", ["model.dtype=float32"]),
     ({"generate": {"top_k": 5}}, "top_k", "generate.top_k: has no effect", ["generate.temperature"]),
     ({"generate": {"stop": "."}}, "stop", "generate.stop: has the wrong type", ["list"]),
     ({"output_dir": ""}, "output_dir", "output_dir: needs the name of a folder", []),

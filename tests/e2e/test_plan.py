@@ -163,6 +163,15 @@ def test_an_option_without_effect(place: Place) -> None:
     place.refused("plan recipe.yaml", "RecipeError: train.adam_beta1: has no effect")
 
 
+def test_what_train_would_refuse_is_refused(place: Place) -> None:
+    place.recipe(train={"lr_scheduler_type": {"kind": "warmup_stable_decay", "num_decay_steps": 8}})
+    place.refused("plan recipe.yaml", "RecipeError: train.lr_scheduler_type.num_decay_steps: the phases are longer")
+    place.recipe(train={"load_best_model_at_end": True, "eval_steps": 9})
+    place.refused("plan recipe.yaml", "RecipeError: train.load_best_model_at_end: has no effect in this run")
+    place.recipe(model={"dtype": "float16"}, train={"optimizer_in_backward": True, "max_grad_norm": 0})
+    place.refused("plan recipe.yaml", "RecipeError: train.optimizer_in_backward: float16")
+
+
 def test_a_device_that_nobody_has(place: Place) -> None:
     place.recipe(model={"device": "abacus"})
     place.refused("plan recipe.yaml", "ModelError: model.device", "abacus")
