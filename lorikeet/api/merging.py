@@ -43,6 +43,7 @@ from lorikeet.models.causal_lm import CausalLM
 from lorikeet.models.load import load, own_tensors
 from lorikeet.models.stored import stored_quant
 from lorikeet.quant._contract import Quant
+from lorikeet.quant.gptq import GptqWeight
 from lorikeet.quant.none import NoQuant
 
 GIB = 1 << 30
@@ -219,6 +220,9 @@ def _settings(work: _Work, stored: Quant) -> dict[str, Any]:
         return made
     settings = stored.stored_settings(work.dtype)
     assert settings is not None, "`How.check` has asked"
+    if "desc_act" in settings:  # engines look at g_idx only where this says so
+        weights = (group.weight for group in work.model.groups())
+        settings["desc_act"] = any(isinstance(weight, GptqWeight) and weight.reordered for weight in weights)
     if "llm_int8_skip_modules" in settings:  # bitsandbytes' word for what stays dense
         settings["llm_int8_skip_modules"] += dense_linears(work.model, stored)
     return made | {"quantization_config": settings}

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from lorikeet.adapters import _storage as storage
-from lorikeet.api.answering import trained_system
+from lorikeet.api.answering import sampling_of, trained_system
 from lorikeet.api.base import Base, prepare
 from lorikeet.base.errors import LorikeetError
 from lorikeet.base.files import check_new, need_space, new_folder, sha256_file, write_file
@@ -26,6 +26,7 @@ from lorikeet.checkpoints._blocks import Blocks
 from lorikeet.config import Recipe
 from lorikeet.data.pack import run_step
 from lorikeet.data.templates._contract import Template
+from lorikeet.infer import generation_config
 from lorikeet.infer.engine import Engine
 from lorikeet.models.blockwise import Blockwise, LinearError
 from lorikeet.models.load import pick_device, pick_dtype
@@ -113,8 +114,9 @@ def _write(
     with new_folder(blocks.folder / "whole") as folder:
         hf.save(folder, settings, walk.tensors(blocks), max_shard_bytes=max_shard_bytes)
         base.tokenizer.save(folder)
-        answers = Engine(walk.network, base.tokenizer, template).generation_config()
-        write_file(folder / "generation_config.json", json.dumps(answers, indent=2) + "\n")
+        ends = Engine(walk.network, base.tokenizer, template).generation_config()
+        answers = generation_config.written(sampling_of(None, base.checkpoint)) | ends
+        write_file(folder / generation_config.FILE, json.dumps(answers, indent=2) + "\n")
         named: dict[str, Any] = {"template": recipe.data.template.model_dump(mode="json")}
         if system := trained_system(base.checkpoint.path):  # rounding teaches it no other
             named["system"] = system

@@ -175,6 +175,11 @@ class GptqWeight(FrozenWeight):
             self._reordered[start] = start + rows
             self.register_buffer(f"g_idx_{start}", g_idx.to(self.codes.device))
 
+    @property
+    def reordered(self) -> bool:
+        """Whether some inputs are grouped in another order than their own."""
+        return bool(self._reordered)
+
     def _run(self, row: int) -> tuple[int, Tensor | None]:
         """The run that `row` lies in: where it ends, and its g_idx."""
         for start, stop in self._reordered.items():

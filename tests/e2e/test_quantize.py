@@ -63,6 +63,20 @@ def test_quantize_then_train_resume_and_answer(place: Place) -> None:
     assert place.run("plan", recipe).code == 0
 
 
+@pytest.mark.parametrize("flag", ["--no-static-groups", "--static-groups"])
+def test_a_base_beside_its_adapter_says_whether_its_groups_are_in_order(place: Place, flag: str) -> None:
+    """vLLM and others leave g_idx unread where desc_act is false."""
+    assert quantise(place, "gptq", flag) == 0
+    assert place.run("train", place.recipe(model={"path": "gptq"}, train={"max_steps": 1})).code == 0
+    found = place.run("merge", "run", "both", "--keep-adapter", "--no-verify")
+    assert found.code == 0, found.err
+    made, given = (
+        json.loads((place.folder / name / "config.json").read_text())["quantization_config"]["desc_act"]
+        for name in ("both/base", "gptq")
+    )
+    assert made == given == (flag == "--no-static-groups")
+
+
 @pytest.mark.parametrize(
     "flags",
     [
@@ -235,11 +249,14 @@ def test_a_merged_model_keeps_what_it_is_asked_by(place: Place) -> None:
     merged = place.copy_model("merged")
     known = {"template": {"kind": "chatml"}, "system": "Be brief."}
     (merged / "lorikeet.json").write_text(json.dumps(known))
+    (merged / "generation_config.json").write_text('{"do_sample": true, "temperature": 0.3}')
     words = ("tiny.jsonl", "--group-size", "32", "--rows", "4", *MODEL)
     place.ok("quantize", "merged", "--output", "gptq", *words)
     said = json.loads((place.folder / "gptq" / "lorikeet.json").read_text())
     assert said["template"]["kind"] == "chatml" and said["system"] == "Be brief."
     assert trained_system(place.folder / "gptq") == "Be brief."
+    answers = json.loads((place.folder / "gptq" / "generation_config.json").read_text())
+    assert answers["temperature"] == 0.3 and answers["eos_token_id"], "its sampling, and its ends"
     place.ok("quantize", "merged", "--output", "other", *words, "data.template.kind=alpaca")
     said = json.loads((place.folder / "other" / "lorikeet.json").read_text())
     assert said["template"]["kind"] == "alpaca" and said["system"] == "Be brief."
