@@ -1,29 +1,6 @@
 // Quantised weights to dense ones and back, row by row. A product is made in float and rounded once, so that every bit
 // is the one that quant/_four_bit.py and quant/int8.py define.
 #include "quantised_rows.h"
-#ifdef __linux__
-#include <sys/mman.h>
-#endif
-
-// A large result is fresh memory each time (malloc maps it anew from 32 MiB on), and half of the time would go into
-// making its small pages: ask for large ones.
-static void in_large_pages(void* start, i64 bytes) {
-#if defined(__linux__) && defined(MADV_HUGEPAGE)
-    const uintptr_t page = 2 << 20;
-    uintptr_t from = ((uintptr_t)start + page - 1) / page * page, to = ((uintptr_t)start + bytes) / page * page;
-    if (bytes >= 32 << 20 && to > from) madvise((void*)from, to - from, MADV_HUGEPAGE);
-#endif
-}
-
-template <typename T, typename Rows>
-static void dense(const Rows& w, i64 rows, void* out) {
-    in_large_pages(out, rows * w.width * sizeof(T));
-    in_parallel([=](Team& team) {
-        void* room = std::malloc(w.room());
-        team.each(rows, [&](i64 n) { w.row(n, (T*)out + n * w.width, room); });
-        std::free(room);
-    });
-}
 
 template <typename T> static void four_bit(const FourBitRows& w, i64 rows, void* out) { dense<T>(w, rows, out); }
 template <typename T> static void int8(const Int8Rows& w, i64 rows, void* out) { dense<T>(w, rows, out); }

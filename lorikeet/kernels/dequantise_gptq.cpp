@@ -6,11 +6,7 @@ static void rows_of(i64 rows, i64 width, i64 row_bytes, i64 groups, i64 group_si
                     const void* zeros, const void* scales, const void* g_idx, T* out) {
     GptqRows<BITS> w{width, row_bytes, groups, group_size, (const uint8_t*)packed, (const uint8_t*)zeros,
                      (const float*)scales, (const int32_t*)g_idx};
-    in_parallel([=](Team& team) {
-        void* room = std::malloc(w.room());
-        team.each(rows, [&](i64 n) { w.row(n, out + n * width, room); });
-        std::free(room);
-    });
+    dense<T>(w, rows, out);
 }
 
 template <typename T>
