@@ -7,6 +7,7 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from lorikeet.base.machine import cpu_flags
 from lorikeet.kernels import attention, build, few_rows, linear, weight_gradient
 from ops import test_attention
 
-KERNELS = ("linear", "weight_gradient", "few_rows", "attention")
+KERNELS = ("linear", "weight_gradient", "few_rows", "attention", "dequantise", "dequantise_gptq")
 ASKS = ('asm volatile("ldtilecfg %0" ::"m"(config));', "syscall(SYS_arch_prctl, 0x1023, 18) == 0")
 LENT = ("(void)config;", "true")
 
@@ -80,6 +81,12 @@ def test_gradients() -> None:
 def test_few_rows_at_once(rows: int) -> None:
     for rank in (0, 32):
         test_few_rows.test_few_rows_equal_the_plain_product(rows, rank)
+
+
+@pytest.mark.parametrize("quant", test_few_rows.KINDS, ids=str)
+def test_few_rows_of_quantised_weights(quant: dict[str, Any]) -> None:
+    for rows in (1, 33, 70):
+        test_few_rows.test_a_quantised_weight_gives_the_bits_of_its_dense_form(quant, rows)
 
 
 @pytest.mark.parametrize("options", [{}, {"window": 37}, {"softcap": 2.0}], ids=str)

@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from lorikeet import kernels
 from lorikeet.base.kinds import kind_class
 from lorikeet.base.machine import cpu_flags
 from lorikeet.kernels import Kernel, build, few_rows
-from lorikeet.quant._contract import Quant
+from lorikeet.quant._contract import FrozenWeight, Quant
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3, 4, 5, 7, 16, 17, 33, 40, 64, 70, 96])
@@ -40,6 +41,10 @@ KINDS: list[dict[str, Any]] = [
 ]
 
 
+def frozen_as(quant: dict[str, Any], weight: Tensor) -> FrozenWeight:
+    return kind_class("lorikeet.quant", Quant, quant["kind"]).model_validate(quant).freeze(weight)
+
+
 @pytest.mark.parametrize("rows", [1, 2, 3, 4, 5, 17, 40, 64])
 @pytest.mark.parametrize("quant", KINDS, ids=str)
 def test_a_quantised_weight_gives_the_bits_of_its_dense_form(quant: dict[str, Any], rows: int) -> None:
@@ -48,7 +53,7 @@ def test_a_quantised_weight_gives_the_bits_of_its_dense_form(quant: dict[str, An
     x, weight, z, low = (torch.randn(size, generator=generator).bfloat16() for size in sizes)
     if not kernels.serves(x):
         pytest.skip("no compiler here")
-    kept = kind_class("lorikeet.quant", Quant, quant["kind"]).model_validate(quant).freeze(weight)
+    kept = frozen_as(quant, weight)
     assert kept.has_few_rows() and few_rows.serves_sizes(x, 80, 96)
     dense = kept.dense(torch.bfloat16)
     assert torch.equal(kept.few_rows(x, None, None), few_rows.forward(x, dense))
@@ -74,7 +79,15 @@ def test_older_processors_compute_the_same(processor: str, tmp_path: Path, monke
     command = [*build._front(), *flags, "-shared", str(build.FOLDER / "few_rows.cpp"), "-o", str(library)]
     if subprocess.run(command, capture_output=True, check=False).returncode:
         pytest.skip("the compiler does not link this way")
+    x, weight = (
+        torch.randn(size, generator=torch.Generator().manual_seed(1)).bfloat16() for size in ((33, 96), (80, 96))
+    )
+    frozen = [frozen_as(quant, weight) for quant in KINDS]
+    made = [(kept, kept.dense(torch.bfloat16), x) for kept in frozen]
     monkeypatch.setattr(build, "load", lambda name: ctypes.CDLL(str(library)))
-    monkeypatch.setattr(few_rows, "_product", Kernel("few_rows", "few_rows_product"))
+    for name in ("product", "int8", "four_bit", "gptq"):
+        monkeypatch.setattr(few_rows, f"_{name}", Kernel("few_rows", f"few_rows_{name}"))
     for rows in (1, 2, 3, 4, 5, 9, 33):
         test_few_rows_equal_the_plain_product(rows, 32)
+        for kept, dense, x in made:
+            assert torch.equal(kept.few_rows(x[:rows], None, None), few_rows.forward(x[:rows], dense))
