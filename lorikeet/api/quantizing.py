@@ -62,13 +62,12 @@ def quantize(
     seed = recipe.train.seed
     batches = run_step(prepared.train, 0, seed=seed, examples_per_step=rows, row_tokens=ROW_TOKENS, share=False)
     tokens = sum(len(batch.tokens) for batch in batches)
+    family = base.options.family  # a model that is refused is, before anything is said of calibrating
+    walk = Blockwise(base.checkpoint, options, batches, dtype, device, true_sequential, family=family)
     note(f"calibration: {min(rows, prepared.epoch_examples)} conversations, {tokens:,} tokens")
     with progress() as bar:
         work = bar.add_task("blocks", total=base.shape.layers)
-        walk = Blockwise(
-            base.checkpoint, options, batches, dtype, device, true_sequential,
-            after_block=lambda: bar.advance(work), family=base.options.family,
-        )  # fmt: skip
+        walk.after_block = lambda: bar.advance(work)
         size = sum(math.prod(base.checkpoint.shape(name)) for name in base.checkpoint.names())
         whole = size * dtype.itemsize
         need_space(output, whole + min(whole, max_shard_bytes), "the quantised model")

@@ -49,5 +49,12 @@ def _open(path: Path, allow_pickle: bool) -> Checkpoint:
         f"'{path}' holds no model",
         given=" ".join(inside[:12]) + (f" ... ({len(inside)} in all)" if len(inside) > 12 else "") or "an empty folder",
         allowed=allowed,
-        try_=next((str(entry) for entry in sorted(path.glob("*.gguf"))), None),
+        try_=next((str(entry) for entry in sorted(path.glob("*.gguf"))), _merged_first(path)),
     )
+
+
+def _merged_first(path: Path) -> str | None:
+    """What to do with a run, or an adapter's folder, where a model is wanted; None for other folders."""
+    if any((folder / "adapter_config.json").is_file() for folder in (path, path / "adapter")):
+        return f"lorikeet merge {path} {path}-merged, and that folder"
+    return None

@@ -163,7 +163,7 @@ class FourBitWeight(FrozenWeight):
         """`rows` by bitsandbytes' kernel, where it is installed and its blocks are ours. Never run on a GPU yet."""
         if self.in_features % self.block_size or version("bitsandbytes") is None:
             return None
-        require("bitsandbytes", extra="bnb", needed_by="4-bit weights on CUDA, for its faster kernel,")
+        require("bitsandbytes", extra="bnb", needed_by="a faster kernel of 4-bit weights on CUDA")
         shape, scales = (rows.stop - rows.start, self.in_features), self.scales(rows).flatten()
         codes = self.codes[rows].view(-1, 1)
         made: Tensor = torch.ops.bitsandbytes.dequantize_4bit(codes, scales, self.block_size, self.kind, shape, dtype)

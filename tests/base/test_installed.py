@@ -25,6 +25,9 @@ def test_every_extra_that_the_code_asks_for_exists() -> None:
     assert extras["parquet"].packages[0].startswith("pyarrow")
     assert extras["hf"].brings
     assert not extras["lint"].brings
+    for need in (need for needs in used.values() for need in needs):  # it stands in a list that people read
+        assert need[0] != "<" or " " in need, f"only a variable's name: {need}"
+        assert need[-1] not in ",.;", need
     assert extras["hf"].install == "pip install 'lorikeet-llm[hf]'"
 
 

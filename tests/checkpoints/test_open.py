@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 
 from lorikeet.base.errors import CheckpointError
@@ -24,4 +26,12 @@ def test_a_folder_of_several_gguf_files_asks_for_one(tmp_path):
     for name in ("a.gguf", "b.gguf"):
         (tmp_path / name).write_bytes(b"GGUF")
     with pytest.raises(CheckpointError, match=r"holds no model[\s\S]*try .*a.gguf"):
+        open_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize("inside", ["", "adapter"], ids=["an adapter", "a run"])
+def test_where_a_model_is_wanted_an_adapter_is_to_be_merged_first(tmp_path: Path, inside: str) -> None:
+    (tmp_path / inside).mkdir(exist_ok=True)
+    (tmp_path / inside / "adapter_config.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=r"holds no model[\s\S]*try .*lorikeet merge .* .*-merged"):
         open_checkpoint(tmp_path)

@@ -137,6 +137,7 @@ def test_what_is_refused(
     found = place.run("quantize", model, *words, *output, "model.dtype=float32", "model.threads=1")
     assert found.code == 2, found.err
     assert begins in found.err and all(word in found.err for word in says), found.err
+    assert "calibration" not in found.err and "blocks" not in found.err, "work was announced that is refused"
     assert sorted(path.name for path in place.folder.iterdir()) == there
 
 

@@ -28,20 +28,20 @@ def computes(device: torch.device, *, paging: bool = False) -> str:
     """What computes there, for a run's identity. Raises MissingExtra for paging on CUDA without the package."""
     if device.type != "cuda" or not (paging or installed()):
         return "torch"
-    functions("a paged optimizer" if paging else "train.optim=adamw_8bit on CUDA")
+    functions("a paged optimizer" if paging else "train.optim=adamw_8bit")
     return f"bitsandbytes {packages.version('bitsandbytes')}{', paged' if paging else ''}"
 
 
-def functions(needed_by: str) -> ModuleType:
+def functions(optimizer: str) -> ModuleType:
     """bitsandbytes.functional. Raises MissingExtra."""
-    return require("bitsandbytes.functional", extra="bnb", needed_by=needed_by)
+    return require("bitsandbytes.functional", extra="bnb", needed_by=f"{optimizer} on CUDA")
 
 
 def adamw_8bit(parameter: Tensor, gradient: Tensor, state: State, shared: Shared) -> None:
     """One step on codes; state["step"] counts this one."""
     signed, unsigned = (_blockwise.values(signed, parameter.device) for signed in (True, False))
     _prefetch(state)
-    functions("train.optim=adamw_8bit on CUDA").optimizer_update_8bit_blockwise(
+    functions("train.optim=adamw_8bit").optimizer_update_8bit_blockwise(
         "adam", gradient, parameter, state["exp_avg"], state["exp_avg_sq"], shared.adam_beta1, shared.adam_beta2,
         0.0, 0.0, shared.adam_epsilon, int(state["step"]), shared.rate, signed, unsigned,
         state["exp_avg_absmax"], state["exp_avg_sq_absmax"], shared.weight_decay,
