@@ -142,7 +142,9 @@ def _lines(facts: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     yield "family", facts["family"] or f"none that is known here ({facts['model_type'] or 'no model_type'})"
     if facts["architecture"]:
         yield "architecture", facts["architecture"]
-    yield "parameters", f"{_count(facts['parameters'])} ({facts['parameters']:,}) in {facts['tensors']} tensors"
+    packed = facts["layout"] == "hf" and facts["quantisation"]  # 4-bit weights share numbers; scales are numbers too
+    counted = f"{_count(facts['parameters'])} ({facts['parameters']:,}) in {facts['tensors']} tensors"
+    yield ("numbers", f"{counted}, as stored") if packed else ("parameters", counted)
     yield "layers", f"{_known(facts['layers'])}, width {_known(facts['width'])}, ffn {_known(facts['ffn_width'])}"
     of = f" on {facts['kv_heads']} key/value heads" if facts["kv_heads"] else ""
     yield "heads", f"{_known(facts['heads'])}{of}, {_known(facts['head_width'])} wide"

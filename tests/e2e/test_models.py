@@ -46,6 +46,15 @@ def test_a_model(place: Place) -> None:
     assert facts["family"] == "llama" and facts["trainable"] is True
 
 
+def test_what_a_quantised_folder_holds_is_not_called_parameters(place: Place) -> None:
+    model = place.copy_model()
+    config = json.loads((model / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "gptq", "bits": 4}
+    (model / "config.json").write_text(json.dumps(config))
+    said = place.ok("models", model).out
+    assert "tensors, as stored" in said and "\nparameters" not in said
+
+
 def test_a_model_that_cannot_be_trained_is_still_told(place: Place) -> None:
     model = place.copy_model()
     config = json.loads((model / "config.json").read_text()) | {"model_type": "t5"}
