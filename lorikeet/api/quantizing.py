@@ -65,6 +65,11 @@ def quantize(
     family = base.options.family  # a model that is refused is, before anything is said of calibrating
     walk = Blockwise(base.checkpoint, options, batches, dtype, device, true_sequential, family=family)
     note(f"calibration: {min(rows, prepared.epoch_examples)} conversations, {tokens:,} tokens")
+    widest = max(base.shape.width, base.shape.ffn_width)
+    if tokens < widest:
+        note(
+            f"that is few: a linear has up to {widest:,} inputs, and what the rows leave open is rounded to the nearest"
+        )
     with progress() as bar:
         work = bar.add_task("blocks", total=base.shape.layers)
         walk.after_block = lambda: bar.advance(work)

@@ -51,9 +51,23 @@ def add(app: typer.Typer, function: Callable[..., Any], name: str, example: str)
 
 
 def split_options(words: Sequence[str]) -> tuple[list[Path], list[str]]:
-    """The files, and the overrides of the form `generate.option=value`, among the words of a command line."""
+    """The files, and the overrides of the form `generate.option=value`, among the words of a command line. Raises
+    RecipeError for an option of another section of recipes."""
+    from lorikeet.base.errors import RecipeError
+    from lorikeet.config import Recipe
+
     overrides = [word for word in words if re.match(r"(generate|model)\.[a-z_]+=", word)]
-    return [Path(word) for word in words if word not in overrides], overrides
+    files = [Path(word) for word in words if word not in overrides]
+    for file in files:
+        section = re.match(r"([a-z_]+)[a-z_.]*=", str(file))
+        if section and section[1] in Recipe.model_fields and not file.exists():
+            raise RecipeError(
+                f"{file}: no option of `{section[1]}` is read here",
+                given=str(file),
+                allowed="generate.OPTION=VALUE  model.OPTION=VALUE",
+                try_="the rest is what the run was trained with, or what the folder holds",
+            )
+    return files, overrides
 
 
 def of_model_and_replies(model: Path, overrides: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -73,6 +73,12 @@ def test_files_and_options_are_told_apart() -> None:
     )
 
 
+@pytest.mark.parametrize("word", ["quant=int8", "quant.kind=int8", "adapter.kind=lora", "data.max_length=3"])
+def test_options_that_a_command_does_not_read_are_no_files(word: str) -> None:
+    with pytest.raises(RecipeError, match="is read here"):
+        split_options(["a.jsonl", word])
+
+
 def test_values_stand_in_a_column(capsys: pytest.CaptureFixture[str]) -> None:
     print_values({"loss": 1.23456789, "seconds_in_all": 2, "curve": [1, 2], "data": {"rows": 3}})
     assert capsys.readouterr().out == "loss            1.23457\nseconds_in_all  2\n"

@@ -63,6 +63,12 @@ def test_quantize_then_train_resume_and_answer(place: Place) -> None:
     assert place.run("plan", recipe).code == 0
 
 
+def test_few_calibration_tokens_are_told(place: Place) -> None:
+    words = ("quantize", place.model, "tiny.jsonl", "--group-size", "32", *MODEL)
+    assert "that is few: a linear has up to" in place.run(*words, "--output", "one", "--rows", "1").err
+    assert "that is few" not in place.run(*words, "--output", "more", "--rows", "12").err
+
+
 @pytest.mark.parametrize("flag", ["--no-static-groups", "--static-groups"])
 def test_a_base_beside_its_adapter_says_whether_its_groups_are_in_order(place: Place, flag: str) -> None:
     """vLLM and others leave g_idx unread where desc_act is false."""
