@@ -103,6 +103,12 @@ def quantize(
     }
 
 
+def _say_calibration(conversations: int, tokens: int, widest: int) -> None:
+    note(f"calibration: {conversations} conversations, {tokens:,} tokens")
+    if tokens < widest:
+        note(f"that is few: a linear has up to {widest:,} inputs; what the rows leave open is rounded to the nearest")
+
+
 def _write(
     output: Path,
     recipe: Recipe,
