@@ -64,12 +64,7 @@ def quantize(
     tokens = sum(len(batch.tokens) for batch in batches)
     family = base.options.family  # a model that is refused is, before anything is said of calibrating
     walk = Blockwise(base.checkpoint, options, batches, dtype, device, true_sequential, family=family)
-    note(f"calibration: {min(rows, prepared.epoch_examples)} conversations, {tokens:,} tokens")
-    widest = max(base.shape.width, base.shape.ffn_width)
-    if tokens < widest:
-        note(
-            f"that is few: a linear has up to {widest:,} inputs, and what the rows leave open is rounded to the nearest"
-        )
+    _say_calibration(min(rows, prepared.epoch_examples), tokens, max(base.shape.width, base.shape.ffn_width))
     with progress() as bar:
         work = bar.add_task("blocks", total=base.shape.layers)
         walk.after_block = lambda: bar.advance(work)
