@@ -130,6 +130,7 @@ QUANTS = [NF4(), NF4(double_quant=True), Int8(), Gptq(bits=4, group_size=32)]
 def test_new_tokens_are_multiplied_with_what_is_kept_to_the_same_bits(
     quant: Quant, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    kernels.choose("auto")  # whatever was opened before
     answering = engine(quant, torch.bfloat16, width=32, head_dim=8)
     if not kernels.serves(torch.empty(1, dtype=torch.bfloat16)):
         pytest.skip("no compiler here")

@@ -47,6 +47,7 @@ def libraries(tmp_path_factory: pytest.TempPathFactory) -> dict[str, ctypes.CDLL
 @pytest.fixture(autouse=True)
 def emulated(libraries: dict[str, ctypes.CDLL], monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """These in place of this processor's, for one test."""
+    kernels.choose("auto")  # whatever was opened before
     monkeypatch.setattr(build, "load", libraries.__getitem__)
     for module in (linear, weight_gradient, few_rows):
         for name, kernel in vars(module).items():

@@ -18,6 +18,11 @@ from lorikeet.kernels import Kernel, build, few_rows
 from lorikeet.quant._contract import FrozenWeight, Quant
 
 
+@pytest.fixture(autouse=True)
+def compiled() -> None:
+    kernels.choose("auto")  # whatever was opened before
+
+
 @pytest.mark.parametrize("rows", [1, 2, 3, 4, 5, 7, 16, 17, 33, 40, 64, 70, 96])
 @pytest.mark.parametrize("rank", [0, 32, 64])
 def test_few_rows_equal_the_plain_product(rows: int, rank: int) -> None:
