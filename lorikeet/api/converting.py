@@ -22,10 +22,10 @@ from lorikeet.checkpoints._safetensors_file import Listed
 from lorikeet.checkpoints.download import resolve
 from lorikeet.checkpoints.meta import PARAMS, MetaCheckpoint
 from lorikeet.checkpoints.open import open_checkpoint
+from lorikeet.infer import generation_config
 from lorikeet.tokens.huggingface import FILES
 from lorikeet.tokens.open import open_tokenizer
 
-ANSWERS = "generation_config.json"  # how replies are made, and which ids end them: the same in both formats
 ORIGINAL = "original"  # where a Hugging Face folder keeps what Meta said besides the weights
 _DTYPES = {name: dtype for dtype, name in FLOATS.items()}
 
@@ -58,8 +58,9 @@ def convert(
             _to_hf(checkpoint, listed, path, made, max_shard_bytes)
         else:
             _to_meta(checkpoint, listed, path, made, shards)
-        if (path / ANSWERS).is_file():
-            shutil.copyfile(path / ANSWERS, made / ANSWERS)
+        answers = path / generation_config.FILE  # the same in both formats
+        if answers.is_file():
+            shutil.copyfile(answers, made / answers.name)
         if kept := _still_true(said, checkpoint, made):
             write_file(made / storage.IDENTITY, json.dumps(kept, indent=2) + "\n")
     files = sorted(file.name for file in folder.iterdir() if file.suffix in (".safetensors", ".pth"))

@@ -20,10 +20,9 @@ from lorikeet.kernels import dequantise_gptq as kernel
 from lorikeet.kernels import few_rows
 from lorikeet.quant import _gptq_layout as layout
 from lorikeet.quant._contract import FrozenWeight
+from lorikeet.quant._four_bit import AT_ONCE
 from lorikeet.quant._gptq_round import round_to_nearest
 from lorikeet.quant._targets import Quantised
-
-AT_ONCE = 1 << 20  # weights that are rounded at a time
 
 
 class Gptq(Quantised):
