@@ -35,7 +35,7 @@ from lorikeet.base.errors import CheckFailed, CheckpointError
 from lorikeet.base.files import check_new, need_space, new_folder, write_file
 from lorikeet.base.heap import give_back
 from lorikeet.base.log import note
-from lorikeet.checkpoints import hf
+from lorikeet.checkpoints import _blocks, hf
 from lorikeet.checkpoints.open import open_checkpoint
 from lorikeet.infer import generation_config
 from lorikeet.infer.engine import Engine
@@ -145,13 +145,13 @@ def _load(located: Located, how: How) -> _Work:
 
 
 def _write(work: _Work, path: Path, output: Path) -> None:
-    """The folder: whole, or not there."""
+    """The folder: whole, or not there. What is finished of one that is calibrated stays beside it until it is there."""
     said = _said(work, path)
     with new_folder(output) as folder:
         weights = folder / BASE if work.how.keep_adapter else folder
         weights.mkdir(exist_ok=True)
         if work.how.conversations:
-            _calibrated(work, folder)
+            _calibrated(work, folder, output)
         else:
             _fill(work, weights, work.stored, work.how.into)
         made = open_checkpoint(weights)
@@ -162,6 +162,7 @@ def _write(work: _Work, path: Path, output: Path) -> None:
             identity = _beside(work, folder, made.fingerprint(), stored_quant(made) or NoQuant())
         identity[MERGED] = said | {"weights": made.fingerprint()}
         write_file(folder / storage.IDENTITY, json.dumps(identity, indent=2) + "\n")
+    _blocks.clear(output)
 
 
 def _fill(work: _Work, folder: Path, stored: Quant, into: Quant | None) -> None:
@@ -178,8 +179,9 @@ def _fill(work: _Work, folder: Path, stored: Quant, into: Quant | None) -> None:
     write_file(folder / generation_config.FILE, json.dumps(answers, indent=2) + "\n")
 
 
-def _calibrated(work: _Work, folder: Path) -> None:
-    """The sum, dense for a while, and rounded by GPTQ with the training data in view: block by block, from the disk."""
+def _calibrated(work: _Work, folder: Path, output: Path) -> None:
+    """The sum, dense for a while, and rounded by GPTQ with the training data in view: block by block, from the disk.
+    `folder` will be `output`."""
     recipe = work.located.recipe
     assert recipe is not None
     dense, made = folder / "dense", folder / "made"
@@ -192,7 +194,7 @@ def _calibrated(work: _Work, folder: Path) -> None:
     options = work.located.base.options.model_copy(update=made_of)  # the run's, and what the command says beside them
     dense_recipe = recipe.model_copy(update={"model": options, "quant": NoQuant()})
     rows, shard = work.how.conversations, work.how.max_shard_bytes
-    quantize(dense_recipe, made, work.how.solver(), rows=rows, max_shard_bytes=shard)
+    quantize(dense_recipe, made, work.how.solver(), rows=rows, max_shard_bytes=shard, part_of=output)
     (dense / generation_config.FILE).replace(made / generation_config.FILE)  # the same ends, and the sampling
     shutil.rmtree(dense)
     for file in made.iterdir():

@@ -17,7 +17,7 @@ import torch
 from lorikeet.adapters import _storage as storage
 from lorikeet.api.answering import sampling_of, trained_system
 from lorikeet.api.base import Base, prepare
-from lorikeet.base.errors import LorikeetError
+from lorikeet.base.errors import Interrupted, LorikeetError
 from lorikeet.base.files import check_new, need_space, new_folder, sha256_file, write_file
 from lorikeet.base.log import note, progress
 from lorikeet.base.nouns import Batch
@@ -47,13 +47,16 @@ def quantize(
     rows: int = 128,
     true_sequential: bool = True,
     max_shard_bytes: int = GIB,
+    part_of: Path | None = None,
 ) -> dict[str, Any]:
     """Quantise the recipe's model with GPTQ on the first `rows` conversations of its training data, as training would
     render them and in the order of its first epoch. Writes a Hugging Face folder that gptqmodel, transformers and
     vLLM read, and this program trains on. What is finished of it lies beside `output` meanwhile, and the same call goes
-    on with that after it was stopped, however it was.
+    on with that after it was stopped, however it was. `part_of`: a folder that `output` will be part of; it lies beside
+    that one, and stays there until its maker calls `_blocks.clear`.
 
-    Raises OutputError where `output` exists, ModelError for a network that GPTQ does not walk through."""
+    Raises OutputError where `output` exists, ModelError for a network that GPTQ does not walk through, Interrupted
+    after Ctrl-C."""
     started = time.time()
     check_new(output)
     recipe, base, template, prepared = prepare(recipe)
@@ -65,21 +68,16 @@ def quantize(
     family = base.options.family  # a model that is refused is, before anything is said of calibrating
     walk = Blockwise(base.checkpoint, options, batches, dtype, device, true_sequential, family=family)
     _say_calibration(min(rows, prepared.epoch_examples), tokens, max(base.shape.width, base.shape.ffn_width))
-    with progress() as bar:
-        work = bar.add_task("blocks", total=base.shape.layers)
-        walk.after_block = lambda: bar.advance(work)
-        size = sum(math.prod(base.checkpoint.shape(name)) for name in base.checkpoint.names())
-        whole = size * dtype.itemsize
-        need_space(output, whole + min(whole, max_shard_bytes), "the quantised model")
-        blocks = Blocks(output, _identity(base, options, batches, dtype, device, true_sequential))
-        if len(blocks):
-            note(f"going on with what is finished: {len(blocks)} parts in {blocks.folder}")
-        try:
-            walk.walk(blocks)
-        except LorikeetError:  # it would come again
-            blocks.remove()
-            raise
-    written = _write(output, recipe, base, walk, blocks, template, max_shard_bytes)
+    size = dtype.itemsize * sum(math.prod(base.checkpoint.shape(name)) for name in base.checkpoint.names())
+    need_space(output, size + min(size, max_shard_bytes), "the quantised model")
+    blocks = Blocks(part_of or output, _identity(base, options, batches, dtype, device, true_sequential))
+    try:
+        _walk(walk, blocks, base.shape.layers)
+        written = _write(output, recipe, base, walk, blocks, template, max_shard_bytes)
+    except KeyboardInterrupt:
+        raise Interrupted("stopped; the blocks that are finished are kept", try_="the same command goes on") from None
+    if part_of is None:
+        blocks.remove()
     if walk.dense:
         note(f"{len(walk.dense)} linears stay dense: their sizes do not fill 32-bit words, e.g. {walk.dense[0]}")
     if lines := fallen_back(walk.errors):
@@ -96,6 +94,20 @@ def quantize(
         "peak_rss_bytes": peak_rss_bytes(),
         "linears": walk.errors,
     }
+
+
+def _walk(walk: Blockwise, blocks: Blocks, layers: int) -> None:
+    """Round what `blocks` does not hold yet, with a bar."""
+    if len(blocks):
+        note(f"going on with what is finished: {len(blocks)} parts in {blocks.folder}")
+    with progress() as bar:
+        work = bar.add_task("blocks", total=layers)
+        walk.after_block = lambda: bar.advance(work)
+        try:
+            walk.walk(blocks)
+        except LorikeetError:  # it would come again
+            blocks.remove()
+            raise
 
 
 def _say_calibration(conversations: int, tokens: int, widest: int) -> None:
@@ -130,7 +142,6 @@ def _write(
         write_file(folder / REPORT, json.dumps(told, indent=2) + "\n")
         written = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
     (blocks.folder / "whole").replace(output)
-    blocks.remove()
     return written
 
 

@@ -5,6 +5,7 @@ has another name, finds nothing, and clears away what the first left.
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import shutil
@@ -19,17 +20,21 @@ from torch import Tensor
 _TOLD = "told"  # the key of a file's metadata
 
 
+def clear(output: Path, but: Path | None = None) -> None:
+    """Remove what any job has left for `output`, except the folder `but`."""
+    for folder in output.parent.glob(f".{glob.escape(output.name)}.blocks-*"):
+        if folder != but:
+            shutil.rmtree(folder)
+
+
 class Blocks:
     """Finished blocks on disk, beside `output`, which they will become."""
 
     def __init__(self, output: Path, identity: Mapping[str, Any]):
         """`identity`: everything that decides the contents, as JSON."""
         named = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
-        self._prefix = f".{output.name}.blocks-"
-        self.folder = output.parent / f"{self._prefix}{named}"
-        for other in output.parent.glob(f"{self._prefix}*"):
-            if other != self.folder:
-                shutil.rmtree(other)
+        self.folder = output.with_name(f".{output.name}.blocks-{named}")
+        clear(output, but=self.folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         for half in self.folder.glob("*.half"):
             half.unlink()

@@ -68,13 +68,9 @@ def quantize(
     options = {name: value for name, value in locals().items() if name in _SOLVER}
     from lorikeet.api.quantizing import by_layer
     from lorikeet.api.quantizing import quantize as run
-    from lorikeet.base.errors import Interrupted
 
     sizes: dict[str, Any] = {"rows": rows, "max_shard_bytes": int(max_shard_gib * (1 << 30))}
-    try:
-        found = run(_recipe(model, words or []), output, _options(options), true_sequential=true_sequential, **sizes)
-    except KeyboardInterrupt:
-        raise Interrupted("stopped; the blocks that are finished are kept", try_="the same command goes on") from None
+    found = run(_recipe(model, words or []), output, _options(options), true_sequential=true_sequential, **sizes)
     _print_errors(by_layer(found.pop("linears")))
     _command.print_values(found)
 
