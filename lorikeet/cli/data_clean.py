@@ -44,7 +44,7 @@ def clean(
     workers: Annotated[
         int | None, typer.Option("--workers", min=1, help="Processes; by default one a core.", show_default=False)
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an output that is there.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Make an output that is there again.")] = False,
 ) -> None:
     """Clean data with a chain of steps. Every row that is left out stands in NAME.rejected.jsonl with its reason."""
     from lorikeet.data import clean as cleaning

@@ -58,7 +58,7 @@ class CleanOptions(Options):
 
 
 def clean(options: CleanOptions, *, overwrite: bool = False) -> Report:
-    """Run the chain. A finished output of the same inputs and steps is left as it is.
+    """Run the chain. A finished output of the same inputs and steps is left as it is, unless `overwrite`.
 
     Raises RecipeError for options that contradict each other, DataError for files that cannot be read, MissingExtra for
     a step's package, OutputError for an output that is there or in use, Interrupted (resumable) on Ctrl-C."""
@@ -71,7 +71,7 @@ def clean(options: CleanOptions, *, overwrite: bool = False) -> Report:
     if output.resolve() in {Path(file).resolve() for file in files}:
         raise RecipeError("output: is one of the inputs", given=output, allowed="another file")
     identity = _identity(options, sources)
-    before = finished(output, identity)
+    before = None if overwrite else finished(output, identity)
     if before is not None:
         note(f"{output}: made from the same files by the same steps before; nothing to do")
         return before

@@ -146,6 +146,9 @@ def test_a_finished_output_is_left_and_another_is_not_overwritten(
     assert run_command([*command, "roles,dedupe"]) == 0
     assert "nothing to do" in capsys.readouterr().err
     assert (tmp_path / "out.jsonl").stat().st_mtime_ns == written
+    assert run_command([*command, "roles,dedupe", "--overwrite"]) == 0
+    assert "nothing to do" not in capsys.readouterr().err
+    assert (tmp_path / "out.jsonl").stat().st_mtime_ns > written
     assert run_command([*command, "roles"]) == 2
     assert "--overwrite" in capsys.readouterr().err
     assert run_command([*command, "roles", "--overwrite"]) == 0
