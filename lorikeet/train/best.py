@@ -81,7 +81,7 @@ def judge(options: BestOptions, done: Progress, measured: Mapping[str, Any]) -> 
 
 def check_reached(options: BestOptions, eval_steps: int | None, steps: int) -> None:
     """Raise RecipeError where a run of so many steps has no evaluation before its end, and one of `options` waits for
-    some; say so where there are fewer than patience needs."""
+    some; say so where there are fewer than patience needs, or none at all of those that `eval_steps` asks for."""
     patience, there = options.early_stopping_patience, (steps - 1) // eval_steps if eval_steps else 0
     waiting = ["load_best_model_at_end"] if options.load_best_model_at_end else []
     waiting += ["early_stopping_patience"] if patience is not None else []
@@ -94,6 +94,8 @@ def check_reached(options: BestOptions, eval_steps: int | None, steps: int) -> N
             if steps > 1
             else "more steps, or leave it out",
         )
+    if eval_steps is not None and eval_steps > steps:
+        note(f"train.eval_steps={eval_steps} is beyond the last step, {steps}: the run is evaluated at its end only")
     # the first one is the best so far, whatever it finds
     if patience is not None and there < patience + 1:
         note(

@@ -62,7 +62,15 @@ def test_what_waits_for_an_evaluation_that_never_comes_is_refused(option: dict[s
         check_reached(BestOptions(**option), 1, 1)
     assert error.value.try_ == "more steps, or leave it out"
     check_reached(BestOptions(**option), 2, 8)
+
+
+def test_evaluations_that_were_asked_for_and_never_come_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+    for every in (None, 2, 8):  # the last one is at the end, as of every run
+        check_reached(BestOptions(), every, 8)
+    assert capsys.readouterr().err == ""
     check_reached(BestOptions(), 100, 8)
+    said = " ".join(capsys.readouterr().err.split())
+    assert said == "train.eval_steps=100 is beyond the last step, 8: the run is evaluated at its end only"
 
 
 def test_patience_that_cannot_end_before_the_run_does_is_told(capsys: pytest.CaptureFixture[str]) -> None:
