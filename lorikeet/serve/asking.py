@@ -289,6 +289,12 @@ def _sampled(
         values["logit_bias"] = {int(key): value for key, value in body.logit_bias.items()}
     if guide is not None:
         values["guide"] = dict(guide)
+    return ready(service, values)
+
+
+def ready(service: Service, values: Mapping[str, Any]) -> GenerateOptions:
+    """The options of `generate` that `values` are, their guide compiled. Raises ApiError for such as do not go
+    together."""
     try:
         options = GenerateOptions.model_validate(values)
         # kept from here on: the thread that computes has no time for it

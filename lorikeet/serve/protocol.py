@@ -176,12 +176,12 @@ class GenerateRequest(Loose):
 
     message: str
     prompt: str | None = None
-    max_new_tokens: Count | None = 200
-    temperature: Annotated[float, Field(ge=0, le=2)] | None = 0.7
-    top_k: Annotated[int, Field(ge=0)] | None = 20
-    top_p: Annotated[float, Field(gt=0, le=1)] | None = 0.65
-    min_p: Annotated[float, Field(ge=0, le=1)] | None = 0.06
-    token_repetition_penalty_max: Annotated[float, Field(ge=0.01, le=10)] | None = 1.15
+    max_new_tokens: Count | None = None
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    top_k: Annotated[int, Field(ge=0)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    token_repetition_penalty_max: Annotated[float, Field(ge=0.01, le=10)] | None = None
     stream: bool | None = True
 
 

@@ -12,9 +12,8 @@ from starlette.responses import Response
 from lorikeet.data.templates._bound import split_control
 from lorikeet.data.templates._contract import Segment
 from lorikeet.infer import reply
-from lorikeet.infer.sampling import GenerateOptions
 from lorikeet.serve import documents
-from lorikeet.serve.asking import chat_prompt, text_prompt
+from lorikeet.serve.asking import chat_prompt, ready, text_prompt
 from lorikeet.serve.bodies import StrictRoute
 from lorikeet.serve.errors import ApiError
 from lorikeet.serve.openai_api import GONE, json_response
@@ -22,6 +21,16 @@ from lorikeet.serve.protocol import ChatMessage, GenerateRequest
 from lorikeet.serve.service import Service
 from lorikeet.serve.streaming import ClientGone, Streamed, until_gone
 from lorikeet.serve.worker import Stream
+
+# what /generate's protocol says of a request that leaves things out
+_USUAL: dict[str, Any] = {
+    "max_new_tokens": 200,
+    "temperature": 0.7,
+    "top_k": 20,
+    "top_p": 0.65,
+    "min_p": 0.06,
+    "repetition_penalty": 1.15,
+}
 
 
 def routes(service: Service) -> APIRouter:
@@ -72,13 +81,20 @@ def old_request(service: Service, body: GenerateRequest) -> reply.Request:
             f"the prompt has {len(prompt)} tokens, and the model's context {service.context}",
             code="context_length_exceeded",
         )
-    most = min(body.max_new_tokens or 200, service.settings.max_new_tokens or service.context)
-    values: dict[str, Any] = {"max_new_tokens": most, "seed": secrets.randbits(48)}
-    named = {"temperature": body.temperature, "top_k": body.top_k, "top_p": body.top_p, "min_p": body.min_p}
+    options = ready(service, _values(service, body))
+    return reply.Request((f"gen-{secrets.token_hex(12)}", 0), prompt, options, service.adapter(None)[1])
+
+
+def _values(service: Service, body: GenerateRequest) -> dict[str, Any]:
+    """Options of `generate`: what the request says, else what the server was told, else the protocol's."""
+    settings, values = service.settings, _USUAL | {"seed": secrets.randbits(48)} | dict(service.settings.generate)
+    if values.get("num_beams", 1) > 1 and "temperature" not in settings.generate:
+        values["temperature"] = 0.0  # beams draw nothing
+    named = {name: getattr(body, name) for name in ("max_new_tokens", "temperature", "top_k", "top_p", "min_p")}
     named["repetition_penalty"] = body.token_repetition_penalty_max
     values |= {name: value for name, value in named.items() if value is not None}
-    adapter = service.adapter(None)[1]
-    return reply.Request((f"gen-{secrets.token_hex(12)}", 0), prompt, GenerateOptions(**values), adapter)
+    values["max_new_tokens"] = min(values["max_new_tokens"], settings.max_new_tokens or service.context)
+    return values
 
 
 async def texts(events: AsyncIterator[reply.Event]) -> AsyncGenerator[str, None]:

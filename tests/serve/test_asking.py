@@ -65,6 +65,35 @@ def test_what_the_page_shows_as_usual_is_what_a_request_that_says_nothing_gets(
     assert {name: getattr(options, names.get(name, name)) for name in shown} == shown
 
 
+def old(one: Service, **more: Any) -> GenerateOptions:
+    return simple_api.old_request(one, GenerateRequest.model_validate({"message": "hi", **more})).options
+
+
+def test_the_old_protocol_s_usual_values_are_for_what_neither_request_nor_command_says(served: Running) -> None:
+    usual = {"temperature": 0.7, "top_k": 20, "top_p": 0.65, "min_p": 0.06, "repetition_penalty": 1.15}
+    usual["max_new_tokens"] = 200
+    none = old(service(served))
+    assert {name: getattr(none, name) for name in usual} == usual
+    assert old(service(served), temperature=None, max_new_tokens=None).model_dump(exclude={"seed"}) == none.model_dump(
+        exclude={"seed"}
+    )
+    told = {"temperature": 0.2, "top_k": 5, "repetition_penalty": 1.0, "max_new_tokens": 40, "seed": 3}
+    said = service(served, generate={**told, "stop": ["END"], "presence_penalty": 0.5})
+    mine = old(said)
+    assert {name: getattr(mine, name) for name in told} == told
+    assert (mine.top_p, mine.stop, mine.presence_penalty) == (0.65, ["END"], 0.5)
+    asked = old(said, temperature=0.9, token_repetition_penalty_max=1.3, max_new_tokens=50)
+    assert (asked.temperature, asked.repetition_penalty, asked.max_new_tokens, asked.top_k) == (0.9, 1.3, 50, 5)
+    assert old(service(served, generate={"max_new_tokens": 40}, max_new_tokens=8)).max_new_tokens == 8
+
+
+def test_beams_that_the_command_says_are_the_old_protocol_s_too(served: Running) -> None:
+    one = service(served, generate={"num_beams": 2})
+    assert (old(one).num_beams, old(one).temperature) == (2, 0)
+    with pytest.raises(ApiError, match="num_beams"):
+        old(one, temperature=0.7)
+
+
 @pytest.mark.parametrize("option", ["batch_size=3", "logprobs=2"])
 def test_an_option_that_requests_or_rows_decide_is_refused(option: str) -> None:
     name, value = option.split("=")
