@@ -22,7 +22,11 @@ from lorikeet.base.files import cache_dir
 from lorikeet.kernels import build
 
 # the same examples each time, so that a failure is the change's; `--hypothesis-profile=default` looks for new ones
-hypothesis.settings.register_profile("repeatable", derandomize=True)
+# and no limit of its own on what an example may take: 200 ms, and a second to make ten of them, is what a machine with
+# other work takes now and then
+hypothesis.settings.register_profile(
+    "repeatable", derandomize=True, deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
 hypothesis.settings.load_profile("repeatable")
 torch.set_num_threads(1)
 build.build()  # once, in the user's own cache

@@ -56,10 +56,10 @@ def test_thousands_of_phrases_are_looked_for_in_little_time(tmp_path: Path) -> N
     words = ["".join(draw.choices("abcdefghijklmnopqrst", k=draw.randrange(4, 10))) for _ in range(3000)]
     phrases = [f"{draw.choice(words)}x {draw.choice(words)}" for _ in range(8000)]
     (tmp_path / "words").write_text("\n".join([*phrases, "no go"]))
-    rows = [record("q", " ".join(draw.choices(words, k=800)), row=row) for row in range(10)]
+    rows = [record("q", " ".join(draw.choices(words, k=800)), row=row) for row in range(60)]
     start = time.process_time()
     kept, _ = run("blocklist", *rows, record("q", "A No Go!"), file=str(tmp_path / "words"))
-    assert len(kept) == 10 and time.process_time() - start < 1.5
+    assert len(kept) == 60 and time.process_time() - start < 8, "20 s where each phrase is looked for at each place"
 
 
 def test_what_was_found_is_shown_as_it_stands() -> None:
