@@ -7,6 +7,7 @@ flushed in this order, each before the name that makes it count.
 from __future__ import annotations
 
 import errno
+import glob
 import hashlib
 import os
 import re
@@ -44,12 +45,15 @@ def write_file(path: Path, content: str | bytes) -> None:
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """A temporary folder beside `path` that becomes `path` when the block ends well, and vanishes when it does not.
+    """A temporary folder beside `path` that becomes `path` when the block ends well, and vanishes when it does not; what
+    killed processes left of it before vanishes now.
 
     An existing `path` is replaced."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
-    temporary.chmod(0o755)
+    prefix = f".{path.name}.making-"
+    for left in path.parent.glob(f"{glob.escape(prefix)}*"):
+        _remove_left(left)
+    temporary, lock = _locked_folder(path.parent, prefix)
     try:
         yield temporary
         for inside in (*temporary.rglob("*"), temporary):
@@ -68,6 +72,44 @@ def new_folder(path: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+    finally:
+        os.close(lock)
+
+
+def _locked_folder(parent: Path, prefix: str) -> tuple[Path, int]:
+    """A new folder, and a handle of it that holds a lock for as long as this process lives and does not close it."""
+    while True:
+        folder = Path(tempfile.mkdtemp(dir=parent, prefix=prefix))
+        handle = os.open(folder, os.O_RDONLY)
+        _lock(handle, wait=True)
+        if folder.exists():  # else another process took it for a dead one's before it was locked
+            folder.chmod(0o755)
+            return folder, handle
+        os.close(handle)
+
+
+def _remove_left(folder: Path) -> None:
+    """Remove a folder that no process is making any more."""
+    try:
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError:  # gone meanwhile, or not ours
+        return
+    try:
+        if _lock(handle, wait=False):
+            shutil.rmtree(folder, ignore_errors=True)
+    finally:
+        os.close(handle)
+
+
+def _lock(handle: int, *, wait: bool) -> bool:
+    """Whether this handle is now the only one that holds the lock. False on systems and disks that have none."""
+    try:
+        import fcntl
+
+        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except (ImportError, OSError):
+        return False
+    return True
 
 
 def sync(path: Path) -> None:
