@@ -45,8 +45,8 @@ def write_file(path: Path, content: str | bytes) -> None:
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """A temporary folder beside `path` that becomes `path` when the block ends well, and vanishes when it does not; what
-    killed processes left of it before vanishes now.
+    """A temporary folder beside `path` that becomes `path` when the block ends well, and vanishes when it does not.
+    What killed processes left of it vanishes at the beginning.
 
     An existing `path` is replaced."""
     path.parent.mkdir(parents=True, exist_ok=True)
