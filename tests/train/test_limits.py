@@ -12,12 +12,32 @@ from pydantic import ValidationError
 
 from lorikeet.base.errors import Interrupted, OutputError
 from lorikeet.base.files import free_bytes
+from lorikeet.train import guard, loop, validation
 from lorikeet.train.limits import Budget, LimitOptions, checkpoint_bytes, reserve_disk
 from lorikeet.train.loop import train
 from lorikeet.train.metrics import Metrics
 from lorikeet.train.options import TrainOptions
 from lorikeet.train.state import checkpoints, intact
 from train.runs import OPTIONS, calling, go_on, losses, run_in
+
+
+class Clock:
+    """The time as limits see it: what asks for it takes 10 ms, and nothing else takes any, but where a test says so."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        self.now += 0.01
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    made = Clock()
+    monkeypatch.setattr("lorikeet.train.limits.time", made)
+    return made
+
 
 LIMITS = {
     "time": ["soon", "-1h", "0s", "2h30", "", -5, 0],
@@ -57,17 +77,29 @@ def test_tokens_end_a_run_before_they_are_exceeded_and_a_larger_limit_goes_on(tm
     assert whole.done.tokens == sum(row["tokens"] for row in rows)
 
 
-def test_time_ends_a_run_early_enough_for_all_that_comes_behind(tmp_path: Path) -> None:
-    """Steps are made to take 0.2 s, evaluation and saving take what they take; nothing of it may come too late."""
+def test_time_ends_a_run_early_enough_for_all_that_comes_behind(
+    tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Steps take 0.2 s, evaluations 0.3 and checkpoints 0.5; nothing of it may come too late."""
+
+    def takes(module: Any, name: str, seconds: float) -> None:
+        real = getattr(module, name)
+
+        def slowly(*given: Any, **more: Any) -> Any:
+            clock.now += seconds
+            return real(*given, **more)
+
+        monkeypatch.setattr(module, name, slowly)
+
+    takes(guard, "train_step", 0.2)
+    takes(validation, "evaluate", 0.3)
+    takes(loop, "save_checkpoint", 0.5)
     budget = Budget(LimitOptions(time=6))
-    run = run_in(tmp_path, steps=200, budget=budget)
-    for step in range(200):
-        calling(run, step, lambda: time.sleep(0.2))
-    outcome = train(run, TrainOptions(**OPTIONS, eval_steps=5))
-    if outcome.done.step:  # not where this process was stopped for seconds
-        assert outcome.done.step < 40 and budget.ended_by == "time"
-        assert checkpoints(tmp_path) == [outcome.done.step] and outcome.evaluation is not None
-        assert "the same command goes on for as long again" in str(budget.interrupted(tmp_path, 3, 9))
+    budget.expect("save", 0.5)  # the verb knows what a checkpoint will take
+    outcome = train(run_in(tmp_path, steps=200, budget=budget), TrainOptions(**OPTIONS, eval_steps=5))
+    assert 10 < outcome.done.step < 30 and budget.ended_by == "time" and budget.left > 0
+    assert checkpoints(tmp_path) == [outcome.done.step] and outcome.evaluation is not None
+    assert "the same command goes on for as long again" in str(budget.interrupted(tmp_path, 3, 9))
 
 
 def test_a_time_too_short_for_anything_says_so(tmp_path: Path) -> None:
@@ -107,13 +139,13 @@ def test_a_step_that_once_took_for_ever_does_not_hold_up_the_run_for_ever(tmp_pa
     assert go_on(run_in(tmp_path, budget=Budget(LimitOptions(time="3h"))), options).done.step == 7
 
 
-def test_what_was_measured_is_expected_again() -> None:
-    budget = Budget(LimitOptions(time="1h"), started=time.monotonic() - 3590)
+def test_what_was_measured_is_expected_again(clock: Clock) -> None:
+    budget = Budget(LimitOptions(time="1h"), started=clock.now - 3590)
     assert budget.enough_for("step", "save")
     budget.expect("save", 8.0)
     assert budget.enough_for("save") and not budget.enough_for("save", "save")
     with budget.timed("save"):
-        time.sleep(0.01)
+        clock.now += 1
     assert budget.seconds("save") < 5, "what was measured counts, not what was thought"
     assert Budget().left == float("inf")
 
@@ -135,11 +167,11 @@ def test_the_disk_is_asked_before_the_start(tmp_path: Path) -> None:
     assert 12 * 10**6 <= checkpoint_bytes(large, options.optim) <= 12 * 10**6 + (1 << 20) + 64
 
 
-def test_an_evaluation_that_was_not_due_tells_nothing_of_one_that_is(tmp_path: Path) -> None:
+def test_an_evaluation_that_was_not_due_tells_nothing_of_one_that_is(tmp_path: Path, clock: Clock) -> None:
     """However long the machine took to find that it was not."""
     run = run_in(tmp_path, evaluate_before=False, budget=Budget(LimitOptions(time="9h")))
     run.budget.expect("evaluate", 5.0)
-    run.sample, expected = lambda _: time.sleep(0.002), []
+    run.sample, expected = lambda _: None, []
     calling(run, 6, lambda: expected.append(run.budget.seconds("evaluate")))
     train(run, TrainOptions(**OPTIONS))
     assert expected == [5.0]

@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 
 from lorikeet.base import tensor_file
 from lorikeet.base.errors import CheckpointError, OutputError
+from lorikeet.train import state
 from lorikeet.train.loop import train
 from lorikeet.train.optim import Stepper
 from lorikeet.train.options import TrainOptions
@@ -216,8 +217,11 @@ def test_the_lock_is_another_s_in_another_thread_too(tmp_path: Path) -> None:
     assert len(found) == 1
 
 
-def test_who_looks_whether_a_run_is_there_keeps_none_from_starting(tmp_path: Path) -> None:
+def test_who_looks_whether_a_run_is_there_keeps_none_from_starting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """`lorikeet runs` and `--detach` take the lock for a moment to see whether somebody has it."""
+    monkeypatch.setattr(state, "LOOKING_SECONDS", 300)  # the thread that looks may be kept waiting itself
     with locked(tmp_path / "run"):
         (tmp_path / "run" / "metrics.jsonl").touch()
     with (tmp_path / "run" / ".lock").open() as looking:

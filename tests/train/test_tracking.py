@@ -18,7 +18,7 @@ from lorikeet.train.trackers._contract import About, Row, Session, Tracker
 from lorikeet.train.tracking import told
 
 SEEN: list[Any] = []
-HANG = threading.Event()
+HANG, HANGS = threading.Event(), threading.Event()  # what the one that hangs waits for; that it does
 
 
 class Listening(Tracker):
@@ -43,6 +43,7 @@ class _Heard:
         if self.options.fails == "row" and row["step"] == 2:
             raise self.options.error("gone\naway")
         if self.options.fails == "hang" and row["step"] == 2:
+            HANGS.set()
             HANG.wait(300)
 
     def close(self, *, finished: bool) -> None:
@@ -55,6 +56,7 @@ class _Heard:
 def forget() -> None:
     SEEN.clear()
     HANG.clear()
+    HANGS.clear()
 
 
 def run(folder: Path, *trackers: Tracker, steps: Sequence[int] = (1, 2, 3)) -> list[int]:
@@ -93,7 +95,7 @@ def test_a_tracker_that_hangs_keeps_nobody_waiting(
 ) -> None:
     monkeypatch.setattr(tracking, "CLOSE_SECONDS", 0.1)
     assert run(tmp_path, Listening(fails="hang")) == [1, 2, 3]
-    assert SEEN == [("start", "abcd", []), 1, 2]
+    assert HANGS.wait(300) and SEEN == [("start", "abcd", []), 1, 2]
     assert "did not end within 0.1 s" in capfd.readouterr().err
     HANG.set()
 
