@@ -65,7 +65,7 @@ def running(engine: Any, settings: Settings | None = None, **rows: Any) -> Itera
         yield Running(server, app.state.service, listening.getsockname()[1])
     finally:
         server.should_exit = True
-        thread.join(60)
+        thread.join(300)
         listening.close()
         assert not thread.is_alive()
 
