@@ -46,8 +46,9 @@ from lorikeet.quant.none import NoQuant
 from lorikeet.train.best import check_metric
 from lorikeet.train.evaluate import EvaluateOptions
 from lorikeet.train.limits import LimitOptions
+from lorikeet.train.noise import check_noise
 from lorikeet.train.optimizers._contract import Optimizer, Shared
-from lorikeet.train.options import TrainOptions
+from lorikeet.train.options import TrainOptions, idle
 from lorikeet.train.schedules._contract import Schedule
 from lorikeet.train.trackers._contract import Tracker
 
@@ -182,9 +183,10 @@ def written(recipe: Options) -> set[str]:
 def check_effects(recipe: Recipe) -> None:
     """An option that a person wrote and that would do nothing in this run is an error with the reason."""
     asked, validation, optimizer = written(recipe), validation_of(recipe.data), recipe.train.optim
+    kept, reaches = {"train.gradient_checkpointing"}, recipe.adapter.reaches_layers or bool(recipe.model.add_tokens)
     # to switch off what would not happen anyway is no contradiction
     asked -= {f"evaluate.{name}" for name in ("before", "samples") if not getattr(recipe.evaluate, name)}
-    idle: Sequence[tuple[set[str], bool, str, str]] = (
+    useless: Sequence[tuple[set[str], bool, str, str]] = (
         (
             {
                 *("train.eval_steps", "train.metric_for_best_model", "train.greater_is_better"),
@@ -215,7 +217,8 @@ def check_effects(recipe: Recipe) -> None:
             "train.max_steps decides the length",
             "train.max_steps=null",
         ),
-        *_idle_in_steps(recipe.train),
+        (kept, not reaches, "no gradient goes through the layers", "another adapter.kind"),
+        *idle(recipe.train),
         *_idle_in_replies(recipe),
         (
             {"data.mix.epoch"},
@@ -225,9 +228,10 @@ def check_effects(recipe: Recipe) -> None:
         ),
     )
     check_metric(recipe.train, recipe.evaluate)
-    for names, useless, reason, remedy in idle:
+    check_noise(recipe.train, recipe.adapter.noise_refusal)
+    for names, so, reason, remedy in useless:
         found = sorted(names & asked)
-        if found and useless:
+        if found and so:
             raise RecipeError(
                 f"{found[0]}: has no effect in this run, because {reason}",
                 given=found[0],
@@ -235,20 +239,8 @@ def check_effects(recipe: Recipe) -> None:
             )
 
 
-def _idle_in_steps(train: TrainOptions) -> Sequence[tuple[set[str], bool, str, str]]:
-    """What of `train` would do nothing: (options, whether so, why, what to write), as `check_effects` reads it."""
-    threshold, unset = {"train.early_stopping_threshold"}, train.early_stopping_patience is None
-    left_out = "skip" in (train.on_nonfinite, train.on_loss_spike)
-    idle = train.lr_scheduler_type.idle(warmup=bool(train.warmup_steps or train.warmup_ratio))
-    return (
-        *(({f"train.lr_scheduler_type.{name}"}, True, why, remedy) for name, (why, remedy) in idle.items()),
-        (threshold, unset, "train.early_stopping_patience is not set", "train.early_stopping_patience=3"),
-        ({"train.max_skipped_steps"}, not left_out, "no step is left out", "train.on_nonfinite=skip"),
-    )
-
-
 def _idle_in_replies(recipe: Recipe) -> Sequence[tuple[set[str], bool, str, str]]:
-    """The same of `generate`."""
+    """What of `generate` would do nothing: (options, whether so, why, what to write)."""
     sampling = {f"generate.{name}" for name in ("top_k", "top_p", "min_p", "seed")}
     beams = {"generate.length_penalty", "generate.early_stopping"}
     return (

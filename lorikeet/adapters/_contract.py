@@ -30,6 +30,7 @@ class Adapter(Options):
     usual_rate: ClassVar[float] = 2e-4  # a learning rate to begin with, for models of one to four billion weights
     only_at_start: ClassVar[tuple[str, ...]] = ()  # options that say how it begins: without effect beside `path`
     merge_refusal: ClassVar[str | None] = None  # one sentence: why this kind cannot be folded into the weights
+    noise_refusal: ClassVar[str | None] = None  # the same: why nothing can be drawn for a row's tokens (train/noise.py)
 
     @property
     def beside_refusal(self) -> str | None:
@@ -39,6 +40,11 @@ class Adapter(Options):
     def quant_refusal(self, quant: Quant) -> str | None:
         """One sentence: why this adapter cannot train over linears that are kept as `quant`; None where it can."""
         return None
+
+    @property
+    def reaches_layers(self) -> bool:
+        """Whether gradients go through the network's layers, so that a step keeps what they computed."""
+        return True
 
     @property
     def context_taken(self) -> int:

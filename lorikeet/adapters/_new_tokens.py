@@ -37,6 +37,11 @@ class _Around(Adapter):
         """See `Adapter.beside_refusal`."""
         return "its new tokens are rows of the model's own tables"
 
+    @property
+    def reaches_layers(self) -> bool:
+        """See `Adapter.reaches_layers`: the new rows of the embedding train."""
+        return True
+
     def attach(self, model: CausalLM, *, seed: int) -> None:
         """See `Adapter.attach`."""
         grow(model, *self.tokens)

@@ -24,6 +24,11 @@ class TrainedHead(OwnTensors):
     peft_type: ClassVar[str] = "LORIKEET_HEAD"
     usual_rate: ClassVar[float] = 2e-5
 
+    @property
+    def reaches_layers(self) -> bool:
+        """See `Adapter.reaches_layers`."""
+        return self.embeddings
+
     def chosen(self, model: CausalLM) -> set[str]:
         """See `OwnTensors.chosen`; a tied head is untied here where it trains alone."""
         embedding = embedding_name(model)

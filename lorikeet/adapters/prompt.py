@@ -32,6 +32,9 @@ class PromptTuning(VirtualTokens):
     merge_refusal: ClassVar[str | None] = (
         "vectors that stand before the tokens are no weights, so they cannot be folded in; serve it as an adapter"
     )
+    noise_refusal: ClassVar[str | None] = (
+        "a prompt's vectors stand once before all conversations of a row, and noise is drawn for each of them apart"
+    )
 
     def attach(self, model: CausalLM, *, seed: int) -> None:
         """See `Adapter.attach`."""

@@ -214,12 +214,14 @@ def _planned(recipe: Recipe, outline: CausalLM, prepared: Prepared | None) -> Pl
 def _facts(found: _Found, prepared: Prepared | None, target: _Target, layers: int) -> search.Facts:
     recipe = found.recipe
     assert recipe.train.row_tokens is not None
+    asked = recipe.train.gradient_checkpointing
     longest = int(prepared.train.lengths.max()) if prepared is not None else recipe.data.max_length
     return search.Facts(
         row_tokens=recipe.train.row_tokens,
         longest=longest,
         layers=layers,
-        twice=layers if recipe.train.gradient_checkpointing is True else int(recipe.train.gradient_checkpointing),
+        # layers that keep nothing are none that could be computed twice instead
+        twice=layers if asked is True or not recipe.adapter.reaches_layers else int(asked),
         dtype=str(target.dtype).removeprefix("torch."),
         optimizer=_leaner(recipe.train, found.simulated),
         # what goes on from an adapter has its size

@@ -44,9 +44,16 @@ class NoiseOptions(Options):
     )
 
     @property
+    def drawn(self) -> list[str]:
+        """The options by which something is drawn for each conversation."""
+        return [
+            name for name in ("neftune_noise_alpha", "embedding_dropout", "attention_dropout") if getattr(self, name)
+        ]
+
+    @property
     def draws(self) -> bool:
         """Whether anything is drawn for each conversation, so that none may share a prefix."""
-        return bool(self.neftune_noise_alpha or self.embedding_dropout or self.attention_dropout)
+        return bool(self.drawn)
 
     def remark(self) -> str | None:
         """A line for a person who asked for something slow."""
@@ -56,6 +63,17 @@ class NoiseOptions(Options):
 
 
 QUIET = NoiseOptions()
+
+
+def check_noise(options: NoiseOptions, refusal: str | None) -> None:
+    """Raise RecipeError where something is drawn, and `refusal` says why the adapter has no place for it."""
+    if options.drawn and refusal is not None:
+        name = options.drawn[0]
+        raise RecipeError(
+            f"train.{name}: {refusal}",
+            given=getattr(options, name),
+            try_=f"leave train.{name} out, or another adapter.kind",
+        )
 
 
 def texts(batch: Batch, seed: int) -> list[Text]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from pydantic import Field, TypeAdapter, ValidationError, model_validator
@@ -80,3 +81,15 @@ class TrainOptions(OptimOptions, NoiseOptions, FiniteOptions, BestOptions, Rehea
             raise ValueError(f"{schedule.kind} has no warm-up; lr_scheduler_type: constant_with_warmup has one")
         schedule.check(self.learning_rate)
         return self
+
+
+def idle(train: TrainOptions) -> Sequence[tuple[set[str], bool, str, str]]:
+    """What of it would do nothing, by the others: (options, whether so, why, what to write)."""
+    threshold, unset = {"train.early_stopping_threshold"}, train.early_stopping_patience is None
+    left_out = "skip" in (train.on_nonfinite, train.on_loss_spike)
+    schedule = train.lr_scheduler_type.idle(warmup=bool(train.warmup_steps or train.warmup_ratio))
+    return (
+        *(({f"train.lr_scheduler_type.{name}"}, True, why, remedy) for name, (why, remedy) in schedule.items()),
+        (threshold, unset, "train.early_stopping_patience is not set", "train.early_stopping_patience=3"),
+        ({"train.max_skipped_steps"}, not left_out, "no step is left out", "train.on_nonfinite=skip"),
+    )

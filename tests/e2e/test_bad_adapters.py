@@ -63,6 +63,36 @@ def test_one_message_and_nothing_written(place: Place, adapter: dict[str, Any], 
     assert not Path("run/recipe.yaml").exists()
 
 
+@pytest.mark.parametrize("name", ["neftune_noise_alpha", "embedding_dropout", "attention_dropout"])
+def test_noise_that_a_prompt_s_rows_have_no_place_for(place: Place, name: str) -> None:
+    """Before the data are read; a prefix is no token of the row, and has none of it."""
+    place.recipe(adapter={"kind": "prompt", "r": "-", "num_virtual_tokens": 4}, train={name: 0.1})
+    for words in ("train recipe.yaml", "plan recipe.yaml"):
+        place.refused(
+            [*words.split(), "data.train=[nowhere.jsonl]"],
+            f"RecipeError: train.{name}: a prompt's vectors stand once before all conversations of a row",
+            f"given    0.1   ({place.line(name)})",
+            f"try      leave train.{name} out, or another adapter.kind",
+        )
+    place.recipe(adapter={"kind": "prefix", "r": "-", "num_virtual_tokens": 4}, train={name: 0.1, "max_steps": 1})
+    place.ok("train", "recipe.yaml")
+
+
+def test_layers_that_keep_nothing_cannot_be_computed_twice(place: Place) -> None:
+    """Where the head trains alone, no gradient goes through the layers."""
+    place.recipe(adapter={"kind": "head", "r": "-"}, train={"gradient_checkpointing": True, "max_steps": 1})
+    place.refused(
+        "train recipe.yaml",
+        "RecipeError: train.gradient_checkpointing: has no effect in this run, because no gradient goes through",
+        f"({place.line('gradient_checkpointing')})",
+        "try      another adapter.kind, or leave train.gradient_checkpointing out",
+    )
+    found = place.run("plan", "recipe.yaml", "train.gradient_checkpointing=false", "--memory", "1MiB")
+    assert "nothing that was tried fits" in found.err and "gradient_checkpointing" not in found.out + found.err
+    place.ok("train", "recipe.yaml", "adapter.embeddings=true")
+    place.ok("train", "recipe.yaml", "output_dir=grown", "model.add_tokens=[<new>]")
+
+
 @pytest.mark.parametrize("section", ["template", "quant"])
 @pytest.mark.parametrize("inside", [True, False])
 @pytest.mark.parametrize("short", [True, False])
