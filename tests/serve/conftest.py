@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -46,6 +47,14 @@ class Running:
 
     def http(self, **more: Any) -> httpx.Client:
         return httpx.Client(base_url=self.url, timeout=300, verify=False, **more)  # no TLS here: its setup is slow
+
+
+def until(condition: Callable[[], bool]) -> None:
+    """Wait for it, as long as a busy machine may take."""
+    end = time.monotonic() + 300
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.01)
 
 
 @contextmanager

@@ -7,6 +7,7 @@ import json
 import socket
 import time
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,7 +24,7 @@ from lorikeet.base.errors import LorikeetError
 from lorikeet.serve.adapters_api import inside
 from lorikeet.serve.errors import ApiError
 from lorikeet.serve.settings import Settings
-from serve.conftest import Running, running
+from serve.conftest import Running, running, until
 
 KEYS = ("first-key-0123456789", "second-key-0123456789")
 ASK: Any = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 2}
@@ -33,10 +34,16 @@ ASK: Any = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 2}
 def locked(tool_model: Path) -> Iterator[Running]:
     settings = Settings(
         "tiny", api_keys=KEYS, users=("anna:a long password",), origins=("https://page.example",),
-        max_body_bytes=20_000, body_seconds=0.5, header_seconds=0.5, max_connections=40,
+        max_body_bytes=20_000, body_seconds=300, header_seconds=300, max_connections=40,
     )  # fmt: skip
     with running(api.engine(tool_model, {"dtype": "float32"}), settings) as found:
         yield found
+
+
+def hasty(tool_model: Path, **seconds: float) -> AbstractContextManager[Running]:
+    """A server without patience for one thing. Who asks it for another may be late with that, too: hence its own."""
+    patience = Settings("tiny", **{"body_seconds": 300.0, "header_seconds": 300.0} | seconds)
+    return running(api.engine(tool_model, {"dtype": "float32"}), patience)
 
 
 def basic(user: str) -> str:
@@ -165,9 +172,9 @@ def test_odd_characters_are_answered(served: Running) -> None:
     assert found.status_code == 200
 
 
-def test_slow_senders_are_sent_away(locked: Running) -> None:
-    def waited(first: bytes, drip: bytes) -> tuple[float, bytes]:
-        with socket.create_connection(("127.0.0.1", locked.port)) as raw:
+def test_slow_senders_are_sent_away(tool_model: Path) -> None:
+    def waited(one: Running, first: bytes, drip: bytes) -> tuple[float, bytes]:
+        with socket.create_connection(("127.0.0.1", one.port)) as raw:
             raw.sendall(first)
             raw.settimeout(0.05)
             begun, got = time.monotonic(), b""
@@ -178,28 +185,34 @@ def test_slow_senders_are_sent_away(locked: Running) -> None:
                         break
                     got += piece
                 except TimeoutError:
-                    try:
+                    with suppress(OSError):  # what it said before it closed is still to be read
                         raw.sendall(drip)
-                    except OSError:
-                        break
                 except OSError:
                     break
             return time.monotonic() - begun, got
 
-    head = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer " + KEYS[0].encode() + b"\r\n"
-    assert waited(b"", b"G")[0] < 100
-    assert waited(b"GET / HTTP/1.1\r\nHost: x\r\n", b"X-a: b\r\n")[0] < 100
-    seconds, answer = waited(head + b"Content-Type: application/json\r\nContent-Length: 9000\r\n\r\n", b"x")
+    with hasty(tool_model, header_seconds=0.5) as one:
+        assert waited(one, b"", b"G")[0] < 100
+        assert waited(one, b"GET / HTTP/1.1\r\nHost: x\r\n", b"X-a: b\r\n")[0] < 100
+    head = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 9000\r\n\r\n"
+    with hasty(tool_model, body_seconds=0.5) as one:
+        seconds, answer = waited(one, head, b"x")
     assert seconds < 100 and b" 408 " in answer
 
 
 def test_connections_without_end_do_not_stop_the_server(locked: Running) -> None:
-    held = [socket.create_connection(("127.0.0.1", locked.port)) for _ in range(60)]
-    time.sleep(0.2)
+    held = [socket.create_connection(("127.0.0.1", locked.port), timeout=300) for _ in range(60)]
+    assert held[-1].recv(12) == b"HTTP/1.1 429"
     for one in held:
         one.close()
-    time.sleep(0.8)
-    assert httpx.get(locked.url + "/health").status_code == 200
+
+    def answers() -> bool:
+        try:
+            return httpx.get(locked.url + "/health", timeout=300).status_code == 200
+        except httpx.TransportError:  # sent away before it had asked
+            return False
+
+    until(answers)  # once the server has seen that they went
 
 
 @pytest.mark.parametrize(
@@ -267,28 +280,31 @@ def test_who_reads_the_address_may_ask_at_once(monkeypatch: pytest.MonkeyPatch) 
 
     def told(line: str) -> None:
         port = int(line.split(":")[2].split("/")[0])
-        with socket.create_connection(("127.0.0.1", port), timeout=10):
+        with socket.create_connection(("127.0.0.1", port), timeout=300):
             connected.append(port)
         with pytest.raises(LorikeetError, match="cannot listen there"):
             serving._listen(late, serving.Access(port=port))
 
+    def bound(access: serving.Access) -> socket.socket:
+        taken.append(real(access))
+        return taken[0]
+
     def made(*_: Any, **__: Any) -> tuple[Any, Settings]:
-        late.bind(("127.0.0.1", free))
+        late.bind(taken[0].getsockname())
         return SimpleNamespace(state=SimpleNamespace(service=SimpleNamespace(models=lambda: ["tiny"]))), Settings(
             "tiny"
         )
 
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        free = probe.getsockname()[1]
+    real, taken = serving.bound, list[socket.socket]()
     late = socket.socket()
     late.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    monkeypatch.setattr(serving, "bound", bound)
     monkeypatch.setattr(serving, "application", made)
     monkeypatch.setattr(serving, "note", told)
     monkeypatch.setattr("lorikeet.serve.process.serve", lambda *_: None)
     with late:
-        serving.serve(serving.Named("tiny"), serving.Access(port=free), serving.Rows())
-    assert connected == [free]
+        serving.serve(serving.Named("tiny"), serving.Access(port=0), serving.Rows())
+        assert connected == [late.getsockname()[1]]
 
 
 # ------------------------------------------------------------------------------------- whatever the document allows

@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Event
@@ -33,16 +33,9 @@ from lorikeet.base.errors import RecipeError
 from lorikeet.infer.batch import Batch
 from lorikeet.serve import worker
 from lorikeet.serve.settings import Settings
-from serve.conftest import Running, running
+from serve.conftest import Running, running, until
 
 LONG: Any = {"messages": [{"role": "user", "content": "go on"}], "max_tokens": 1500, "temperature": 0}
-
-
-def until(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + 300
-    while not condition():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.01)
 
 
 @pytest.fixture(scope="module")
