@@ -67,6 +67,9 @@ class Network:
         build = Build(self.quant, self.dtype, torch.device(device), self.mapped)
         network = self.family.network(self.spec, build)
         build.check(network.groups())
+        for group in network.groups():
+            for linear in group.linears:
+                group.weight.expect(linear.rows.start, linear.rows.stop)
         return network
 
 

@@ -40,6 +40,10 @@ class FrozenWeight(nn.Module):
         `Quant.stored_parts`, taken over without rounding. Raises CheckpointError where they do not fit."""
         raise NotImplementedError
 
+    def expect(self, start: int, stop: int) -> None:
+        """Make room for what `take` will keep of rows start..stop in tensors of their own, as far as the options say
+        it. Planning asks, which has no `parts`."""
+
     def give(self, start: int, stop: int) -> dict[str, Tensor] | None:
         """The inverse of `take`, for one member's rows; None where the stored form has no place for these sizes."""
         return None

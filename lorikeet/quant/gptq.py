@@ -155,6 +155,11 @@ class GptqWeight(FrozenWeight):
         self._order(start, stop - start, g_idx)
         self.codes[start:stop], self.zeros[start:stop], self.scales[start:stop] = codes, zeros, scales
 
+    def expect(self, start: int, stop: int) -> None:
+        """See `FrozenWeight.expect`: a g_idx."""
+        if self._sorted and self.group_size < self.in_features:
+            self._order(start, stop - start, torch.zeros(self.in_features, dtype=torch.int32))
+
     def give(self, start: int, stop: int) -> dict[str, Tensor] | None:
         """See `FrozenWeight.give`."""
         if not layout.storable(stop - start, self.in_features, self.bits):

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from lorikeet.adapters._merge import base_tensors
 from lorikeet.adapters.lora import Lora
@@ -123,6 +124,27 @@ def test_a_folder_that_is_stored_quantised_too(case: dict[str, Any], tiny_model:
     model = load(checkpoint, kept, dtype=dtype, device=CPU)
     assert foretold(checkpoint, kept, dtype) == held(model)
     assert held(load(open_checkpoint(tiny_model), quant, dtype=dtype, device=CPU)) == held(model)
+
+
+@pytest.mark.parametrize("group_size", [32, 64, -1])
+def test_the_group_of_each_input_where_a_file_names_it(group_size: int, tiny_model: Path, tmp_path: Path) -> None:
+    """Act-order without static groups. Inputs that are all of one group need no such names."""
+    quant = of({"kind": "gptq", "bits": 4, "group_size": group_size})
+    folder = stored(tiny_model, tmp_path / "stored", quant)
+    tensors, draws = load_file(folder / "model.safetensors"), torch.Generator().manual_seed(0)
+    for name in [name for name in tensors if name.endswith(".g_idx")]:
+        tensors[name] = tensors[name][torch.randperm(len(tensors[name]), generator=draws)]
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"]["desc_act"] = True
+    (folder / "config.json").write_text(json.dumps(config))
+    checkpoint = open_checkpoint(folder)
+    kept = fitting(NoQuant(), checkpoint)
+    model = load(checkpoint, kept, dtype=torch.float32, device=CPU)
+    assert foretold(checkpoint, kept, torch.float32) == held(model)
+    in_order = held(load(open_checkpoint(tiny_model), quant, dtype=torch.float32, device=CPU))
+    named_inputs = [one.in_features for _, one in model.linears() if 0 < group_size < one.in_features]
+    assert held(model) - in_order == 4 * sum(named_inputs)
 
 
 @pytest.mark.parametrize("case", [{"kind": "int8"}, {"kind": "nf4", "block_size": 32}, GPTQ[0]], ids=named)
