@@ -43,7 +43,9 @@ with _bar("model"):
 def shown(*cells: str) -> list[list[tuple[str, Any]]]:
     """What each of the cells leaves in the notebook's file: (stream or kind of display, text)."""
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
-    NotebookClient(notebook, timeout=None, startup_timeout=1800, kernel_name="python3").execute()
+    # what a cell shows is waited for by default for 4 s behind its end
+    patience: dict[str, Any] = {"timeout": None, "startup_timeout": 1800, "iopub_timeout": 300}
+    NotebookClient(notebook, kernel_name="python3", **patience).execute()
     return [list(whole(cell.outputs)) for cell in notebook.cells]
 
 

@@ -130,15 +130,17 @@ def test_spans_are_the_trained_stretches() -> None:
 
 
 @pytest.mark.parametrize(
-    ("script", "expected"),
+    ("script", "limit", "expected"),
     [
-        ("print('noise'); print('RESULT {\"seconds\": 2}')", {"seconds": 2}),
-        ("print('one'); raise SystemExit(3)", {"error": "exit code 3: one"}),
-        ("import time; time.sleep(60)", {"error": "longer than 1 s"}),
+        ("print('noise'); print('RESULT {\"seconds\": 2}')", 300, {"seconds": 2}),
+        ("print('one'); raise SystemExit(3)", 300, {"error": "exit code 3: one"}),
+        ("import time; time.sleep(600)", 1, {"error": "longer than 1 s"}),
     ],
 )
-def test_a_process_ends_in_a_result_or_an_error(tmp_path: Path, script: str, expected: dict[str, Any]) -> None:
-    assert peer_jobs.run_limited([sys.executable, "-c", script], tmp_path / "log.txt", 1, 1) == expected
+def test_a_process_ends_in_a_result_or_an_error(
+    tmp_path: Path, script: str, limit: int, expected: dict[str, Any]
+) -> None:
+    assert peer_jobs.run_limited([sys.executable, "-c", script], tmp_path / "log.txt", limit, 1) == expected
 
 
 def test_a_missing_environment_is_a_row_that_says_how_to_make_it(tmp_path: Path) -> None:

@@ -60,7 +60,7 @@ def test_the_verbs() -> None:
 
 def loaded_by(statement: str) -> set[str]:
     code = f"import sys\n{statement}\nprint('\\nMODULES', *{{name.split('.')[0] for name in sys.modules}})"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=500, check=True)
     return set(done.stdout.rsplit("MODULES", 1)[1].split())
 
 

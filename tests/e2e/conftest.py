@@ -112,7 +112,7 @@ class Place:
     def process(self, *words: object, **options: Any) -> Result:
         """Run a command as a process of its own."""
         command = [*LORIKEET, *map(str, words)]
-        done = subprocess.run(command, capture_output=True, text=True, cwd=self.folder, timeout=120, **options)
+        done = subprocess.run(command, capture_output=True, text=True, cwd=self.folder, timeout=500, **options)
         return Result(done.returncode, done.stdout, done.stderr)
 
 

@@ -40,13 +40,30 @@ class Terminal:
         end = time.monotonic() + PATIENCE
         while text not in self.said:
             assert time.monotonic() < end, f"{text!r} did not come:\n{self.said}"
-            if select.select([self.screen], [], [], 1)[0]:
-                try:
-                    self.said += os.read(self.screen, 4096).decode(errors="replace").replace("\r", "")
-                except OSError:  # the other end is closed
-                    assert text in self.said, f"{text!r} did not come:\n{self.said}"
+            try:
+                self._read()
+            except OSError:  # the other end is closed
+                assert text in self.said, f"{text!r} did not come:\n{self.said}"
         before, _, self.said = self.said.partition(text)
         return before
+
+    def more(self) -> None:
+        """Wait until something comes."""
+        end = time.monotonic() + PATIENCE
+        while not self.said:
+            assert time.monotonic() < end, "nothing came"
+            self._read()
+
+    def comes(self, text: str, seconds: float) -> bool:
+        """Whether `text` comes within the time; it is left where it is."""
+        end = time.monotonic() + seconds
+        while text not in self.said and time.monotonic() < end:
+            self._read()
+        return text in self.said
+
+    def _read(self) -> None:
+        if select.select([self.screen], [], [], 1)[0]:
+            self.said += os.read(self.screen, 4096).decode(errors="replace").replace("\r", "")
 
     def type(self, keys: bytes | str) -> None:
         os.write(self.screen, keys.encode() if isinstance(keys, str) else keys)
@@ -75,12 +92,15 @@ def test_a_conversation_at_a_terminal(chatty: Path, tmp_path: Path, cache: Path)
         chat.until("\n> ")
         chat.type("first words\n")
         chat.until("\n")  # what was typed; then the reply comes
-        time.sleep(1)
+        chat.more()
         chat.type(CTRL_C)
         chat.until(" [stopped]")
         chat.until("\n> ")
         time.sleep(2)  # between the prompt and the wait for keys, Python's input() hears no signal
-        chat.type(CTRL_C)
+        for _ in range(5):  # nor does it where two seconds were too few
+            chat.type(CTRL_C)
+            if chat.comes("(:exit leaves)", seconds=30):
+                break
         chat.until("(:exit leaves)")
         chat.until("\n> ")
         chat.type(":set max_new_tokens 2\n")

@@ -63,7 +63,9 @@ mount -t tmpfs -o size=300m tmpfs disk
 set +e
 %(train)s & child=$!
 while ! grep -qs '"kind": "train", "step": 3' disk/run/metrics.jsonl; do kill -0 $child || exit 91; sleep 0.01; done
+kill -STOP $child
 head -c 400m /dev/zero > disk/ballast 2>/dev/null
+kill -CONT $child
 wait $child; echo code $?
 ls -A disk/run
 rm disk/ballast
@@ -79,7 +81,7 @@ def test_a_small_file_system_that_fills_up(whole: Place) -> None:
     if not tried or tried.returncode:
         pytest.skip("no file system can be mounted here")
     (whole.folder / "disk").mkdir()
-    long = {**STEPS, "max_steps": 60}
+    long = {**STEPS, "max_steps": 200}  # seconds, in which it has to be caught
     whole.recipe(train=long)
     assert whole.run("train", "recipe.yaml", "output_dir=whole", "--overwrite").code == 0
     command = " ".join([*LORIKEET, "train", "recipe.yaml", "output_dir=disk/run"])

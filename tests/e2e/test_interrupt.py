@@ -8,6 +8,7 @@ import os
 import pty
 import signal
 import subprocess
+import sys
 import termios
 import threading
 import time
@@ -33,7 +34,7 @@ ADAPTER = "adapter/adapter_model.safetensors"
 
 @pytest.fixture(scope="module")
 def recipe(tiny_model: Path, rows: list[dict[str, Any]], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run long enough to be caught in the middle."""
+    """A run of several checkpoints."""
     folder = tmp_path_factory.mktemp("interrupt")
     (folder / "tiny.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     train = {"max_steps": STEPS, "save_steps": 10, "save_total_limit": 3, "eval_steps": 30, "examples_per_step": 8}
@@ -43,14 +44,36 @@ def recipe(tiny_model: Path, rows: list[dict[str, Any]], tmp_path_factory: pytes
     return folder / "recipe.yaml"
 
 
-def start(recipe: Path, output: Path) -> subprocess.Popen[str]:
+# from a step on each takes a third of a second: whoever wants to catch the run there may come 20 seconds late
+CAUGHT = """
+import sys, time
+from lorikeet.cli.main import run_command
+from lorikeet.train import loop
+
+log, slow_from = loop._log, int(sys.argv[1])
+
+def slowly(metrics, done, *more):
+    log(metrics, done, *more)
+    if done.step >= slow_from:
+        time.sleep(0.3)
+
+loop._log = slowly
+sys.exit(run_command(sys.argv[2:]))
+"""
+
+
+def to_catch(recipe: Path, output: Path, step: int) -> list[str]:
+    """The command of a run that is there long enough behind `step`."""
+    return [sys.executable, "-c", CAUGHT, str(step), "train", str(recipe), f"output_dir={output}"]
+
+
+def start(command: list[str], recipe: Path) -> subprocess.Popen[str]:
     environment = os.environ | {"OMP_NUM_THREADS": "1", "XDG_CACHE_HOME": str(recipe.parent / "cache")}
-    command = [*LORIKEET, "train", str(recipe), f"output_dir={output}"]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
 
 
 def finish(recipe: Path, output: Path) -> str:
-    process = start(recipe, output)
+    process = start([*LORIKEET, "train", str(recipe), f"output_dir={output}"], recipe)
     said = process.communicate(timeout=600)[1]
     assert process.returncode == 0, said
     return said
@@ -96,7 +119,7 @@ def assert_same(run: Path, whole: Path) -> None:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_stopped_on_request_and_gone_on(recipe: Path, whole: Path, tmp_path: Path, number: signal.Signals) -> None:
     run = tmp_path / "run"
-    process = start(recipe, run)
+    process = start(to_catch(recipe, run, 13), recipe)
     until(lambda: steps_done(run) >= 13, process)
     process.send_signal(number)
     _, said = process.communicate(timeout=600)
@@ -114,7 +137,7 @@ def test_a_terminal_that_goes_away_saves_the_run(recipe: Path, whole: Path, tmp_
     """The system sends HUP then, and whatever the run still says to the terminal is an error."""
     run, (ours, theirs) = tmp_path / "run", pty.openpty()
     process = subprocess.Popen(
-        [*LORIKEET, "train", str(recipe), f"output_dir={run}"],
+        to_catch(recipe, run, 13),
         stdin=theirs,
         stdout=theirs,
         stderr=theirs,
@@ -149,7 +172,7 @@ def test_a_terminal_that_goes_away_saves_the_run(recipe: Path, whole: Path, tmp_
 def test_killed_and_gone_on(recipe: Path, whole: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     for least in (15, 35):  # killed twice
-        process = start(recipe, run)
+        process = start(to_catch(recipe, run, least), recipe)
         until(lambda least=least: steps_done(run) >= least, process)  # type: ignore[misc]
         process.kill()
         process.communicate()
@@ -166,7 +189,7 @@ def test_killed_and_gone_on(recipe: Path, whole: Path, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_damaged_checkpoint_is_skipped(recipe: Path, whole: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    process = start(recipe, run)
+    process = start(to_catch(recipe, run, 20), recipe)
     until(lambda: len(checkpoints(run)) >= 2, process)
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=600)
@@ -197,9 +220,9 @@ def test_a_run_that_ends_while_a_second_is_prepared(
 
 def test_two_runs_in_one_folder(recipe: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    first = start(recipe, run)
+    first = start(to_catch(recipe, run, 1), recipe)
     until(lambda: steps_done(run) >= 1, first)
-    second = start(recipe, run)
+    second = start(to_catch(recipe, run, 1), recipe)
     _, said = second.communicate(timeout=600)
     assert second.returncode == 2 and "OutputError: " in said
     assert f"process {first.pid}" in said or "is finished" in said  # the first may end before the second looks

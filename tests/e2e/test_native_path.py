@@ -54,7 +54,7 @@ def test_the_native_path_needs_no_framework(place: Place) -> None:
     script = SCRIPT.format(blocked=BLOCKED)
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", script]
-    done = subprocess.run(command, cwd=place.folder, capture_output=True, text=True, timeout=180, env=environment)
+    done = subprocess.run(command, cwd=place.folder, capture_output=True, text=True, timeout=500, env=environment)
     assert done.returncode == 0, done.stderr
     assert done.stdout.endswith("native path done\n")
     replies = (place.folder / "replies.jsonl").read_text().splitlines()
@@ -71,6 +71,6 @@ def test_a_blocked_package_is_asked_for_in_words(place: Place) -> None:
         "from lorikeet.cli.main import run_command; sys.exit(run_command(['train', 'recipe.yaml']))"
     )
     command = [sys.executable, "-c", script]
-    done = subprocess.run(command, cwd=place.folder, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, cwd=place.folder, capture_output=True, text=True, timeout=500)
     assert done.returncode == 2 and done.stderr.startswith("MissingExtra: reading ")
     assert "pip install 'lorikeet-llm[parquet]'" in done.stderr

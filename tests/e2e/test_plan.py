@@ -12,6 +12,12 @@ from e2e.conftest import Place
 from lorikeet.checkpoints import download
 
 
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All steps are looked at, however long that takes."""
+    monkeypatch.setattr("lorikeet.plan.steps.LOOK_SECONDS", float("inf"))
+
+
 def facts(place: Place, *words: object) -> dict[str, Any]:
     found: dict[str, Any] = json.loads(place.ok("plan", place.folder / "recipe.yaml", "--json", *words).out)
     return found

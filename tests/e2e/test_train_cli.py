@@ -308,7 +308,7 @@ def test_chat(place: Place, finished: Path) -> None:
         "never read",
     ]
     command = [*LORIKEET, "chat", str(finished), "generate.max_new_tokens=4"]
-    done = subprocess.run(command, input="\n".join(typed) + "\n", capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, input="\n".join(typed) + "\n", capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stderr
     out = done.stdout
     assert ":set NAME VALUE" in out and "seed 3" in out and "temperature 0.5" in out and "unknown option nope" in out

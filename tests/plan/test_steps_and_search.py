@@ -17,6 +17,12 @@ from lorikeet.plan.steps import costliest, full, full_row
 FACTS = Facts(row_tokens=2048, longest=512, layers=8, twice=0, dtype="bfloat16", adapter=[{"adapter.r": 4}])
 
 
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All steps are looked at, however long that takes, but where a test says otherwise."""
+    monkeypatch.setattr("lorikeet.plan.steps.LOOK_SECONDS", float("inf"))
+
+
 def rows_of(step: int) -> list[Batch]:
     return [full_row(1, 16 + step), full_row(1, 100 if step == 5 else 20)]
 
