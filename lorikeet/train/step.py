@@ -14,16 +14,18 @@ from dataclasses import dataclass, replace
 import torch
 import torch.nn.functional as F
 
+from lorikeet import kernels
 from lorikeet.base.memory_errors import memory_ended
 from lorikeet.base.nouns import Batch
 from lorikeet.base.rng import derive
+from lorikeet.kernels import linear
 from lorikeet.models.causal_lm import CausalLM
 from lorikeet.ops.linear_cross_entropy import HeadLoss
 from lorikeet.train.noise import QUIET, NoiseOptions, training_view
 from lorikeet.train.optim import Stepper
 from lorikeet.train.out_of_memory import OutOfMemory
 
-ROUND = 64  # lengths of rows and numbers of predictions are multiples of this
+ROUND, ROUND_COMPILED = 64, 32  # lengths of rows and numbers of predictions are multiples of this
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ def batch_loss(model: CausalLM, batch: Batch, noise: NoiseOptions = QUIET, seed:
 
     token_losses and correct are those of `rounded(batch)`: padding comes last, with weight 0. `noise` is training's;
     what it draws follows from `seed`."""
-    batch = rounded(batch)
+    batch = rounded(batch, model)
     with training_view(model, batch, noise, seed) as view:
         hidden = model.hidden(batch.tokens, batch.positions, view)
     states = hidden.index_select(0, batch.predict_at)
@@ -52,12 +54,16 @@ def batch_loss(model: CausalLM, batch: Batch, noise: NoiseOptions = QUIET, seed:
     return found._replace(loss=found.loss + noise.label_smoothing_factor * spread)
 
 
-def rounded(batch: Batch) -> Batch:
-    """The batch with T and N padded to multiples of ROUND: one more conversation that nobody learns from.
+def rounded(batch: Batch, model: CausalLM) -> Batch:
+    """The batch with T and N padded to multiples of ROUND, or of ROUND_COMPILED: one more conversation that nobody
+    learns from.
 
     oneDNN makes and keeps a kernel for every new matmul shape (benchmarks/new_shapes.py: twice the time at first
-    use, and 3 MiB for each length of a row, for ever); rounded lengths repeat."""
-    tokens, predictions = -len(batch.tokens) % ROUND, -len(batch.targets) % ROUND
+    use, and 3 MiB for each length of a row, for ever); rounded lengths repeat. The compiled products make none, and
+    take 32 tokens at a time."""
+    known = model.device.type == "cpu" and model.dtype == torch.bfloat16 and kernels.chosen() == "auto"
+    multiple = ROUND_COMPILED if known and linear.computes_with() is not None else ROUND
+    tokens, predictions = (_missing(len(those), multiple) for those in (batch.tokens, batch.targets))
     end = len(batch.tokens) + tokens
     ramp = torch.arange(tokens, device=batch.positions.device)
     return replace(
@@ -69,6 +75,11 @@ def rounded(batch: Batch) -> Batch:
         targets=F.pad(batch.targets, (0, predictions)),
         weights=F.pad(batch.weights, (0, predictions)),
     )
+
+
+def _missing(count: int, multiple: int) -> int:
+    """Up to the next multiple, and to ROUND where there are any: for fewer rows the compiled products are not."""
+    return max(-count % multiple, ROUND - count if count else 0)
 
 
 def train_step(

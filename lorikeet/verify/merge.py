@@ -77,7 +77,7 @@ def listen(engine: Engine, asked: HeldOut, options: GenerateOptions) -> Said:
     """Run the model over the rows and let it answer the prompts."""
     model, states = engine.model, []
     for row in asked.rows:
-        batch = rounded(row).to(model.device)
+        batch = rounded(row, model).to(model.device)
         hidden = model.hidden(batch.tokens, batch.positions, PackedView(batch.visible_until, batch.positions))
         states.append(hidden[row.predict_at.to(model.device)].cpu())
     replies = [""] * len(asked.prompts)

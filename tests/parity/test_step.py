@@ -16,6 +16,7 @@ from lorikeet.models.experts import ExpertSizes
 from lorikeet.ops import linear_cross_entropy
 from lorikeet.ops.attention import PackedView, reference_attention
 from lorikeet.train import noise as noise_module
+from lorikeet.train import step
 from parity import tiny
 from parity.trees import conversations
 
@@ -115,6 +116,30 @@ def test_ranks_together_equal_one_device() -> None:
     ranks = plan_step(examples, world=2, **plan)
     both = tiny.loss_and_gradients(network, parameters, [batch for rank in ranks for batch in rank])
     tiny.assert_same(both, tiny.loss_and_gradients(network, parameters, plan_step(examples, **plan)[0]))
+
+
+@pytest.mark.parametrize("multiple", [1, 7, 96])
+def test_padding_changes_nothing(network: tiny.Decoder, multiple: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    parameters, rows = tiny.with_lora(network), packed(some_conversations(), share=True)
+    plain = tiny.loss_and_gradients(network, parameters, rows)
+    monkeypatch.setattr(step, "ROUND", multiple)
+    tiny.assert_same(plain, tiny.loss_and_gradients(network, parameters, rows))
+
+
+@pytest.mark.parametrize("dtype, compiled, tokens, expected", [
+    (torch.bfloat16, "pairs", 65, 96), (torch.bfloat16, None, 65, 128), (torch.float32, "pairs", 65, 128),
+    (torch.bfloat16, "pairs", 5, 64), (torch.float32, None, 64, 64),
+])  # fmt: skip
+def test_rows_are_padded_to_what_the_products_take_at_once(
+    dtype: torch.dtype, compiled: str | None, tokens: int, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(step.kernels, "chosen", lambda: "auto")
+    monkeypatch.setattr(step.linear, "computes_with", lambda: compiled)
+    row = pack_row([tiny.example(list(range(1, tokens + 1)))], share=False)
+    padded = step.rounded(row, tiny.decoder(dtype=dtype))
+    assert len(row.tokens) == tokens and len(padded.tokens) == len(padded.positions) == expected
+    assert len(padded.visible_until) == expected and len(padded.targets) == len(padded.weights) == 64
+    assert padded.weights.sum() == row.weights.sum()
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.4])
