@@ -232,6 +232,15 @@ def test_refused_overrides_name_the_command_line(recipe: Path, override: str, wh
     assert proposal in str(error.try_ or "")
 
 
+def test_another_kind_than_the_recipe_s_is_said_whole(recipe: Path) -> None:
+    """The options that the recipe's kind has go with it."""
+    error = refused(GOOD, "adapter.kind=ia3")
+    assert error.what.startswith("adapter.r: there is no such option in kind ia3")
+    assert error.try_ == "adapter=ia3, without the options of the recipe's kind"
+    assert config.load(recipe, ["adapter=ia3"]).adapter.model_dump()["kind"] == "ia3"
+    assert "adapter.kind=" in str(refused(GOOD, "adapter.kind=ia3", "adapter.r=3").try_)
+
+
 def test_several_errors_show_the_first_and_count_the_rest(recipe: Path) -> None:
     text = swap("r: 4", "r: 0").replace("seed: 3", "seed: -1").replace("max_length: 512", "max_lenght: 512")
     error = refused(text)

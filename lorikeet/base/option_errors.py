@@ -177,11 +177,16 @@ def _of_another_kind(key: Key, chosen: type[Options], others: dict[str, type[Opt
     *section, name = map(str, key)
     kind, field = chosen.model_fields["kind"].default, next(iter(others.values())).model_fields[name]
     there = f"{name} is one of {' and '.join(others)}: {in_words(field)}"
+    dotted, word = ".".join(section), (*key[:-1], "kind")
+    # on the command line a kind that is named alone takes the place of the recipe's, and of its options
+    replaced = _line(tree.place(key)) and not _line(tree.place(word))
     return RecipeError(
         f"{'.'.join(map(str, key))}: there is no such option in kind {kind}",
         given=f"{name}: {_short(_value(tree.values, key))}   ({tree.place(key)})",
         allowed=f"{' '.join(chosen.model_fields)}; {there}",
-        try_=f"{'.'.join(section)}.kind={' or '.join(others)}",
+        try_=f"{dotted}={kind}, without the options of the recipe's kind"
+        if replaced
+        else f"{dotted}.kind={' or '.join(others)}",
     )
 
 

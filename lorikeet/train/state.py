@@ -34,6 +34,7 @@ _NAMES = (
     r"|checkpoint-\d+)"
 )
 _OURS, _HALF_WRITTEN = re.compile(_NAMES), re.compile(rf"\.{_NAMES}\.")
+_BASE = {"base_fingerprint", "quant"}  # what an adapter is bound to
 LOOKING_SECONDS = 0.5  # who looks whether a run is there (status.holder) has the lock for a moment
 _STARTED = {".lock", "metrics.jsonl", "train.log"}
 
@@ -263,14 +264,15 @@ def refuse_differing(found: Mapping[str, tuple[Any, Any]], folder: Path) -> None
     if not found:
         return
     names = list(found)
+    base = any(name.partition(".")[0] in _BASE for name in names)
+    anew = "" if base else f"lorikeet train --from {folder.parent} for a new run that starts from what it has learned; "
     named = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
     now, then = ("; ".join(_said(name, both[i], len(names) > 1) for name, both in found.items()) for i in (0, 1))
     raise RecipeError(
         f"{named} differ{'s' * (len(names) == 1)} from what {folder.name} was trained with, so the run cannot go on",
         given=now,
         allowed=then,
-        try_=f"the recipe and data it began with; lorikeet train --from {folder.parent} for a new run that starts from "
-        "what it has learned; or --force-resume, which is written down",
+        try_=f"the recipe and data it began with; {anew}or --force-resume, which is written down",
     )
 
 

@@ -174,3 +174,12 @@ def test_another_base_is_refused(train: Train, make_model: Callable[..., Path], 
     assert found.code == 2 and "trained on another base model" in " ".join(found.err.split())
     found = train("two", {"kind": "lora", "path": "one"}, "quant.kind=nf4")
     assert found.code == 2 and "kept in another way" in " ".join(found.err.split())
+
+
+def test_a_run_of_another_base_is_not_sent_where_it_would_be_refused_again(place: Place) -> None:
+    """What a run learned goes on with other options of training, and on no other weights."""
+    place.recipe()
+    assert place.run("train", "recipe.yaml", "--stop-after", "2").code == 3
+    for changed, offered in (("train.learning_rate=0.001", True), ("quant=nf4", False), ("quant.kind=int8", False)):
+        said = place.refused(["train", "recipe.yaml", changed], "RecipeError: ", "so the run cannot go on")
+        assert ("lorikeet train --from run" in said) == offered and "--force-resume" in said
