@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import resource
+import shlex
 import shutil
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from lorikeet.base.files import disk_is_full, write_file
 from lorikeet.train.state import checkpoints, intact
 
 from .conftest import LORIKEET, Place
+from .test_interrupt import to_catch
 
 STEPS = {"max_steps": 6, "save_steps": 2, "save_total_limit": 9}
 WEIGHTS = "adapter/adapter_model.safetensors"
@@ -61,11 +63,9 @@ INSIDE = """
 set -e
 mount -t tmpfs -o size=300m tmpfs disk
 set +e
-%(train)s & child=$!
+%(caught)s & child=$!
 while ! grep -qs '"kind": "train", "step": 3' disk/run/metrics.jsonl; do kill -0 $child || exit 91; sleep 0.01; done
-kill -STOP $child
 head -c 400m /dev/zero > disk/ballast 2>/dev/null
-kill -CONT $child
 wait $child; echo code $?
 ls -A disk/run
 rm disk/ballast
@@ -81,11 +81,12 @@ def test_a_small_file_system_that_fills_up(whole: Place) -> None:
     if not tried or tried.returncode:
         pytest.skip("no file system can be mounted here")
     (whole.folder / "disk").mkdir()
-    long = {**STEPS, "max_steps": 200}  # seconds, in which it has to be caught
+    long = {**STEPS, "max_steps": 60}
     whole.recipe(train=long)
     assert whole.run("train", "recipe.yaml", "output_dir=whole", "--overwrite").code == 0
-    command = " ".join([*LORIKEET, "train", "recipe.yaml", "output_dir=disk/run"])
-    script = INSIDE % {"train": command}
+    recipe, run = Path("recipe.yaml"), Path("disk/run")
+    again = [*LORIKEET, "train", str(recipe), f"output_dir={run}"]
+    script = INSIDE % {"caught": shlex.join(to_catch(recipe, run, 3)), "train": shlex.join(again)}
     found = subprocess.run([str(unshare), "-rm", "sh", "-c", script], capture_output=True, text=True, cwd=whole.folder)
     assert found.stdout.count("code 3") == 1 and "code 0" in found.stdout, found.stderr
     assert "DiskFull" in found.stderr
