@@ -148,11 +148,9 @@ def _kill(recipe: Recipe, run: Path, steps: int, chance: random.Random, last: li
         # two steps before the end at the latest: what comes is quick where the model is small
         at, process = chance.randint(min(done + 1, steps - 2), steps - 2), _start(recipe, run, steps)
         with _ended(process):
-            began = time.monotonic()
             while process.poll() is None and _steps(run) < at:
                 time.sleep(0.01)
-            took = (time.monotonic() - began) / max(1, at - done)
-            time.sleep(chance.random() * min(0.8 * took, 30.0))
+            time.sleep(_pause(run, chance))
         code = process.wait()
         if code == -signal.SIGKILL:
             return {"behind_step": _steps(run), "from_step": None}
@@ -162,6 +160,12 @@ def _kill(recipe: Recipe, run: Path, steps: int, chance: random.Random, last: li
         done = 0
         last.clear()
     raise CheckFailed("the run could not be interrupted in time", try_="--steps with a larger number")
+
+
+def _pause(run: Path, chance: random.Random) -> float:
+    """Seconds to a random moment within the next step, if it takes as long as the last one did."""
+    took = [row["seconds"] for row in Metrics(run / "metrics.jsonl").rows() if row.get("kind") == "train"]
+    return chance.random() * min(0.8 * (took[-1] if took else 0.0), 30.0)
 
 
 @contextmanager

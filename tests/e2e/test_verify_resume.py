@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import shutil
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,15 @@ def test_what_would_end_the_run_early_or_answers_is_left_out(
     assert steps == 5 and (short.train.eval_steps is None) == (few == 1)
     assert short.train.early_stopping_patience is None and short.evaluate.metrics == []
     assert (short.limits.time, short.limits.tokens, short.limits.memory) == (None, None, "64GiB")
+
+
+def test_the_kill_falls_within_a_step_however_long_the_start_took(tmp_path: Path) -> None:
+    chance, metrics = random.Random(0), Metrics(tmp_path / "metrics.jsonl")
+    assert interrupting._pause(tmp_path, chance) == 0, "a step whose time nobody knows"
+    for seconds, most in ((9.0, 7.2), (0.5, 0.4), (1000.0, 30.0)):
+        metrics.append({"kind": "train", "step": 1, "seconds": seconds})
+        found = [interrupting._pause(tmp_path, chance) for _ in range(100)]
+        assert 0 <= min(found) < 0.1 * most and 0.9 * most < max(found) <= most
 
 
 def test_kills_before_the_first_checkpoint_went_on_from_nothing() -> None:
