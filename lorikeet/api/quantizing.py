@@ -67,9 +67,9 @@ def quantize(
     tokens = sum(len(batch.tokens) for batch in batches)
     family = base.options.family  # a model that is refused is, before anything is said of calibrating
     walk = Blockwise(base.checkpoint, options, batches, dtype, device, true_sequential, family=family)
-    _say_calibration(min(rows, prepared.epoch_examples), tokens, max(base.shape.width, base.shape.ffn_width))
     size = dtype.itemsize * sum(math.prod(base.checkpoint.shape(name)) for name in base.checkpoint.names())
     need_space(output, size + min(size, max_shard_bytes), "the quantised model")
+    _say_calibration(min(rows, prepared.epoch_examples), tokens, max(base.shape.width, base.shape.ffn_width))
     blocks = Blocks(part_of or output, _identity(base, options, batches, dtype, device, true_sequential))
     try:
         _walk(walk, blocks, base.shape.layers)

@@ -85,6 +85,8 @@ def _recipe(model: str, words: list[str]) -> Recipe:
 
     overrides = [word for word in words if re.match(r"[a-z_]+(\.[a-z_]+)+=", word)]
     files = [word for word in words if word not in overrides]
+    for word in overrides:
+        _refuse_idle(word)
     if Path(model).suffix in (".yaml", ".yml"):
         if files:
             raise RecipeError(
@@ -108,6 +110,25 @@ def _recipe(model: str, words: list[str]) -> Recipe:
     if trained is None:
         return recipe
     return recipe.model_copy(update={"data": recipe.data.model_copy(update={"template": trained})})
+
+
+def _refuse_idle(word: str) -> None:
+    """Raise RecipeError for an option that decides nothing of a quantised model: only rows and their order do."""
+    from lorikeet import config
+    from lorikeet.base.errors import RecipeError
+
+    option, _, value = word.partition("=")
+    section, _, name = option.partition(".")
+    if section in ("data", "model") or option == "train.seed":
+        return
+    flag = f"--{name.replace('_', '-')}"
+    switch = {"true": flag, "false": f"--no-{flag[2:]}"}.get(value, f"{flag} {value}")
+    raise RecipeError(
+        f"{option}: has no effect here",
+        given=f"{word}   ({config.COMMAND_LINE})",
+        allowed="data.option=value, model.option=value, train.seed=value",
+        try_=switch if section == "quant" and name in _SOLVER else None,
+    )
 
 
 def _options(given: dict[str, Any]) -> Any:

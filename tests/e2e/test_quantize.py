@@ -121,6 +121,14 @@ BAD: list[tuple[str, list[str], str, list[str]]] = [
     ("no group", ["tiny.jsonl", "--group-size", "0"], "--group-size", ["-1"]),
     ("damping beyond all", ["tiny.jsonl", "--damp-percent", "1.5"], "--damp-percent", ["below 1"]),
     ("an option of no section", ["tiny.jsonl", "data.bits=4"], "data.bits", []),
+    ("bits as merge has them", ["tiny.jsonl", "quant.bits=8"], "quant.bits: has no effect here", ["--bits 8"]),
+    (
+        "how it trains",
+        ["tiny.jsonl", "train.learning_rate=1"],
+        "train.learning_rate: has no effect here",
+        ["data.option"],
+    ),
+    ("a file for a folder", ["tiny.jsonl", "--output", "tiny.jsonl/out"], "tiny.jsonl/out cannot be written to", []),
     ("a folder in the way", ["tiny.jsonl", "--output", "taken"], "taken exists already", []),
     ("a model that is quantised", ["tiny.jsonl"], "is quantised already", ["gptq"]),
 ]
