@@ -251,6 +251,11 @@ def test_several_errors_show_the_first_and_count_the_rest(recipe: Path) -> None:
 def test_files_that_cannot_be_read(recipe: Path) -> None:
     with pytest.raises(RecipeError, match=r"there is no file 'nope\.yaml'"):
         config.load("nope.yaml")
+    recipe.write_text("a: 1\n")
+    for name, proposal in ((f"{recipe.name[:-5]}s.yaml", str(recipe.name)), ("deep/er/nope.yaml", "lorikeet init")):
+        with pytest.raises(RecipeError) as error:
+            config.load(name)
+        assert str(error.value.try_).startswith(proposal)
     with pytest.raises(RecipeError, match="is a folder"):
         config.load(".")
     recipe.write_bytes(b"a: 1\nb: \xff\n")

@@ -197,5 +197,5 @@ def need_space(folder: Path, needed_bytes: int, what: str) -> None:
             f"not enough disk space for {what}",
             given=f"{free / gib:.2f} GiB free at {existing}",
             allowed=f"at least {needed_bytes / gib:.2f} GiB",
-            try_="free some space, or choose another output_dir",
+            try_="free some space, or a folder on another disk",
         )

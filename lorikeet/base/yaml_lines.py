@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 import yaml
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
-from lorikeet.base.errors import RecipeError
+from lorikeet.base.errors import RecipeError, nearest
 
 Key = tuple[str | int, ...]
 
@@ -104,7 +104,9 @@ def read(path: Path) -> Tree:
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except FileNotFoundError:
-        raise RecipeError(f"there is no file '{path}'", try_="lorikeet train path/to/recipe.yaml") from None
+        near = nearest(path.name, sorted(one.name for one in path.parent.glob("*.y*ml")))
+        proposal = str(path.parent / near) if near else "lorikeet init --data FILE, which writes one"
+        raise RecipeError(f"there is no file '{path}'", try_=proposal) from None
     except IsADirectoryError:
         raise RecipeError(
             f"'{path}' is a folder, not a recipe", allowed="a YAML file", try_=str(path / "recipe.yaml")

@@ -57,7 +57,7 @@ def fitting(quant: Quant, checkpoint: Checkpoint) -> Quant:
             f"quant.kind: the model is stored as {stored_kind}, and rounding it again would add a second error",
             given=kind,
             allowed=f"{stored_kind}, or none, which keeps it so, too",
-            try_=f"the unquantised model, or quant.kind={stored_kind}",
+            try_=f"the unquantised model, or quant={stored_kind}",
         )
     for name in sorted(quant.model_fields_set):
         given, allowed = getattr(quant, name), getattr(stored, name)

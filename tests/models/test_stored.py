@@ -188,8 +188,10 @@ def test_dense_weights_stay_dense_whatever_config_json_still_says(tiny_model: Pa
     ],
 )
 def test_asking_for_another_quantisation_than_it_is_stored_in_is_refused(folder: Path, quant: Quant, said: str):
-    with pytest.raises(RecipeError, match=said):
+    with pytest.raises(RecipeError, match=said) as error:
         _load(folder, quant)
+    if said == "stored as gptq":  # said whole: what the recipe says of its own kind goes with it
+        assert error.value.try_ == "the unquantised model, or quant=gptq"
 
 
 def test_g_idx_may_be_missing_from_the_whole_folder(folder: Path):
