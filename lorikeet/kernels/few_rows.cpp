@@ -51,11 +51,11 @@ static void product(const Factor* factors, int count, const Stored* stored, i64 
         for (int i = 0; i < count; at += parts[i].depth * TILES * 32, i++) pack(parts[i], rows, TILES, at);
         alignas(64) float sums[TILES * 256];
         team.take(blocks, BLOCKS, [&](i64 b) {
+            const Factor* factors = some.at(b * 16);  // before the first tile: a function that is called may use them
             _tile_zero(0);
             if (TILES > 1) _tile_zero(1);
             if (TILES > 2) _tile_zero(2);
             if (TILES > 3) _tile_zero(3);
-            const Factor* factors = some.at(b * 16);
             char* at = packed;
             for (int i = 0; i < count; at += parts[i].depth * TILES * 32, i++)
                 multiply<TILES>(factors[i], b * 16, i == 0 && b + 1 < blocks && !stored, at);

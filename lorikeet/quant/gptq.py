@@ -110,6 +110,7 @@ class GptqWeight(FrozenWeight):
         self.codes = kept(layout.packed_width(in_features, self.bits), torch.uint8)
         self.zeros, self.scales = kept(groups, torch.uint8), kept(groups, torch.float16)
         self._reordered: dict[int, int] = {}  # where runs of rows with a g_idx of their own start, and stop
+        self._agree: bool | None = None  # whether all rows have one order; None: not looked at
 
     def dense(self, dtype: torch.dtype) -> Tensor:
         return self.rows(0, self.out_features, dtype)
@@ -127,8 +128,18 @@ class GptqWeight(FrozenWeight):
         return out
 
     def has_few_rows(self) -> bool:
-        """See `FrozenWeight.has_few_rows`: not where members have orders of their own."""
-        return self._run(0)[0] == self.out_features
+        """See `FrozenWeight.has_few_rows`: where all rows have one order of inputs."""
+        if self._agree is None:
+            self._agree = self._in_one_order()
+        return self._agree
+
+    def _in_one_order(self) -> bool:
+        at, first = self._run(0)
+        while at < self.out_features:
+            at, g_idx = self._run(at)
+            if first is None or g_idx is None or not torch.equal(first, g_idx):
+                return False
+        return True
 
     def few_rows(self, x: Tensor, z: Tensor | None, low: Tensor | None) -> Tensor:
         """See `FrozenWeight.few_rows`."""
@@ -172,6 +183,7 @@ class GptqWeight(FrozenWeight):
 
     def _order(self, start: int, rows: int, g_idx: Tensor | None) -> None:
         """Remember the g_idx [in] of rows start..start+rows; None: in order."""
+        self._agree = None
         if self._reordered.pop(start, None) is not None:
             delattr(self, f"g_idx_{start}")
         assert all(stop <= start or at >= start + rows for at, stop in self._reordered.items())

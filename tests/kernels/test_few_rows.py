@@ -16,6 +16,7 @@ from lorikeet.base.kinds import kind_class
 from lorikeet.base.machine import cpu_flags
 from lorikeet.kernels import Kernel, build, few_rows
 from lorikeet.quant._contract import FrozenWeight, Quant
+from lorikeet.quant.gptq import GptqWeight
 
 
 @pytest.fixture(autouse=True)
@@ -43,11 +44,19 @@ KINDS: list[dict[str, Any]] = [
     {"kind": "fp4", "block_size": 32, "double_quant": True},
     *({"kind": "gptq", "bits": bits, "group_size": 40, "sym": False} for bits in (2, 3, 4, 8)),
     {"kind": "gptq", "bits": 4, "group_size": 33},
+    *({"kind": "gptq", "bits": bits, "group_size": 2, "act_order": True} for bits in (2, 3, 4, 8)),
 ]
 
 
 def frozen_as(quant: dict[str, Any], weight: Tensor) -> FrozenWeight:
-    return kind_class("lorikeet.quant", Quant, quant["kind"]).model_validate(quant).freeze(weight)
+    """`act_order` is no option, but what a checkpoint may bring: inputs are grouped in another order than theirs."""
+    options = {name: value for name, value in quant.items() if name != "act_order"}
+    kept = kind_class("lorikeet.quant", Quant, quant["kind"]).model_validate(options).freeze(weight)
+    if "act_order" in quant:
+        assert isinstance(kept, GptqWeight)
+        order = torch.randperm(kept.in_features, generator=torch.Generator().manual_seed(1))
+        kept._order(0, kept.out_features, order.int() // quant["group_size"])
+    return kept
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3, 4, 5, 17, 40, 64])

@@ -13,6 +13,7 @@ from torch import Tensor
 from lorikeet import kernels
 from lorikeet.base.errors import CheckpointError
 from lorikeet.kernels import dequantise_gptq as kernel
+from lorikeet.kernels import few_rows
 from lorikeet.ops.lora_linear import LowRank, lora_linear, reference_lora_linear
 from lorikeet.quant import _gptq_layout as layout
 from lorikeet.quant.gptq import Gptq
@@ -117,7 +118,17 @@ def test_packing_any_width_comes_back(bits, width, rows, seed):
 def test_the_kernel_equals_the_definition_bit_by_bit(bits, act_order, dtype):
     if kernels.build.build() is None:
         pytest.skip("no compiler")
-    shapes = ((5, 100, 32), (3, 7, 2), (33, 576, 128), (2, 40, 40), (4, 99, 33), (3, 131, 66), (2, 75, 75))
+    shapes = (
+        (5, 100, 32),
+        (3, 7, 2),
+        (33, 576, 128),
+        (2, 40, 40),
+        (4, 99, 33),
+        (3, 131, 66),
+        (2, 75, 75),
+        (2, 530, 8),
+        (2, 700, 2),
+    )  # 67 and 350 groups
     for rows, width, group_size in shapes:
         codes, zeros, scales, g_idx = _random(rows, width, group_size, bits, seed=3, act_order=act_order, sym=False)
         kept = layout.pack(codes.to(torch.uint8), bits), zeros.to(torch.uint8), scales
@@ -150,6 +161,34 @@ def test_members_of_a_group_keep_g_idx_of_their_own():
     weight.write(0, torch.zeros(32, width))  # and a rounded one has its inputs in order again
     assert torch.equal(weight.rows(0, 32, torch.float64), torch.zeros(32, width, dtype=torch.float64))
     assert torch.equal(weight.rows(96, 128, torch.float64), dense[96:])
+
+
+def test_members_in_one_order_are_one_product_of_few_rows():
+    """q, k and v of an act-order model see the same inputs, so they agree about their order."""
+    quant, width, rows = Gptq(bits=4, group_size=32), 96, (32, 64, 32)
+    in_order, other, same = (
+        _random(32, width, 32, 4, seed=seed, act_order=order, sym=True)[3]
+        for seed, order in ((0, False), (1, True), (2, True))
+    )
+    for orders, one in (
+        ((same, same, same), True),
+        ((same, same, other), False),
+        ((in_order, same, same), False),
+        ((same, in_order, same), False),
+        ((in_order, in_order, in_order), True),
+    ):
+        weight, start = quant.empty(sum(rows), width, torch.bfloat16, CPU), 0
+        for count, g_idx in zip(rows, orders):
+            codes, zeros, scales, _ = _random(count, width, 32, 4, seed=start, act_order=False, sym=False)
+            weight.take(start, start + count, _file(codes, zeros, scales, g_idx, 4, True))
+            start += count
+        assert weight.has_few_rows() is one
+        if one and kernels.build.build() is not None:
+            x = torch.randn(3, width, generator=torch.Generator().manual_seed(5)).bfloat16()
+            expected = few_rows.forward(x, weight.dense(torch.bfloat16))
+            assert torch.equal(weight.few_rows(x, None, None), expected)
+        weight.write(0, torch.ones(32, width))  # and a rounded one has its inputs in order again
+        assert weight.has_few_rows() is (orders[1] is orders[2] is in_order)
 
 
 @pytest.mark.parametrize("bits", layout.BITS)
