@@ -218,7 +218,7 @@ step, quick = Batch.step, Path(sys.argv[1])
 
 def slowly(batch):
     if not quick.exists():
-        time.sleep(0.02)
+        time.sleep(0.2)
     return step(batch)
 
 Batch.step = slowly
@@ -227,7 +227,7 @@ sys.exit(run_command(sys.argv[2:]))
 
 
 def start(model: Path, quick: Path, *more: str) -> tuple[subprocess.Popen[str], str]:
-    """`lorikeet serve` in a process of its own, which says that it reads the model; (process, its address). It makes 50
+    """`lorikeet serve` in a process of its own, which says that it reads the model; (process, its address). It makes 5
     tokens a second at most, until there is a file `quick`."""
     command = [sys.executable, "-c", SLOW, str(quick), "serve", str(model), "--port", "0", *more]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -250,7 +250,7 @@ def test_asked_to_stop_it_ends_replies_or_says_that_it_did_not(
     try:
         client = openai.OpenAI(base_url=url + "/v1", api_key="none", max_retries=0, timeout=300)
         # half a minute of work: a server looks ten times a second whether it was asked to stop
-        told: Any = {**LONG, "max_tokens": 1900, "logit_bias": {"20": 100}}
+        told: Any = {**LONG, "max_tokens": 200, "logit_bias": {"20": 100}}
         stream = client.chat.completions.create(model="mine", stream=True, **told)
         pieces = [next(iter(stream))]
         process.send_signal(signal.SIGTERM)
