@@ -122,17 +122,17 @@ def pick_dtype(dtype: Dtype, device: torch.device) -> torch.dtype:
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     if device.type != "cpu":
         return torch.float32
-    return torch.bfloat16 if _matmul_seconds(torch.bfloat16) < 0.8 * _matmul_seconds(torch.float32) else torch.float32
+    # in turns: while others compute here, one of the two would be timed in a worse moment
+    rounds = [(_matmul_seconds(torch.bfloat16), _matmul_seconds(torch.float32)) for _ in range(4)]
+    narrow, wide = (min(times) for times in zip(*rounds))
+    return torch.bfloat16 if narrow < 0.8 * wide else torch.float32
 
 
 def _matmul_seconds(dtype: torch.dtype) -> float:
     a, b = torch.ones(1024, 768, dtype=dtype), torch.ones(768, 1024, dtype=dtype)
-    times = []
-    for _ in range(4):
-        start = time.perf_counter()
-        a @ b
-        times.append(time.perf_counter() - start)
-    return min(times)
+    start = time.perf_counter()
+    a @ b
+    return time.perf_counter() - start
 
 
 def families() -> Iterator[Family]:

@@ -11,6 +11,7 @@ import torch
 from lorikeet.base.errors import CheckpointError, ModelError
 from lorikeet.checkpoints import hf
 from lorikeet.checkpoints.open import open_checkpoint
+from lorikeet.models import load as loading
 from lorikeet.models.decoder import Decoder
 from lorikeet.models.families.llama import Llama
 from lorikeet.models.load import identify, load, pick_device, pick_dtype
@@ -113,6 +114,21 @@ def test_devices_and_dtypes() -> None:
             pick_device(wrong)
     assert pick_dtype("float16", tiny.CPU) == torch.float16
     assert pick_dtype("auto", tiny.CPU) in (torch.bfloat16, torch.float32)
+
+
+def test_a_machine_that_is_busy_for_a_while_has_the_dtype_it_always_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The dtype decides a folder's size and a run's numbers."""
+    took = {torch.bfloat16: 1.0, torch.float32: 2.0}
+    for busy in range(6):
+        matmuls: list[torch.dtype] = []
+
+        def timed(dtype: torch.dtype, busy: int = busy, matmuls: list[torch.dtype] = matmuls) -> float:
+            matmuls.append(dtype)
+            return took[dtype] * (3.0 if len(matmuls) <= busy else 1.0)
+
+        monkeypatch.setattr(loading, "_matmul_seconds", timed)
+        assert pick_dtype("auto", tiny.CPU) == torch.bfloat16
+        assert len(matmuls) == 8
 
 
 @pytest.mark.parametrize("bias", [False, True])
