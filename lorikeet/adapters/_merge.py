@@ -124,9 +124,11 @@ def _stored(name: str, quant: Quant, weight: Tensor, dtype: torch.dtype) -> Iter
     kept.write(0, weight)
     parts = kept.give(0, len(weight))
     if parts is None:
+        options = quant.model_dump(mode="json", exclude={"kind", "target_modules"})
+        said = ", ".join(f"{option}={value}" for option, value in options.items())
         raise CheckpointError(
             f"{name}: a folder has no form for this weight in {quant.model_dump()['kind']}",
-            given=f"{weight.shape[0]} rows of {weight.shape[1]} inputs, {quant!r}",
+            given=f"{weight.shape[0]} rows of {weight.shape[1]} inputs, {said}",
             allowed="inputs that are a multiple of the block",
             try_="another block_size (or group_size), or --into none",
         )

@@ -276,7 +276,8 @@ BAD: list[tuple[list[str], str, list[str]]] = [
      ["allowed  gptq", "--calibrate 0"]),
     (["--base", "dense"], "RecipeError: --base: there is no 'dense'", ["quantised full"]),
     (["--keep-adapter", "--base", "full"], "RecipeError: --base full: the adapter stays beside the base", []),
-    (["--into", "nf4", "quant.block_size=4096"], "CheckpointError: model.layers.0", ["4096", "--into none"]),
+    (["--into", "nf4", "quant.block_size=4096"], "CheckpointError: model.layers.0",
+     ["given    64 rows of 64 inputs, block_size=4096, double_quant=False", "--into none"]),
 ]  # fmt: skip
 
 
