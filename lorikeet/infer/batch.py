@@ -100,7 +100,9 @@ class Batch:
         self._leaving: list[Loaded] = []
         stack = ExitStack()
         self._end = weakref.finalize(self, stack.close)  # also where nobody closes it
-        stack.enter_context(engine.copies(dequantize, 0 if self._reading.cache is None else self._reading.cache.nbytes))
+        cache = self._reading.cache  # without one a pass has all tokens of the texts
+        beside, most = (0, self.cache_tokens) if cache is None else (cache.nbytes, rows)
+        stack.enter_context(engine.copies(dequantize, beside, most))
         self._answering = stack.enter_context(answering_linears(engine.model))
 
     def close(self) -> None:

@@ -2,10 +2,11 @@
 
 A training step makes a weight dense twice and multiplies thousands of tokens with it. A new token of a reply is one
 row: making the weight dense costs more than the product. Where a kernel multiplies few rows with the weight as it is
-kept (`FrozenWeight.few_rows`: on a CPU in bfloat16), that is as fast as with a dense one, and no copy is wanted.
-Elsewhere the dense form is kept from its first use on while replies are made, where the copies of all such weights and
-the cache of keys and values leave an eighth of the memory free; `generate.dequantize` says always, or never. The copies
-are what `dense` answers anyway, so no reply depends on them. They are gone when the block ends.
+kept (`FrozenWeight.few_rows`: on a CPU in bfloat16), that is about as fast as with a dense one, and no copy is wanted.
+Elsewhere, and for passes of more rows than that, the dense form is kept from its first use on while replies are made,
+where the copies of all such weights and the cache of keys and values leave an eighth of the memory free;
+`generate.dequantize` says always, or never. The copies are what `dense` answers anyway, so no reply depends on them.
+They are gone when the block ends.
 """
 
 from __future__ import annotations
@@ -50,16 +51,16 @@ class Decision:
         return f"quantised weights are made dense anew for each token: {kept}, {room} (generate.dequantize)"
 
 
-def copied_weights(model: CausalLM, asked: Dequantize = True) -> list[FrozenWeight]:
+def copied_weights(model: CausalLM, asked: Dequantize = True, rows: int = 1) -> list[FrozenWeight]:
     """The weights that are smaller as kept than dense, and have no product of their own; if "auto" is `asked`, none for
-    few rows either."""
+    so many rows of new tokens either."""
     size = torch.empty(0, dtype=model.dtype).element_size()
     found = []
     for group in model.groups():
         weight = group.weight
         kept = sum(tensor.numel() * tensor.element_size() for tensor in (*weight.parameters(), *weight.buffers()))
         fused = type(weight).linear is not FrozenWeight.linear
-        fused = fused or (asked == "auto" and multiplies_as_kept(group, model.dtype))
+        fused = fused or (asked == "auto" and multiplies_as_kept(group, model.dtype, rows))
         if kept < weight.out_features * weight.in_features * size and not fused:
             found.append(weight)
     return found
@@ -70,12 +71,12 @@ def is_plain(group: nn.Module) -> bool:
     return type(group) is LinearGroup and (group.attached is None or isinstance(group.attached, LoraGroup))
 
 
-def multiplies_as_kept(group: LinearGroup, dtype: torch.dtype) -> bool:
-    """Whether a new token is multiplied with this group's weight as it is kept."""
+def multiplies_as_kept(group: LinearGroup, dtype: torch.dtype, rows: int) -> bool:
+    """Whether so many new tokens are multiplied with this group's weight as it is kept."""
     weight = group.weight
     token = torch.empty(1, weight.in_features, dtype=dtype, device=next(weight.parameters()).device)
     sizes = weight.out_features, weight.in_features
-    return is_plain(group) and weight.has_few_rows() and few_rows.serves_sizes(token, *sizes)
+    return is_plain(group) and weight.has_few_rows() and few_rows.serves_sizes(token.expand(rows, -1), *sizes)
 
 
 def memory_of(device: torch.device) -> tuple[int, int]:
@@ -86,12 +87,12 @@ def memory_of(device: torch.device) -> tuple[int, int]:
     return total, free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
 
 
-def decide(model: CausalLM, asked: Dequantize, beside: int = 0) -> Decision | None:
+def decide(model: CausalLM, asked: Dequantize, beside: int = 0, rows: int = 1) -> Decision | None:
     """Whether the model's quantised weights are kept dense; None where there are none that are not kept so already.
 
-    `beside`: bytes that making the replies takes besides."""
+    `beside`: bytes that making the replies takes besides. `rows`: new tokens of a pass, at most."""
     size = torch.empty(0, dtype=model.dtype).element_size()
-    weights = [weight for weight in copied_weights(model, asked) if not is_kept(weight)]
+    weights = [weight for weight in copied_weights(model, asked, rows) if not is_kept(weight)]
     if not weights:
         return None
     needed = sum(weight.out_features * weight.in_features * size for weight in weights)
@@ -107,9 +108,9 @@ def is_kept(weight: FrozenWeight) -> bool:
 
 
 @contextmanager
-def dense_copies(model: CausalLM, asked: Dequantize = True) -> Iterator[None]:
+def dense_copies(model: CausalLM, asked: Dequantize = True, rows: int = 1) -> Iterator[None]:
     """Keep copies of `copied_weights` inside the block. Inside another such block it changes nothing."""
-    weights = [weight for weight in copied_weights(model, asked) if not is_kept(weight)]
+    weights = [weight for weight in copied_weights(model, asked, rows) if not is_kept(weight)]
     for weight in weights:
         vars(weight).update(zip(("dense", "rows"), _keeping(weight, model.dtype)))
     try:

@@ -93,16 +93,16 @@ class Engine:
             while batch.busy:
                 yield from batch.step()
 
-    def copies(self, asked: Dequantize, beside: int) -> AbstractContextManager[None]:
-        """Dense copies of quantised weights where that is `asked`, and `beside` so many bytes. What was decided is said
-        once."""
+    def copies(self, asked: Dequantize, beside: int, rows: int) -> AbstractContextManager[None]:
+        """Dense copies of quantised weights where that is `asked`, and `beside` so many bytes, for passes of so many
+        `rows` of new tokens. What was decided is said once."""
         if asked is False:
             return nullcontext()
-        decided = decide(self.model, asked, beside)
+        decided = decide(self.model, asked, beside, rows)
         if decided is not None and decided.keep not in self._said:
             self._said.add(decided.keep)
             note(str(decided))
-        return dense_copies(self.model, asked) if decided is not None and decided.keep else nullcontext()
+        return dense_copies(self.model, asked, rows) if decided is not None and decided.keep else nullcontext()
 
     def check(self, request: Request) -> None:
         """Raise LorikeetError for a request that cannot be answered."""

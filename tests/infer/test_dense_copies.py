@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import weakref
 from collections import Counter
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -19,10 +20,13 @@ from lorikeet.base.kinds import kind_class, kinds
 from lorikeet.base.nouns import Example
 from lorikeet.infer import dense_copies as module
 from lorikeet.infer import engine as engine_module
+from lorikeet.infer.batch import Batch
 from lorikeet.infer.dense_copies import RESERVE, Dequantize, copied_weights, decide, dense_copies
 from lorikeet.infer.engine import Engine, Request
 from lorikeet.infer.samples import write_samples
 from lorikeet.infer.sampling import GenerateOptions
+from lorikeet.kernels import few_rows
+from lorikeet.kernels.linear import computes_with
 from lorikeet.models.kv_cache import KvCache
 from lorikeet.quant._contract import FrozenWeight, Quant
 from lorikeet.quant.gptq import Gptq
@@ -154,6 +158,27 @@ def test_new_tokens_are_multiplied_with_what_is_kept_to_the_same_bits(
         assert all(torch.equal(one, two) for one, two in zip(copied, other, strict=True))
 
 
+def test_of_more_rows_than_the_kernel_takes_copies_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    kernels.choose("auto")  # whatever was opened before
+    answering = engine(NF4(), torch.bfloat16, width=32, head_dim=8)
+    if not kernels.serves(torch.empty(1, dtype=torch.bfloat16)):
+        pytest.skip("no compiler here")
+    most = few_rows.MOST_ROWS if computes_with() == "tiles" else few_rows.MOST_ROWS_ON_VECTORS
+    every, few, many = (
+        copied_weights(answering.model, *asked) for asked in ((True,), ("auto", most), ("auto", most + 1))
+    )
+    assert len(few) < len(every) and many == every
+    told: list[int] = []
+    monkeypatch.setattr(engine_module, "decide", lambda model, keep, beside, rows: told.append(rows))
+    options = GenerateOptions(max_new_tokens=1, batch_size=200)
+    for count in (3, most + 1):
+        for _ in answering.generate([Request(i, ids("x"), options) for i in range(count)]):
+            pass
+    monkeypatch.setattr(type(answering.model), "reads_whole", True)  # anew for each token
+    with closing(Batch(answering, rows=1, cache_tokens=96)):
+        assert told == [3, most + 1, 96]
+
+
 def memory_is(monkeypatch: pytest.MonkeyPatch, total: int, free: int) -> None:
     monkeypatch.setattr(module, "memory_of", lambda device: (total, free))
 
@@ -198,7 +223,7 @@ def test_the_memory_of_the_cache_of_keys_and_values_is_kept_free(monkeypatch: py
     cache = KvCache(answering.model.shape, 4, torch.float32, torch.device("cpu"))
     assert KvCache.bytes_of(answering.model.shape, 4, 16, torch.float32) == cache.nbytes
     asked: list[int] = []
-    monkeypatch.setattr(engine_module, "decide", lambda model, keep, beside: asked.append(beside))
+    monkeypatch.setattr(engine_module, "decide", lambda model, keep, beside, rows: asked.append(beside))
     replies(answering)
     assert asked == [cache.nbytes], "three replies of at most 7 + 8 tokens, and a page for nobody"
 
