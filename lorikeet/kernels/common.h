@@ -20,11 +20,13 @@ struct Ballast {
     void* at = MAP_FAILED;
     Ballast() { take(); }
     void take() {
-        if (at == MAP_FAILED) at = mmap(nullptr, BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        if (at == MAP_FAILED) put_back(mmap(nullptr, BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
     }
-    void drop() {
-        if (at != MAP_FAILED) munmap(at, BYTES);
-        at = MAP_FAILED;
+    void drop() { put_back(MAP_FAILED); }
+    // threads do both at once: what one of them takes out, no other lets go
+    void put_back(void* next) {
+        void* had = __atomic_exchange_n(&at, next, __ATOMIC_ACQ_REL);
+        if (had != MAP_FAILED) munmap(had, BYTES);
     }
 };
 static Ballast ballast;

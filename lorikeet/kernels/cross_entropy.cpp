@@ -117,7 +117,7 @@ static void rows_of(i64 rows, void* logits_, const Shape& shape, const i64* targ
     bool keeps = wanted && shape.softcap == 0;
     i64 blocks = (shape.width + BLOCK - 1) / BLOCK;
     in_parallel([=](Team& team) {
-        float* powers = keeps ? (float*)std::malloc(size_t(shape.width + blocks) * 4) : nullptr;
+        float* powers = keeps ? (float*)scratch(64, size_t(shape.width + blocks) * 4) : nullptr;
         float* tops = keeps ? powers + shape.width : nullptr;
         team.take(rows, 4, [&](i64 n) {
             T* row = logits + n * shape.width;

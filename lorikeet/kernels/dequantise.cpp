@@ -23,7 +23,7 @@ static void quantise(i64 rows, i64 width, i64 block, const float* bounds, const 
                      uint8_t* codes, float* absmax) {
     i64 blocks = (width + block - 1) / block, row_bytes = (width + 1) / 2;
     in_parallel([=](Team& team) {
-        uint8_t* found = (uint8_t*)std::malloc(block + 1);
+        uint8_t* found = (uint8_t*)scratch(64, block + 1);
         team.each(rows, [&](i64 row) {
             for (i64 b = 0; b < blocks; b++) {
                 i64 start = b * block, count = width - start < block ? width - start : block;

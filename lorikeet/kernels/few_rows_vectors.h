@@ -25,7 +25,7 @@ public:
         if (!stored) return;
         parts[0].weight_stride = parts[0].depth;
         dense = (bf16*)scratch(64, size_t(16 * parts[0].depth * 2));
-        room = std::malloc(stored->room);
+        if (stored->room) room = scratch(64, stored->room);
     }
     ~Sixteen() {
         if (!stored) return;

@@ -183,7 +183,7 @@ template <typename T, typename Rows>
 static void dense(const Rows& w, i64 rows, void* out) {
     in_large_pages(out, rows * w.width * sizeof(T));
     in_parallel([=](Team& team) {
-        void* room = std::malloc(w.room());
+        void* room = w.room() ? scratch(64, w.room()) : nullptr;
         team.each(rows, [&](i64 n) { w.row(n, (T*)out + n * w.width, room); });
         std::free(room);
     });
