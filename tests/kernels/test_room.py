@@ -1,4 +1,4 @@
-"""What a kernel works on is there even where memory has just ended: a kernel cannot say in its middle that it is not."""
+"""What a kernel works on is there even where memory has just ended: in its middle it cannot say that it is not."""
 
 from __future__ import annotations
 
