@@ -63,7 +63,10 @@ class _Found:
 
     def trial(self, changes: search.Changes) -> search.Trial:
         per_token = self.simulated.total_flops / sum(len(row.tokens) for row in self.planned.batches)
-        return search.Trial(changes, self.process.total, per_token, self.simulated.largest)
+        largest = self.simulated.largest
+        if self.process.base > self.simulated.by_kind[largest]:
+            largest = self.process.holds
+        return search.Trial(changes, self.process.total, per_token, largest)
 
 
 @dataclass(frozen=True)

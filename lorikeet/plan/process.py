@@ -24,6 +24,7 @@ _LASTING = ("weights", "quantisation state", "trained", "optimizer")
 class Process:
     """Bytes that the run needs: of the process on a CPU, of the device's memory on CUDA."""
 
+    holds: str  # what `base` is of
     base: int  # before the model is loaded
     tensors: int
     overhead: int
@@ -45,7 +46,8 @@ class Resident:
         lasting = sum(found.by_kind[kind] for kind in _LASTING)
         overhead = int((OVERHEAD - 1) * (found.peak_bytes - lasting)) if holes or not on_cpu else 0
         base = self.bytes + vocabulary * TOKENIZER_BYTES if on_cpu else CUDA_BYTES
-        return Process(base, found.peak_bytes, overhead)
+        holds = "Python, torch and the tokenizer" if on_cpu else "the driver's context"
+        return Process(holds, base, found.peak_bytes, overhead)
 
 
 def resident() -> Resident:

@@ -24,7 +24,7 @@ class Trial:
     changes: Changes
     bytes: int  # what has to fit
     flops_per_token: float
-    largest: str  # the kind of bytes that there are most of, weights aside where they are not the most
+    largest: str  # what most of it is: a kind of tensors, or what the process holds without any
 
     def fits(self, limit: int) -> bool:
         return self.bytes <= limit

@@ -124,6 +124,8 @@ def test_memory_that_nothing_meets(place: Place) -> None:
     assert result.code == 1
     assert "CheckFailed: nothing that was tried fits 2MiB" in result.err
     assert "not enough:" in result.out and "even with" in result.out
+    most = "Python, torch and the tokenizer"  # of so small a model's training
+    assert f"as it is, most of it {most}; 2 MiB" in result.out and f"most of it is {most}" in result.out
 
 
 @pytest.mark.parametrize("size", ["", "much", "8 parsecs", "-4GiB", "0GiB", "12", "GiB", "nanGiB"])
