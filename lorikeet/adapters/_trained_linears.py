@@ -150,5 +150,5 @@ def refuse_quantised(group: LinearGroup, chosen: Sequence[FrozenLinear]) -> None
             "adapter.target_modules: quantised weights do not train",
             given=f"{chosen[0].name} and {len(chosen) - 1} more of its group",
             allowed="tensors that stay dense: embeddings, norms, and linears that quant.target_modules leaves out",
-            try_=f"quant.kind=none; of a model that is stored quantised, {MAKES_DENSE}",
+            try_=f"quant=none; of a model that is stored quantised, {MAKES_DENSE}",
         )

@@ -104,7 +104,7 @@ def refuse_quant(recipe: Recipe, checkpoint: Checkpoint) -> None:
             f"quant.kind: {refusal}",
             given=recipe.quant.model_dump()["kind"],
             allowed="none",
-            try_="quant.kind=none" if stored_quant(checkpoint) is None else MAKES_DENSE,
+            try_="quant=none" if stored_quant(checkpoint) is None else MAKES_DENSE,
         )
 
 

@@ -106,7 +106,7 @@ class Blockwise:
             )
         network = family.network(spec, Build(NoQuant(), self.dtype, META))
         if not isinstance(network, Decoder):
-            remedy = "quant.kind=nf4 or int8, which need no calibration; quant.kind=gptq rounds to the nearest"
+            remedy = "quant=nf4 or int8, which need no calibration; quant=gptq rounds to the nearest"
             given, known = f"{family.kind}: {spec.shape.layers} layers", "the families of docs/models.md"
             raise ModelError("GPTQ walks through native networks only", given=given, allowed=known, try_=remedy)
         self.network, self._source = network, Source(family, spec, Watched(self.checkpoint, self.dtype), stored)

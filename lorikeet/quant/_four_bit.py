@@ -250,5 +250,5 @@ def check_finite(absmax: Tensor) -> None:
             "a weight holds numbers that are not finite, so it cannot be quantised",
             given="NaN or infinity",
             allowed="finite weights",
-            try_="quant.kind=none shows what the model says with them",
+            try_="quant=none shows what the model says with them",
         )
