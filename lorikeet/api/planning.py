@@ -142,6 +142,7 @@ def plan(recipe: Recipe, *, memory_bytes: int | None = None) -> Report:
         model=recipe.model.path,
         layers=layers,
         dtype=str(target.dtype).removeprefix("torch."),
+        quant=recipe.quant,
         device=str(target.device),
         device_here=target.here,
         why_unknown=why_unknown,

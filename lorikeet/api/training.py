@@ -131,5 +131,5 @@ def _cleared(folder: Path, *, overwrite: bool) -> AbstractContextManager[Record]
 
 def _say_what_trains(recipe: Recipe, model: CausalLM, parameters: Mapping[str, nn.Parameter]) -> None:
     size = f"{sum(parameter.numel() for parameter in parameters.values()):,} trainable parameters"
-    dtype = str(model.dtype).removeprefix("torch.")
-    note(f"model: {recipe.model.path}, {model.shape.layers} layers, {dtype} on {model.device}; {size}")
+    kept = f"{str(model.dtype).removeprefix('torch.')} on {model.device}{recipe.quant.remark}"
+    note(f"model: {recipe.model.path}, {model.shape.layers} layers, {kept}; {size}")

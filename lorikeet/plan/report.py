@@ -17,6 +17,7 @@ from lorikeet.plan.process import Process
 from lorikeet.plan.search import Changes, Trial, Tried
 from lorikeet.plan.simulate import Simulated
 from lorikeet.plan.steps import Planned
+from lorikeet.quant._contract import Quant
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class Report:
     model: str
     layers: int
     dtype: str
+    quant: Quant
     device: str
     device_here: bool
     why_unknown: str | None  # why the data are not known
@@ -65,6 +67,7 @@ class Report:
         facts: dict[str, Any] = {
             "model": self.model,
             "dtype": self.dtype,
+            "quant": self.quant.model_dump(mode="json"),
             "device": self.device,
             "device_here": self.device_here,
             "trainable_parameters": found.trainable,
@@ -115,7 +118,7 @@ def render(report: Report) -> RenderableType:
 def _head(report: Report) -> Iterator[str]:
     found, planned = report.simulated, report.planned
     yield (
-        f"{report.model}: {report.layers} layers, {report.dtype} on {report.device}; "
+        f"{report.model}: {report.layers} layers, {report.dtype} on {report.device}{report.quant.remark}; "
         f"{found.trainable:,} trainable parameters"
     )
     rows = _rows(report)

@@ -86,6 +86,11 @@ class Quant(Options):
         gives, computed with in `dtype`. None for a kind that no folder holds."""
         return None
 
+    @property
+    def remark(self) -> str:
+        """What a line about the model says of it behind the dtype; nothing where linears are dense."""
+        return f", linears in {self.model_dump()['kind']}"
+
     def keeps(self, names: Sequence[str]) -> Quant:
         """How linears of these names, which share a storage, are kept: this way, or another."""
         return self

@@ -19,6 +19,11 @@ class NoQuant(Quant):
         False, description="Make a model that is stored quantised dense while it is read: more memory, faster steps."
     )
 
+    @property
+    def remark(self) -> str:
+        """See `Quant.remark`."""
+        return ""
+
     @model_validator(mode="before")
     @classmethod
     def _renamed(cls, values: Any) -> Any:
