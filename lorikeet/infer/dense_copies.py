@@ -2,11 +2,11 @@
 
 A training step makes a weight dense twice and multiplies thousands of tokens with it. A new token of a reply is one
 row: making the weight dense costs more than the product. Where a kernel multiplies few rows with the weight as it is
-kept (`FrozenWeight.few_rows`: on a CPU in bfloat16), that is about as fast as with a dense one, and no copy is wanted.
-Elsewhere, and for passes of more rows than that, the dense form is kept from its first use on while replies are made,
-where the copies of all such weights and the cache of keys and values leave an eighth of the memory free;
-`generate.dequantize` says always, or never. The copies are what `dense` answers anyway, so no reply depends on them.
-They are gone when the block ends.
+kept (`FrozenWeight.few_rows`) and the processor has instructions for bfloat16, that is about as fast as with a dense
+one, and no copy is wanted. Elsewhere, and for passes of more rows than that, the dense form is kept from its first use
+on while replies are made, where the copies of all such weights and the cache of keys and values leave an eighth of the
+memory free; `generate.dequantize` says always, or never. The copies are what `dense` answers anyway, so no reply
+depends on them. They are gone when the block ends.
 """
 
 from __future__ import annotations
@@ -72,11 +72,12 @@ def is_plain(group: nn.Module) -> bool:
 
 
 def multiplies_as_kept(group: LinearGroup, dtype: torch.dtype, rows: int) -> bool:
-    """Whether so many new tokens are multiplied with this group's weight as it is kept."""
+    """Whether so many new tokens are multiplied with this group's weight as it is kept, and about as fast as dense."""
     weight = group.weight
     token = torch.empty(1, weight.in_features, dtype=dtype, device=next(weight.parameters()).device)
     sizes = weight.out_features, weight.in_features
-    return is_plain(group) and weight.has_few_rows() and few_rows.serves_sizes(token.expand(rows, -1), *sizes)
+    served = weight.has_few_rows() and few_rows.serves_sizes(token.expand(rows, -1), *sizes)
+    return is_plain(group) and served and few_rows.keeps_pace()
 
 
 def memory_of(device: torch.device) -> tuple[int, int]:

@@ -83,7 +83,8 @@ class GenerateOptions(Options):
     dequantize: Dequantize = Field(
         "auto",
         description="Keep quantised weights dense while replies are made: always, never, or where no kernel answers "
-        "with them as they are kept and an eighth of the memory stays free. The samples of a training run never do.",
+        "as fast with them as they are kept and an eighth of the memory stays free. The samples of a training run "
+        "never do.",
     )
 
     @model_validator(mode="before")
