@@ -75,7 +75,7 @@ def train_here(recipe: Recipe, *, overwrite: bool, force_resume: bool = False, s
 
     summary = api.train(recipe, overwrite=overwrite, force_resume=force_resume, stop_after=stop_after)
     _command.print_values(summary)
-    _say_next(recipe.output_dir)
+    _say_next(recipe)
 
 
 def train_detached(arguments: Sequence[str], run: Path) -> None:
@@ -91,13 +91,14 @@ def train_detached(arguments: Sequence[str], run: Path) -> None:
     note(f"to stop it:  lorikeet runs stop {run}")
 
 
-def _say_next(run: Path) -> None:
+def _say_next(recipe: Recipe) -> None:
     """On standard error: what can be done with the finished run."""
     from lorikeet.base.log import note
 
+    run, folds = recipe.output_dir, recipe.adapter.merge_refusal is None
     note(f"\nreport: {run / 'report.html'}; next:")
     note(f"  lorikeet chat {run}")
-    note(f"  lorikeet merge {run} {run}-merged")
+    note(f"  lorikeet merge {run} {run}-merged{'' if folds else ' --keep-adapter'}")
 
 
 def evaluate(
