@@ -39,7 +39,7 @@ class How:
     def check(self) -> None:
         """Raise RecipeError for a way that does not exist."""
         if self.dtype not in (None, *MERGED_DTYPES):
-            allowed = " ".join(MERGED_DTYPES)
+            allowed = " ".join(("auto", *MERGED_DTYPES))
             raise RecipeError(
                 f"--dtype: there is no '{self.dtype}'", given=self.dtype, allowed=allowed, try_="--dtype bfloat16"
             )

@@ -16,7 +16,7 @@ import torch
 from lorikeet import kernels
 from lorikeet.adapters import _storage as storage
 from lorikeet.api.answering import Located, locate
-from lorikeet.base.errors import CheckFailed, CheckpointError, DataError, RecipeError, TemplateError
+from lorikeet.base.errors import CheckFailed, CheckpointError, DataError, OutputError, RecipeError, TemplateError
 from lorikeet.base.files import need_space, write_file
 from lorikeet.base.heap import give_back
 from lorikeet.base.log import note
@@ -70,6 +70,9 @@ def verify_merge(
     the way it was merged; `model`: options of the recipe's section, for both. Raises CheckpointError for a folder that
     was made from another adapter, CheckFailed for one that has changed since or reads prompts otherwise."""
     asked, output = asked or Asked(), output or merged / CERTIFICATE
+    if output.is_dir():
+        proposal = f"--output {output / CERTIFICATE}"
+        raise OutputError(f"{output}: is a folder", given=str(output), allowed="a file", try_=proposal)
     need_space(output.parent, 1 << 20, "the certificate")
     if merged.resolve() == run.resolve():
         raise CheckpointError(f"{merged} cannot be compared with itself", given=f"{merged} twice", try_="--run RUN")

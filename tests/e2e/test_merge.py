@@ -295,6 +295,8 @@ def test_what_cannot_be_verified(nf4: Path, place: Place) -> None:
     place.refused([*verify, adapter], "RecipeError: there are no held-out conversations", "--data FILE")
     place.refused([*verify, str(nf4), "--data", "nothing.json"], "DataError:", "nothing.json")
     place.refused([*verify, str(nf4), "-o", "tiny.jsonl/c.json"], "OutputError:")
+    said = place.refused([*verify, str(nf4), "-o", "merged"], "OutputError: merged: is a folder", "certificate.json")
+    assert "held-out" not in said
     place.refused(["verify", "merge", "nowhere", "--run", str(nf4)], "CheckpointError: no model 'nowhere'")
     place.refused(
         ["merge", adapter, "other", "--into", "gptq"], "RecipeError: --into gptq: an adapter alone", "--calibrate 0"
