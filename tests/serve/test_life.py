@@ -79,7 +79,7 @@ def test_a_full_queue_says_when_to_come_back(narrow: Running) -> None:
     with pytest.raises(openai.RateLimitError) as refused:
         client.chat.completions.create(model="tiny", **LONG)
     assert 1 <= int(refused.value.response.headers["retry-after"]) <= 60
-    text = httpx.get(narrow.url + "/metrics").text
+    text = httpx.get(narrow.url + "/metrics", timeout=300).text
     assert "lorikeet_replies_running 1.0" in text and "lorikeet_replies_waiting 1.0" in text
     assert re.search(r'lorikeet_requests_total\{route="/v1/chat/completions",status="429"\} [1-9]', text)
     for stream in streams:
