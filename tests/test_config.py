@@ -214,6 +214,7 @@ OVERRIDES = [
     ("train.seeed=3", "train.seeed: there is no such option", "train.seed=3"),
     ("quant.bits=5", "quant.bits: there is no such option in kind none", "quant.kind=gptq"),
     ("quant.block_size=32", "quant.block_size: there is no such option in kind none", "quant.kind=fp4 or nf4"),
+    ("adapter.kind=loar", "adapter: there is no kind 'loar'", "adapter.kind=lora"),
     ("quant={kind: gptq, bits: 5}", "quant.bits: is not one of the choices", "quant.bits=4"),
     ("train.max_steps=None", "train.max_steps: has the wrong type", "train.max_steps=null"),
     ("data.role_weights.usr=1", "data.role_weights.usr: is not one of the choices", "data.role_weights.user=1"),

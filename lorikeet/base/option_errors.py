@@ -136,7 +136,7 @@ def _say(trouble: _Trouble, top: type[Options], tree: Tree) -> RecipeError:
     if "recipe_error" in trouble.types:
         context = trouble.context
         what, proposal = f"{dotted}: {context['what']}", context.get("try")
-        given = f"{as_yaml(context.get('given'))}   ({tree.place(key)})"
+        given = f"{as_yaml(context.get('given'))}   ({tree.place((*key, 'kind'))})"
         proposal = assignment((*key, "kind"), proposal) if proposal else None
         return RecipeError(what, given=given, allowed=context.get("allowed"), try_=proposal)
     if _MISSING in trouble.types:

@@ -139,7 +139,8 @@ def table(measured: Measured, limits: Limits) -> list[str]:
         told = "" if limit is None else f"{sign} {limit:g}"
         verdict = "" if limit is None or value is None else ("   BROKEN" if name in broken else "   kept")
         lines.append(f"{title:<24}{'-' if value is None else f'{value:.4g}':>12}   {told}{verdict}".rstrip())
-    return [*lines, f"over {measured.trained_tokens:,} trained tokens and {measured.prompts} prompts"]
+    prompts = f"{measured.prompts} prompt{'s' * (measured.prompts != 1)}"
+    return [*lines, f"over {measured.trained_tokens:,} trained tokens and {prompts}"]
 
 
 def named(values: Any) -> dict[str, float | None]:
