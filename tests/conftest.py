@@ -20,6 +20,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from lorikeet import kernels
 from lorikeet.base.files import cache_dir
 from lorikeet.kernels import build
+from lorikeet.models import load
 
 # the same examples each time, so that a failure is the change's; `--hypothesis-profile=default` looks for new ones
 # and no limit of its own on what an example may take: 200 ms, and a second to make ten of them, is what a machine with
@@ -30,6 +31,9 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("repeatable")
 torch.set_num_threads(1)
 build.build()  # once, in the user's own cache
+# model.dtype=auto is timed once: a machine that is busy in between would give two commands of one test two dtypes
+MATMULS = {dtype: min(load._matmul_seconds(dtype) for _ in range(8)) for dtype in (torch.bfloat16, torch.float32)}
+load._matmul_seconds = MATMULS.__getitem__
 KERNELS = cache_dir() / "kernels"
 
 CONTROL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
