@@ -113,7 +113,10 @@ def _walk(walk: Blockwise, blocks: Blocks, layers: int) -> None:
 def _say_calibration(conversations: int, tokens: int, widest: int) -> None:
     note(f"calibration: {conversations} conversations, {tokens:,} tokens")
     if tokens < widest:
-        note(f"that is few: a linear has up to {widest:,} inputs; what the rows leave open is rounded to the nearest")
+        note(
+            f"that is few: a linear has up to {widest:,} inputs. It is fitted to these rows, and may say others worse "
+            "than one that is rounded to the nearest: take more conversations"
+        )
 
 
 def _write(
