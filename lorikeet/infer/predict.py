@@ -67,7 +67,27 @@ def check_output(output: Path, inputs: Sequence[Path | str]) -> None:
         raise OutputError(f"{output} is a folder", given=str(output), allowed="a file name, e.g. replies.jsonl")
     if any(output.resolve() == Path(file).resolve() for file in inputs):
         raise OutputError(f"{output} is one of the files of prompts", given=str(output), try_="--output replies.jsonl")
+    if not _replaceable(output):
+        raise OutputError(
+            f"{output} exists and holds no replies",
+            given=str(output),
+            allowed="a new file, or one with earlier replies, which is replaced",
+            try_="another --output",
+        )
     need_space(output.parent, 1 << 20, "the replies")
+
+
+def _replaceable(output: Path) -> bool:
+    """Whether nothing is lost with a file: there is none, or nothing in it but replies of before."""
+    if not output.is_file():  # /dev/stdout
+        return True
+    with output.open("rb") as file:
+        first = file.readline()
+    try:
+        row = json.loads(first) if first else {"reply": ""}
+    except ValueError:
+        return False
+    return isinstance(row, dict) and "reply" in row
 
 
 def _fits(engine: Engine, prompt: Conversation) -> None:

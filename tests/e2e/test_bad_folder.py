@@ -181,6 +181,25 @@ def test_predicting_over_the_prompts(place: Place, finished: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("text", ["years of work", '{"messages": []}', "[1]", "\xff"])
+def test_predicting_over_a_file_that_holds_no_replies(place: Place, finished: Path, write: Write, text: str) -> None:
+    write("thesis.jsonl", text)
+    place.refused(
+        ["predict", str(finished), "tiny.jsonl", "-o", "thesis.jsonl"],
+        "OutputError: thesis.jsonl exists and holds no replies",
+        "another --output",
+    )
+    assert (place.folder / "thesis.jsonl").read_text() == text
+
+
+def test_predicting_again_replaces_the_replies(place: Place, finished: Path, write: Write) -> None:
+    write("replies.jsonl", "")
+    words = ("predict", finished, "tiny.jsonl", "-o", "replies.jsonl", "generate.max_new_tokens=1")
+    for _ in range(2):
+        assert place.run(*words).code == 0
+        assert "reply" in (place.folder / "replies.jsonl").read_text()
+
+
 def test_predicting_from_nothing(place: Place, finished: Path) -> None:
     place.refused(["predict", str(finished), "nope.jsonl", "-o", "out.jsonl"], "DataError: nope.jsonl: no such file")
     place.refused(
