@@ -16,6 +16,7 @@ from lorikeet.data import pack
 from lorikeet.kernels import build
 from lorikeet.kernels import norm as compiled_norm
 from lorikeet.models import causal_lm
+from lorikeet.models.causal_lm import CausalLM
 from lorikeet.ops import checkpointing
 from lorikeet.ops.attention import PackedView
 from lorikeet.train import step
@@ -70,8 +71,8 @@ def mean_of_means(monkeypatch: pytest.MonkeyPatch) -> None:
 def padding_that_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = step.rounded
 
-    def wrong(batch: Batch) -> Batch:
-        padded = whole(batch)
+    def wrong(batch: Batch, model: CausalLM) -> Batch:
+        padded = whole(batch, model)
         weights = padded.weights.clone()
         weights[len(batch.weights) :] = 1
         return replace(padded, weights=weights)
